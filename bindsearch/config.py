@@ -1,0 +1,157 @@
+"""Numbers as data: frozen dataclasses to and from JSON, content hashes, and the user's settings.
+
+A setting is looked up in this order: flag, environment `BINDSEARCH_<NAME>`, `bindsearch.toml` in the working folder,
+`bindsearch.toml` in the user's configuration folder, default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bindsearch.errors import InputError
+
+C = TypeVar("C")
+
+DEFAULTS: dict[str, Any] = {
+    "space": "bindsearch-mini",
+    "index": None,
+    "device": "auto",
+    "dtype": "auto",
+    "preset": "default",
+    "workers": None,
+    "offline": False,
+    "cache_dir": None,
+}
+
+
+def canonical_json(value: Any) -> str:
+    """Write JSON that is the same for the same value: sorted keys, no blanks, ASCII, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def content_hash(value: Any, digits: int = 12) -> str:
+    """Hash a JSON-able value or a dataclass to hexadecimal digits (SHA-256 of its canonical JSON)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = to_json_dict(value)
+    return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()[:digits]
+
+
+def to_json_dict(config: Any) -> dict[str, Any]:
+    """Turn a frozen dataclass into plain JSON types (tuples become lists, nested dataclasses dicts)."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), allow_nan=False))
+    return plain
+
+
+def from_json_dict(cls: type[C], data: dict[str, Any], where: str = "config") -> C:
+    """Build a frozen dataclass from plain JSON types; unknown and missing fields are refused.
+
+    Raises:
+        InputError: naming the place, the field and the known fields.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise InputError(f"{where}: unknown field {unknown[0]!r}. Known: {', '.join(sorted(fields))}.")
+    try:
+        return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+    except TypeError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(arg for arg in args if arg is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_json_dict(typing.cast(type, hint), value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
+        return tuple(_convert(kind, part, where) for kind, part in zip(kinds, value, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {key: _convert(args[1], part, f"{where}.{key}") for key, part in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and hint is not typing.Any and not isinstance(value, hint):
+        raise InputError(f"{where}: expected {hint.__name__}, got {value!r}.")
+    return value
+
+
+def setting(name: str, flag: Any = None) -> Any:
+    """Give the value of a setting; see `setting_with_origin`."""
+    return setting_with_origin(name, flag)[0]
+
+
+def setting_with_origin(name: str, flag: Any = None) -> tuple[Any, str]:
+    """Give the value of a setting and where it came from.
+
+    Args:
+        name: a key of DEFAULTS.
+        flag: the value given on the command line or in the call; None means not given.
+
+    Returns:
+        The value, and one of "flag", "BINDSEARCH_<NAME>", a file's path, "default".
+
+    Raises:
+        InputError: a configuration file cannot be parsed or the name is unknown.
+    """
+    if name not in DEFAULTS:
+        raise InputError(f"unknown setting {name!r}. Known: {', '.join(sorted(DEFAULTS))}.")
+    if flag is not None:
+        return flag, "flag"
+    variable = f"BINDSEARCH_{name.upper()}"
+    if variable in os.environ:
+        return _from_text(name, os.environ[variable]), variable
+    for path in config_files():
+        table = _read_toml(path)
+        if name in table:
+            return table[name], str(path)
+    return DEFAULTS[name], "default"
+
+
+def _from_text(name: str, text: str) -> Any:
+    if isinstance(DEFAULTS[name], bool):
+        return text.strip().lower() not in ("", "0", "false", "no", "off")
+    if name == "workers":
+        try:
+            return int(text)
+        except ValueError as error:
+            raise InputError(f"BINDSEARCH_WORKERS: expected a whole number, got {text!r}.") from error
+    return text
+
+
+def config_files() -> tuple[Path, ...]:
+    """List the configuration files that are looked at, first wins; they need not exist."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return (Path("bindsearch.toml"), home / "bindsearch" / "bindsearch.toml")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    import tomllib
+
+    try:
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from error
+    return table
+
+
+def cache_dir() -> Path:
+    """Give the folder of fetched and converted weights: setting `cache_dir`, else the user's cache folder."""
+    chosen = setting("cache_dir")
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("bindsearch"))

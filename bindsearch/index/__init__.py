@@ -1,0 +1,1 @@
+"""Index backends, one file each, and the folder that holds their segments."""

@@ -1,0 +1,1 @@
+"""Modalities, one file each: suffixes, decode, preprocess."""

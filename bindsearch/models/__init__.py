@@ -1,0 +1,1 @@
+"""The model: stems, trunk, heads, towers, weights, spaces."""

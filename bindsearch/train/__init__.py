@@ -1,0 +1,1 @@
+"""Training: binding modalities to the image space."""

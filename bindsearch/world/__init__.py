@@ -1,0 +1,1 @@
+"""Procedural worlds: a scene rendered into every modality, paired."""
