@@ -1,0 +1,186 @@
+"""What this machine has: devices, drivers, wheels and clashes, OpenMP runtimes, caches, spaces at hand."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bindsearch.config import cache_dir, config_files, setting_with_origin
+
+WHEELS = (
+    *("torch", "torchvision", "torchaudio", "numpy", "faiss-cpu", "faiss-gpu", "pyarrow", "safetensors", "Pillow", "av"),
+    *("soundfile", "h5py", "open_clip_torch", "timm", "typer"),
+)
+OPENMP = re.compile(r"lib(?:gomp|iomp5|omp)[^/]*\.so[^/]*$")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        topic: machine, device, wheel, openmp, cache, space or setting.
+        name: what is reported on.
+        value: what was found.
+        problem: what is wrong and what to type, or "".
+    """
+
+    topic: str
+    name: str
+    value: str
+    problem: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at this machine; imports torch and faiss, so it takes seconds.
+
+    Returns:
+        Findings in the order in which a person wants to read them.
+    """
+    return [*_machine(), *_wheels(), *_devices(), *_openmp(), *_caches(), *_spaces()]
+
+
+def problems(findings: list[Finding]) -> list[str]:
+    """List what is wrong, in words."""
+    return [finding.problem for finding in findings if finding.problem]
+
+
+def _machine() -> list[Finding]:
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    flags = _cpu_flags()
+    useful = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags]
+    return [
+        Finding("machine", "python", f"{platform.python_version()} ({sys.executable})"),
+        Finding("machine", "system", f"{platform.system()} {platform.release()} {platform.machine()}"),
+        Finding("machine", "cores", f"{threads} usable of {os.cpu_count()}; {', '.join(useful) or 'no vector flags seen'}"),
+        Finding("machine", "memory", _memory()),
+    ]
+
+
+def _cpu_flags() -> set[str]:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return set()
+    match = re.search(r"^flags\s*:(.*)$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return set(match.group(1).split()) if match else set()
+
+
+def _memory() -> str:
+    path = Path("/proc/meminfo")
+    if not path.is_file():
+        return "unknown on this system"
+    sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", path.read_text(encoding="utf-8"), re.MULTILINE))
+    total, free = int(sizes.get("MemTotal", 0)), int(sizes.get("MemAvailable", 0))
+    return f"{free / 2**20:.1f} GiB available of {total / 2**20:.1f}"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _wheels() -> list[Finding]:
+    found = {name: _version(name) for name in WHEELS}
+    lines = [Finding("wheel", name, version or "not installed") for name, version in found.items()]
+    if found["faiss-cpu"] and found["faiss-gpu"]:
+        fix = "pip uninstall -y faiss-cpu faiss-gpu && pip install 'bindsearch[cpu]' (or [gpu])"
+        lines.append(
+            Finding(
+                "wheel",
+                "faiss",
+                "both wheels installed",
+                f"faiss-cpu {found['faiss-cpu']} and faiss-gpu {found['faiss-gpu']} own the same files; one of them is "
+                f"broken. Type: {fix}",
+            )
+        )
+    if not found["faiss-cpu"] and not found["faiss-gpu"]:
+        problem = "faiss is not installed. Type: pip install 'bindsearch[cpu]' (or [gpu])"
+        lines.append(Finding("wheel", "faiss", "none", problem))
+    return lines
+
+
+def _devices() -> list[Finding]:
+    try:
+        import torch
+    except ImportError as error:
+        return [Finding("device", "torch", "cannot be imported", f"torch cannot be imported: {error}")]
+    lines = [Finding("device", "cpu", f"torch {torch.__version__}, {torch.get_num_threads()} threads")]
+    driver = _nvidia_driver()
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            about = torch.cuda.get_device_properties(number)
+            lines.append(Finding("device", f"cuda:{number}", f"{about.name}, {about.total_memory / 2**30:.0f} GiB"))
+    elif driver:
+        why = f"there is a driver ({driver}) but torch {torch.__version__} sees no GPU: CUDA {torch.version.cuda}"
+        lines.append(Finding("device", "cuda", "not usable", why))
+    else:
+        lines.append(Finding("device", "cuda", "no GPU and no driver on this machine"))
+    return lines
+
+
+def _nvidia_driver() -> str | None:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    asked = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
+    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
+
+
+def _openmp() -> list[Finding]:
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        return [Finding("openmp", "runtimes", "cannot be listed on this system")]
+    clash = ""
+    try:
+        from bindsearch.index import faiss_index  # loads faiss beside torch, as a search does
+
+        faiss = f"faiss {faiss_index.version()}"
+    except ImportError as error:
+        faiss, clash = "faiss cannot be imported", f"faiss cannot be imported: {error}"
+    paths = {line.split(maxsplit=5)[5].strip() for line in maps.read_text().splitlines() if line.count("/")}
+    runtimes = sorted(path for path in paths if OPENMP.search(path))
+    names = {re.split(r"[-.]", Path(path).name)[0] for path in runtimes}
+    if {"libgomp", "libiomp5"} <= names or {"libomp", "libiomp5"} <= names:
+        clash = f"two kinds of OpenMP are loaded ({', '.join(sorted(names))}); if a run hangs, set OMP_NUM_THREADS=1"
+    value = ", ".join(Path(path).name for path in runtimes) or "none"
+    return [Finding("openmp", "runtimes", f"{value} (torch and {faiss} loaded)", clash)]
+
+
+def _caches() -> list[Finding]:
+    folder = cache_dir()
+    lines = [Finding("cache", "bindsearch", f"{folder} ({_size(folder)})")]
+    parent = next(path for path in (folder, *folder.parents) if path.exists())
+    lines.append(Finding("cache", "free disk", f"{shutil.disk_usage(parent).free / 2**30:.1f} GiB"))
+    lines.extend(Finding("setting", "file", f"{path}") for path in config_files() if path.is_file())
+    for name in ("space", "index", "device", "offline"):
+        value, origin = setting_with_origin(name)
+        lines.append(Finding("setting", name, f"{value} (from {origin})"))
+    return lines
+
+
+def _size(folder: Path) -> str:
+    if not folder.is_dir():
+        return "not there yet"
+    size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return f"{size_bytes / 2**20:.1f} MiB"
+
+
+def _spaces() -> list[Finding]:
+    from bindsearch.models.spaces import list_spaces
+
+    return [Finding("space", str(row["name"]), _space_line(row)) for row in list_spaces()]
+
+
+def _space_line(row: dict[str, Any]) -> str:
+    return f"{row['status']}: {', '.join(row['modalities'])}" if row.get("modalities") else str(row["status"])
