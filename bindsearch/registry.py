@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from bindsearch.errors import InputError, UnknownNameError
@@ -62,10 +61,19 @@ class Registry(Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """List the known names, sorted, without importing their modules."""
+        from importlib.metadata import entry_points
+
         plugins = (entry.name for entry in entry_points(group=self.group))
         return tuple(sorted({*self._modules, *self._things, *plugins}))
 
+    @property
+    def built_in(self) -> tuple[str, ...]:
+        """Names that come with bindsearch, in the order of the paper; reads no entry points."""
+        return tuple(self._modules)
+
     def _load_plugin(self, name: str) -> None:
+        from importlib.metadata import entry_points
+
         for entry in entry_points(group=self.group, name=name):
             loaded = entry.load()
             if name not in self._things and not hasattr(loaded, "__path__") and not hasattr(loaded, "__file__"):

@@ -1,0 +1,5 @@
+"""`python -m bindsearch`."""
+
+from bindsearch.cli import main
+
+main()

@@ -1,0 +1,81 @@
+"""The command line: one thin function per command. The only package that imports typer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from bindsearch.cli import exchange, machine, spaces, walk, worlds
+from bindsearch.cli.options import say
+from bindsearch.errors import BindSearchError
+
+app = typer.Typer(
+    help="One joint space for every modality: embed folders of mixed media, index them, query by anything.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("embed")(walk.embed)
+app.add_typer(walk.index_app, name="index")
+app.command("query")(walk.query)
+app.command("inspect")(machine.inspect_file)
+app.add_typer(spaces.models_app, name="models")
+app.command("export")(exchange.export_embeddings)
+app.command("import")(exchange.import_embeddings)
+app.add_typer(worlds.world_app, name="world")
+app.command("doctor")(machine.doctor)
+app.add_typer(machine.config_app, name="config")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+) -> None:
+    if version:
+        from bindsearch import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and exit with the code of errors.py."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Run the command line on arguments.
+
+    Returns:
+        The exit code: 0 done, 1 unexpected, 2 usage, 3 input missing, 4 too many bad, 5 mismatch, 6 budget, 7 weights,
+        130 interrupted.
+    """
+    debug = "--debug" in args
+    try:
+        code = app(args=args, standalone_mode=False, prog_name="bindsearch")
+        return code if isinstance(code, int) else 0
+    except BindSearchError as error:
+        if debug:
+            raise
+        say(f"error: {error}")
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted; what was committed stays. Run the same command again to go on.")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        show: Callable[[], None] | None = getattr(error, "show", None)
+        if callable(show) and hasattr(error, "exit_code"):
+            show()
+            return int(error.exit_code)
+        if debug:
+            raise
+        say(f"unexpected error: {type(error).__name__}: {error}. Run it again with --debug for the traceback.")
+        return 1

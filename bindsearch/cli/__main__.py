@@ -1,0 +1,5 @@
+"""`python -m bindsearch.cli`."""
+
+from bindsearch.cli import main
+
+main()

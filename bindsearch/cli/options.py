@@ -1,0 +1,73 @@
+"""What every command shares: the common options, and the two streams (stdout is data, stderr is talk)."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from bindsearch.models.spaces import Space
+
+SpaceOption = Annotated[
+    str | None,
+    typer.Option("--space", help="bindsearch-mini, imagebind-huge, open_clip:ARCH/TAG, or a folder with space.json."),
+]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float64.")]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", help="Preprocessing: default, reference, or a named one.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no notes.")]
+
+
+class BuildFirst(TyperGroup):
+    """`bindsearch index EMBEDDINGS` means `bindsearch index build EMBEDDINGS`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `build` in front when the first word is no subcommand."""
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["build", *args]
+        return super().parse_args(ctx, args)
+
+
+def make_group(help_text: str, cls: type[TyperGroup] = TyperGroup) -> typer.Typer:
+    """Make a group of subcommands in the house style."""
+    return typer.Typer(help=help_text, no_args_is_help=True, cls=cls, rich_markup_mode=None)
+
+
+def say(text: str) -> None:
+    """Talk to the person, on stderr."""
+    typer.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print data for a machine, on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    """Print a flat record: JSON, or one aligned line a fact."""
+    if as_json:
+        print_json(facts)
+        return
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        typer.echo(f"{name:<{width}}  {text}")
+
+
+def open_space(name: str | None, device: str | None, dtype: str | None, preset: str | None) -> Space:
+    """Load a space from flags, falling back to the settings."""
+    from bindsearch.config import setting
+    from bindsearch.models.spaces import load_space
+
+    return load_space(
+        setting("space", name),
+        device=setting("device", device),
+        dtype=setting("dtype", dtype),
+        preset=setting("preset", preset),
+    )

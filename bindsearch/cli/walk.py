@@ -1,0 +1,216 @@
+"""The walk: embed, index, query."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bindsearch.cli.options import (
+    BuildFirst,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    PresetOption,
+    QuietOption,
+    SpaceOption,
+    make_group,
+    open_space,
+    print_facts,
+    print_json,
+    say,
+)
+from bindsearch.registry import MODALITIES
+
+index_app = make_group("Build an index over embeddings, and look at one.", BuildFirst)
+
+
+def embed(
+    sources: Annotated[list[str], typer.Argument(help="Folders, files, @lists, manifests, tars, or - for stdin.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the embeddings; a second run resumes.")],
+    space: SpaceOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    preset: PresetOption = None,
+    modality: Annotated[str | None, typer.Option(help="Read every source as this modality.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of a manifest that holds texts.")] = None,
+    window_s: Annotated[float | None, typer.Option("--window", help="Cut long recordings into spans of S s.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Items a forward pass.")] = 32,
+    shard_size: Annotated[int, typer.Option(min=1, help="Items a shard, the unit of commit.")] = 1024,
+    workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes; 0 decodes in this one.")] = None,
+    max_bad: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of bad inputs above which to exit 4.")] = 0.1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Embed media files into a store of shards; what is broken is reported and skipped."""
+    from bindsearch.config import setting
+    from bindsearch.embed import EmbedOptions, run_embed
+
+    options = EmbedOptions(
+        modality=modality,
+        text_column=text_column,
+        window_s=window_s,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        workers=setting("workers", workers),
+        max_bad=max_bad,
+        dry_run=dry_run,
+    )
+    loaded = open_space(space, device, dtype, preset)
+    report = run_embed(sources, output, loaded, options=options, progress=not quiet)
+    if as_json:
+        print_json(report.to_json())
+    elif not quiet:
+        typer.echo(report.to_text())
+    report.check_bad()
+
+
+@index_app.command("build")
+def index_build(
+    embeddings: Annotated[Path, typer.Argument(help="Folder that `bindsearch embed` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the index.")],
+    backend: Annotated[str, typer.Option(help="faiss-flat (exact) or flat (exact, numpy).")] = "faiss-flat",
+    force: Annotated[bool, typer.Option("--force", help="Replace an index that is already there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build an index over embeddings: `bindsearch index EMBEDDINGS -o INDEX`."""
+    from bindsearch.index.folder import build_index
+
+    folder = build_index(embeddings, output, backend=backend, force=force)
+    if as_json:
+        print_json(folder.info())
+    else:
+        say(
+            f"{output}: {folder.count} items in {folder.manifest.space_id}. "
+            f"Next: bindsearch query {output} --text '...'"
+        )
+
+
+@index_app.command("info")
+def index_info(
+    index: Annotated[Path, typer.Argument(help="Folder of the index.")], as_json: JsonOption = False
+) -> None:
+    """Say what an index holds and what it was made with."""
+    from bindsearch.index.folder import IndexFolder
+
+    print_facts(IndexFolder.open(index).info(), as_json)
+
+
+@index_app.command("verify")
+def index_verify(
+    index: Annotated[Path, typer.Argument(help="Folder of the index.")], as_json: JsonOption = False
+) -> None:
+    """Read every byte of an index: checksums, row counts, a sample searched exactly."""
+    from bindsearch.index.folder import IndexFolder
+
+    print_facts(IndexFolder.open(index).verify(), as_json)
+
+
+@index_app.command("add")
+def index_add(
+    index: Annotated[Path, typer.Argument(help="Folder of the index.")],
+    embeddings: Annotated[Path, typer.Argument(help="Folder that `bindsearch embed` wrote.")],
+) -> None:
+    """Add or replace items from embeddings of the same space, as a new segment."""
+    from bindsearch.search import open_index
+
+    found = open_index(index)
+    found.add(embeddings)
+    say(f"{index}: {len(found)} items.")
+
+
+@index_app.command("remove")
+def index_remove(
+    index: Annotated[Path, typer.Argument(help="Folder of the index.")],
+    keys: Annotated[list[str], typer.Argument(help="Item keys.")],
+) -> None:
+    """Remove items by key; their rows stay until compaction and are never returned."""
+    from bindsearch.search import open_index
+
+    found = open_index(index)
+    removed = found.remove(keys)
+    say(f"{index}: {removed} removed, {len(found)} left.")
+
+
+def query(
+    index: Annotated[Path | None, typer.Argument(help="Folder of the index; default: BINDSEARCH_INDEX, ...")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many answers.")] = 10,
+    where: Annotated[
+        str | None, typer.Option(help="Filter on item columns: \"size > 1000 and modality == 'image'\".")
+    ] = None,
+    only: Annotated[str | None, typer.Option("--only", help="Answer with this modality alone.")] = None,
+    many: Annotated[Path | None, typer.Option("--from", help="queries.jsonl: one query a line; - is stdin.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show what each term adds to the score.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with pictures and players.")] = None,
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG).")] = None,
+    space: SpaceOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    preset: PresetOption = None,
+    as_json: JsonOption = False,
+    **terms: list[str],
+) -> None:
+    """Ask an index, by any modality or a sum of several.
+
+    A term may end in a weight: bird.jpg@0.3 (a file of that exact name wins). Terms are normalised, weighted, added and
+    normalised again; --minus-... subtracts.
+    """
+    from bindsearch.search import ask, open_index
+
+    found = open_index(index)
+    wanted = [(name, text) for name, texts in terms.items() for text in texts or ()]
+    answers = ask(
+        found,
+        wanted,
+        many=many,
+        load=lambda: open_space(space or found.manifest.space_name, device, dtype, preset or "index"),
+        k=k,
+        where=where,
+        modality=only,
+        explain=explain,
+    )
+    from bindsearch import render
+
+    if html:
+        say(f"wrote {render.write_html(answers, html)}")
+    if sheet:
+        say(f"wrote {render.write_sheet(answers, sheet)}")
+    if as_json:
+        typer.echo(render.to_json(answers))
+    else:
+        typer.echo(render.to_table(answers, explain=explain))
+
+
+def _with_term_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option a modality, item and vector, and its --minus- twin, in place of **terms."""
+    signature = inspect.signature(function, eval_str=True)
+    plain = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    made = []
+    for sign in ("", "minus_"):
+        for name in (*MODALITIES.built_in, "item", "vector"):
+            what = {"text": "Words", "item": "Key of an item of the index", "vector": ".npy file"}.get(
+                name, f"{name} file"
+            )
+            option = typer.Option(
+                f"--{sign}{name}".replace("_", "-"),
+                help=f"{what} to {'move away from' if sign else 'look for'}; repeatable; @0.3 at the end is a weight.",
+                show_default=False,
+            )
+            made.append(
+                inspect.Parameter(
+                    f"{sign}{name}",
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=None,
+                    annotation=Annotated[list[str], option],
+                )
+            )
+    function.__signature__ = signature.replace(parameters=[*plain, *made])  # type: ignore[attr-defined]
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in (*plain, *made)}
+    return function
+
+
+_with_term_options(query)
