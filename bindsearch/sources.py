@@ -38,6 +38,7 @@ class Source:
         location: the path or URI, for a tar member the path of the tar; "" otherwise.
         value: the bytes, array, picture or text itself, where there is no location.
         member, offset, length_bytes: name inside a tar and where its bytes lie; None means look it up.
+        rate_hz: samples or frames a second of an array with a time axis.
     """
 
     kind: str
@@ -47,15 +48,18 @@ class Source:
     member: str | None = None
     offset: int | None = None
     length_bytes: int | None = None
+    rate_hz: float | None = None
 
     @classmethod
-    def of(cls, thing: Any, name: str | None = None) -> Source:
+    def of(cls, thing: Any, name: str | None = None, rate_hz: float | None = None) -> Source:
         """Make a source of anything that holds or names media.
 
         Args:
             thing: a Source, a path (str or Path), a URI with a scheme ("https://…", "s3://…", "file://…" and
-                "tar://PATH!/MEMBER"), bytes, a numpy array or a PIL image. Arrays are kept, not copied. Not modified.
+                "tar://PATH!/MEMBER"), bytes, a numpy array, a pair (array, rate in Hz) or a PIL image. Arrays are
+                kept, not copied. Not modified.
             name: how messages call it; by default the path, or what kind of thing it is.
+            rate_hz: samples or frames a second, for an array with a time axis.
 
         Raises:
             InputError: for any other type.
@@ -68,8 +72,10 @@ class Source:
             return cls("path", name or str(thing), location=os.fsdecode(thing))
         if isinstance(thing, str):
             return cls._of_text(thing, name)
+        if isinstance(thing, tuple) and len(thing) == 2 and hasattr(thing[0], "dtype"):
+            return cls.of(thing[0], name, float(thing[1]))
         if hasattr(thing, "shape") and hasattr(thing, "dtype"):
-            return cls("value", name or f"<array {tuple(thing.shape)}>", value=thing)
+            return cls("value", name or f"<array {tuple(thing.shape)}>", value=thing, rate_hz=rate_hz)
         if hasattr(thing, "size") and hasattr(thing, "mode") and hasattr(thing, "convert"):
             return cls("value", name or f"<picture {thing.size[0]}x{thing.size[1]}>", value=thing)
         raise InputError(

@@ -1,0 +1,456 @@
+"""Videos: PyAV in, streamed; (S, 3, 2, H, W) clips and crops out. Only the frames that are looked at are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import IO, TYPE_CHECKING, Any, ClassVar
+
+from bindsearch.errors import DecodeError, InputError
+from bindsearch.modalities.base import Modality, ModalityConfig, check_media, check_positive
+from bindsearch.modalities.clips import clip_starts, windows
+from bindsearch.modalities.image import CLIP_MEAN, CLIP_STD, normalise
+from bindsearch.registry import MODALITIES
+from bindsearch.sources import Source, describe_head
+from bindsearch.types import Media, Span
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,ogg,asf,ivf,nut,mxf,dv,h264,hevc,"
+    "wav,w64,mp3,aac,flac,aiff,au,caf,amr,ac3,eac3,ape,wv,tta"
+)
+"""Demuxers that are used. Playlists, image sequences and others that open further files or URLs are not among them."""
+
+_SEEK_FRAMES = 250
+_MAX_FRAMES = 5_000_000
+
+
+@dataclass(frozen=True)
+class VideoConfig(ModalityConfig):
+    """Numbers and switches of a video.
+
+    Attributes:
+        size_px: side of the square that the tower sees.
+        clips, clip_s: number and length of the clips, spread evenly.
+        frames: frames of a clip, the first and the last among them.
+        crops: squares along the longer side: 3 (start, middle, end) or 1 (middle).
+        mean, std: of each channel, in units of 1.
+        rotate: turn frames as the display matrix says.
+        max_pixels: width times height of a frame above which it is refused.
+        window_s, long_s: videos longer than long_s are cut in windows of window_s; None leaves them whole.
+    """
+
+    size_px: int = 224
+    clips: int = 5
+    clip_s: float = 2.0
+    frames: int = 2
+    crops: int = 3
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    rotate: bool = True
+    max_pixels: int = 8192 * 8192
+    window_s: float | None = 10.0
+    long_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        check_positive(self, "size_px", "clips", "clip_s", "frames", "max_pixels")
+        if self.crops not in (1, 3):
+            raise InputError(f"VideoConfig.crops: expected 1 or 3, got {self.crops}.")
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """What of a video will be looked at, known before a pixel is decoded.
+
+    Attributes:
+        name: the source.
+        rate_hz: average frames a second.
+        frames: how many there are.
+        first: index of the first frame of the span.
+        clips: of each clip, start in seconds within the span and the indices of its frames within the video.
+        crops: squares a frame.
+    """
+
+    name: str
+    rate_hz: float
+    frames: int
+    first: int
+    clips: tuple[tuple[float, tuple[int, ...]], ...]
+    crops: int
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """Indices of all frames that are needed, sorted."""
+        return tuple(sorted({index for _, indices in self.clips for index in indices}))
+
+    def __str__(self) -> str:
+        """Print as a table."""
+        seconds = self.frames / self.rate_hz
+        head = (
+            f"{self.name}: {self.frames} frames at {self.rate_hz:.6g} Hz ({seconds:.2f} s); {self.crops} crops a clip"
+        )
+        rows = [
+            f"  clip {number}  from {start:8.3f} s  frames {', '.join(map(str, indices))}"
+            for number, (start, indices) in enumerate(self.clips)
+        ]
+        return "\n".join([head, *rows])
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """Times of all frames, from the packets alone: pts in order of display, and those of key frames."""
+
+    pts: list[int] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    timed: bool = True
+    rate_hz: float = 0.0
+
+
+def clip_frames(frames: int, rate_hz: float, config: VideoConfig) -> list[tuple[float, tuple[int, ...]]]:
+    """Choose the frames of each clip.
+
+    Args:
+        frames: how many the video has; at least 1.
+        rate_hz: average frames a second.
+        config: its clips, clip_s and frames are used.
+
+    Returns:
+        Start in seconds and frame indices of each clip.
+
+    Source: golden preprocess/video_frame_table.json: first = ceil(rate * start), end = min(ceil(rate * end), frames),
+    then evenly spaced from the first to the last, truncated.
+    """
+    chosen = []
+    for start in clip_starts(frames / rate_hz, config.clip_s, config.clips):
+        first = min(math.ceil(rate_hz * float(start)), frames - 1)
+        end = max(min(math.ceil(rate_hz * float(start + Fraction(config.clip_s))), frames), first + 1)
+        last = end - first - 1
+        picked = tuple(first + number * last // max(config.frames - 1, 1) for number in range(config.frames))
+        chosen.append((float(start), picked))
+    return chosen
+
+
+def crop_offsets(height: int, width: int, config: VideoConfig) -> list[tuple[int, int]]:
+    """Give top and left of each crop along the longer side.
+
+    Source: golden preprocess/video_crops.json.
+    """
+    top, left = math.ceil((height - config.size_px) / 2), math.ceil((width - config.size_px) / 2)
+    if config.crops == 1:
+        return [(top, left)]
+    if height > width:
+        return [(0, left), (top, left), (height - config.size_px, left)]
+    return [(top, 0), (top, left), (top, width - config.size_px)]
+
+
+def resize_short_side(frames: np.ndarray, size_px: int) -> np.ndarray:
+    """Scale so that the shorter side is `size_px`: bilinear, half-pixel centres, no antialiasing.
+
+    Args:
+        frames: (T, H, W, 3) uint8. Not modified.
+        size_px: the shorter side; the other is truncated.
+
+    Returns:
+        (T, H', W', 3) float32 levels.
+
+    Source: golden preprocess/video_samples.npz.
+    """
+    import numpy as np
+
+    height, width = frames.shape[1:3]
+    if width < height:
+        new = math.floor(height / width * size_px), size_px
+    else:
+        new = size_px, math.floor(width / height * size_px)
+    low, high, weight = _neighbours(height, new[0])
+    rows = frames[:, low].astype(np.float32)
+    rows += weight[:, None, None] * (frames[:, high].astype(np.float32) - rows)
+    low, high, weight = _neighbours(width, new[1])
+    left = rows[:, :, low]
+    left += weight[:, None] * (rows[:, :, high] - left)
+    return left
+
+
+def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    import numpy as np
+
+    at = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5)
+    at = np.maximum(at, np.float32(0))
+    low = np.minimum(at.astype(np.int64), old - 1)
+    return low, np.minimum(low + 1, old - 1), (at - low).astype(np.float32)
+
+
+class VideoModality(Modality[VideoConfig]):
+    """Moving pictures; their sound is the modality audio."""
+
+    name = "video"
+    suffixes = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv")
+    unit = "level"
+    tower = "vision"
+    config_class = VideoConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": {},
+        "reference": {"rotate": False, "window_s": None},
+    }
+
+    def plan(self, source: Source, config: VideoConfig, span: Span | None = None) -> VideoPlan:
+        """Say which frames will be looked at; printable. Reads the packets' times, decodes nothing.
+
+        Raises:
+            DecodeError: no video.
+        """
+        if source.kind == "value":
+            array, rate = _of_array(source)
+            return _plan(source.name, array.shape[0], rate, config, span)
+        with source.open() as file, _open_video(file, source.name) as container:
+            scan = _scan(container, source.name)
+            return _plan(source.name, len(scan.pts), scan.rate_hz, config, span)
+
+    def _decode(self, source: Source, config: VideoConfig, span: Span | None) -> Media:
+        if source.kind == "value":
+            array, rate = _of_array(source)
+            plan = _plan(source.name, array.shape[0], rate, config, span)
+            return _media(plan, [array[index] for index in plan.wanted])
+        with source.open() as file:
+            with _open_video(file, source.name) as container:
+                scan = _scan(container, source.name)
+                stream = container.streams.video[0]
+                width, height = stream.codec_context.width, stream.codec_context.height
+                if width * height > config.max_pixels:
+                    raise DecodeError(source.name, f"frames of {width}x{height} pixels, over {config.max_pixels}")
+                plan = _plan(source.name, len(scan.pts), scan.rate_hz, config, span)
+                found = _seek_frames(container, scan, plan.wanted, config) if _worth_seeking(scan, plan) else {}
+            if len(found) < len(plan.wanted):
+                file.seek(0)
+                with _open_video(file, source.name) as container:
+                    found = _read_frames(container, scan, plan.wanted, config)
+        if not found:
+            raise DecodeError(source.name, "no frame can be decoded")
+        at_hand = sorted(found)
+        frames = [found[max((have for have in at_hand if have <= index), default=at_hand[0])] for index in plan.wanted]
+        missing = [index for index in plan.wanted if index not in found]
+        return _media(plan, _same_size(frames, source.name), missing)
+
+    def preprocess(self, media: Media, config: VideoConfig) -> np.ndarray:
+        """Scale, crop and normalise: (T, H, W, 3) uint8 -> (clips * crops, 3, frames, size_px, size_px) float32.
+
+        The clips' rows of the array stand in notes["picks"]; without it, they are chosen from all frames at rate_hz.
+        Clips are the outer order, crops the inner one.
+        """
+        import numpy as np
+
+        check_media(media, self.name, rank=4, dtype="uint8")
+        picks: Sequence[Sequence[int]] | None = media.notes.get("picks")
+        if picks is None:
+            if not media.rate_hz:
+                raise InputError(f"{media.name or 'video'}: the media have no rate_hz.")
+            picks = [rows for _, rows in clip_frames(media.array.shape[0], media.rate_hz, config)]
+        scaled = resize_short_side(media.array, config.size_px)
+        scaled = normalise(scaled.transpose(0, 3, 1, 2), config.mean, config.std)
+        offsets = crop_offsets(scaled.shape[2], scaled.shape[3], config)
+        side = config.size_px
+        out = np.empty((len(picks) * len(offsets), 3, config.frames, side, side), np.float32)
+        for number, rows in enumerate(picks):
+            for inner, (top, left) in enumerate(offsets):
+                crop = scaled[list(rows), :, top : top + side, left : left + side]
+                out[number * len(offsets) + inner] = crop.transpose(1, 0, 2, 3)
+        return out
+
+    def spans(self, source: Source, config: VideoConfig, window_s: float | None) -> list[Span]:
+        """Cut a video in windows: of `window_s` if given, else as the configuration says."""
+        if window_s is None and config.window_s is None:
+            return []
+        plan = self.plan(source, config)
+        duration = plan.frames / plan.rate_hz
+        if window_s is None and duration <= config.long_s:
+            return []
+        return windows(duration, window_s if window_s is not None else config.window_s or duration)
+
+    def example(self, seed: int) -> Media:
+        """Make a square that moves over a ground, 1 to 4 s at 10 Hz."""
+        import numpy as np
+
+        rng = np.random.default_rng([seed, 4])
+        frames, height, width = (int(number) for number in rng.integers((10, 40, 40), (40, 90, 120)))
+        video = np.empty((frames, height, width, 3), np.uint8)
+        video[:] = rng.integers(0, 256, 3, dtype=np.uint8)
+        colour, pace = rng.integers(0, 256, 3, dtype=np.uint8), float(rng.uniform(0.5, 3))
+        for number in range(frames):
+            left = int(number * pace) % (width - 12)
+            video[number, height // 3 : height // 3 + 12, left : left + 12] = colour
+        return Media(self.name, video, self.unit, 10.0, f"<example {seed}>")
+
+
+def open_container(file: IO[bytes], name: str, head: bytes) -> Any:
+    """Open a file of video or sound with FFmpeg, from known containers only and without access to other files.
+
+    Args:
+        file: seekable; the caller closes it.
+        name: for messages.
+        head: its first bytes, for messages.
+
+    Raises:
+        DecodeError: no such container.
+    """
+    import av
+
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
+    try:
+        return av.open(file, mode="r", container_options=options, metadata_errors="replace")
+    except (av.FFmpegError, ValueError, OSError) as error:
+        raise DecodeError(name, f"no video or sound: the bytes look like {describe_head(head)} ({error})") from error
+
+
+def _open_video(file: IO[bytes], name: str) -> Any:
+    head = file.read(1024)
+    file.seek(0)
+    if not head:
+        raise DecodeError(name, "is empty")
+    container = open_container(file, name, head)
+    if not container.streams.video:
+        container.close()
+        raise DecodeError(name, "has no pictures; for its sound: --modality audio")
+    return container
+
+
+def _scan(container: Any, name: str) -> _Scan:
+    """Read the times of all frames from the packets; nothing is decoded."""
+    import av
+
+    stream = container.streams.video[0]
+    times: list[tuple[int | None, bool]] = []
+    try:
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                times.append((packet.pts, packet.is_keyframe))
+            if len(times) > _MAX_FRAMES:
+                raise DecodeError(name, f"more than {_MAX_FRAMES} frames")
+    except av.FFmpegError:
+        pass  # cut short: what came before counts
+    if not times:
+        raise DecodeError(name, "has a picture track without a frame")
+    pts = [time for time, _ in times if time is not None]
+    timed = len(pts) == len(times) and len(set(pts)) == len(pts)
+    keys = sorted(time for time, key in times if key and time is not None)
+    order = sorted(pts) if timed else list(range(len(times)))
+    rate = float(stream.average_rate or stream.guessed_rate or 0)
+    if not 0.001 < rate < 100_000:
+        seconds = float((order[-1] - order[0]) * stream.time_base) if timed and len(order) > 1 else 0.0
+        rate = (len(order) - 1) / seconds if seconds > 0 else 25.0
+    return _Scan(order, keys, timed, rate)
+
+
+def _plan(name: str, frames: int, rate_hz: float, config: VideoConfig, span: Span | None) -> VideoPlan:
+    first, last = 0, frames
+    if span is not None:
+        first, last = math.ceil(span[0] * rate_hz), min(math.ceil(span[1] * rate_hz), frames)
+    if last <= first:
+        where = "" if span is None else f" in {span[0]:g}-{span[1]:g} s"
+        raise DecodeError(name, f"no frame{where}; the video has {frames / rate_hz:.2f} s")
+    clips = tuple(
+        (start, tuple(first + index for index in indices))
+        for start, indices in clip_frames(last - first, rate_hz, config)
+    )
+    return VideoPlan(name, rate_hz, frames, first, clips, config.crops)
+
+
+def _worth_seeking(scan: _Scan, plan: VideoPlan) -> bool:
+    return scan.timed and len(scan.keys) > 1 and plan.wanted[-1] > _SEEK_FRAMES
+
+
+def _seek_frames(container: Any, scan: _Scan, wanted: Sequence[int], config: VideoConfig) -> dict[int, np.ndarray]:
+    """Decode single frames from the key frame before each; fewer than wanted where seeking is not exact."""
+    import bisect
+
+    import av
+
+    stream = container.streams.video[0]
+    found: dict[int, np.ndarray] = {}
+    decoder, position = None, -1
+    try:
+        for index in wanted:
+            target = scan.pts[index]
+            key = scan.keys[max(bisect.bisect_right(scan.keys, target) - 1, 0)]
+            if decoder is None or key > position:
+                container.seek(key, stream=stream)
+                decoder = container.decode(stream)
+            for frame in decoder:
+                position = frame.pts if frame.pts is not None else -1
+                if position >= target:
+                    break
+            if position != target:
+                return found
+            found[index] = _to_rgb(frame, config)
+    except av.FFmpegError:
+        return found
+    return found
+
+
+def _read_frames(container: Any, scan: _Scan, wanted: Sequence[int], config: VideoConfig) -> dict[int, np.ndarray]:
+    """Decode from the start and keep the frames that are wanted; what is broken is missing."""
+    import av
+
+    number_of = {time: number for number, time in enumerate(scan.pts)} if scan.timed else {}
+    waiting, found = set(wanted), {}
+    count = 0
+    try:
+        for frame in container.decode(container.streams.video[0]):
+            index = number_of.get(frame.pts, -1) if scan.timed else count
+            count += 1
+            if index in waiting:
+                found[index] = _to_rgb(frame, config)
+            if index >= wanted[-1]:
+                break
+    except av.FFmpegError:
+        pass
+    return found
+
+
+def _to_rgb(frame: Any, config: VideoConfig) -> np.ndarray:
+    import numpy as np
+
+    array: np.ndarray = frame.to_ndarray(format="rgb24")
+    quarter_turns = round(getattr(frame, "rotation", 0) / 90) if config.rotate else 0
+    return np.ascontiguousarray(np.rot90(array, quarter_turns)) if quarter_turns else array
+
+
+def _same_size(frames: list[np.ndarray], name: str) -> list[np.ndarray]:
+    sizes = {frame.shape for frame in frames}
+    if len(sizes) > 1:
+        raise DecodeError(name, f"frames change their size: {', '.join(f'{s[1]}x{s[0]}' for s in sorted(sizes))}")
+    return frames
+
+
+def _media(plan: VideoPlan, frames: list[np.ndarray], missing: Sequence[int] = ()) -> Media:
+    import numpy as np
+
+    row_of = {index: row for row, index in enumerate(plan.wanted)}
+    notes: dict[str, Any] = {
+        "picks": [[row_of[index] for index in indices] for _, indices in plan.clips],
+        "frame_indices": list(plan.wanted),
+        "frames": plan.frames,
+        "duration_s": plan.frames / plan.rate_hz,
+    }
+    if missing:
+        notes["undecodable_frames"] = list(missing)
+    return Media("video", np.stack(frames), "level", plan.rate_hz, plan.name, notes)
+
+
+def _of_array(source: Source) -> tuple[np.ndarray, float]:
+    import numpy as np
+
+    array = np.asarray(source.value)
+    if array.ndim != 4 or array.dtype != np.uint8 or array.shape[3] != 3 or not source.rate_hz:
+        raise InputError(
+            f"{source.name}: a video array is (T, H, W, 3) uint8 and comes with its rate: "
+            f"Source.of(array, rate_hz=25); got {array.shape} {array.dtype}."
+        )
+    return array, source.rate_hz
+
+
+MODALITIES.register("video", VideoModality())
