@@ -1,0 +1,330 @@
+"""Spaces by name: the bundled mini, imagebind-huge from the cache, tiny from a seed, open_clip, any folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bindsearch.config import cache_dir
+from bindsearch.errors import BindSearchError, InputError, UnknownNameError, WeightsError
+from bindsearch.models.architecture import load_architecture
+from bindsearch.models.manifest import FILE, SpaceManifest, TowerRecord, load_manifest
+from bindsearch.models.releases import releases
+from bindsearch.models.space import DTYPES, Space, TowerLoader, Towers
+from bindsearch.registry import SPACES
+
+if TYPE_CHECKING:
+    import torch
+
+    from bindsearch.models.bind import Tower
+    from bindsearch.models.manifest import SpaceCard
+
+__all__ = ["Family", "Space", "info", "list_spaces", "load_space", "path"]
+
+COMPUTE = "float32"
+"""What "auto" computes in, whatever the files hold: see docs/adr/0012."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A space before it is dressed with device, dtype and preset."""
+
+    card: SpaceCard
+    load: TowerLoader
+    location: str
+    stored_dtype: str = COMPUTE
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is registered for a name: how a space is opened, and what is said of it without opening it.
+
+    Attributes:
+        open: the name's part after ":" (or "") -> the opened space.
+        status: "bundled", "at hand", "not fetched", "drawn from a seed", ...; called by listings.
+        modalities: what it encodes.
+        folder: where its files are, or would be; None for a space without a folder of ours.
+    """
+
+    open: Callable[[str], Opened]
+    status: Callable[[], str]
+    modalities: tuple[str, ...]
+    folder: Callable[[], Path | None] = lambda: None
+
+
+def load_space(
+    name_or_path: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    preset: str | Mapping[str, str] = "default",
+) -> Space:
+    """Open a space; no tower is loaded before it is used.
+
+    Args:
+        name_or_path: a registered name ("bindsearch-mini", "imagebind-huge", "tiny:7",
+            "open_clip:ViT-B-32/laion2b_s34b_b79k"), a folder with space.json, or the name of such a folder in the
+            cache.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        dtype: "auto" (float32), "float32", "bfloat16" or "float64": what the towers compute in.
+        preset: preprocessing, see `Space.with_preset`.
+
+    Raises:
+        UnknownNameError: no such space, dtype or preset.
+        WeightsError: its weights are not at hand; the message says how to get them.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UnknownNameError("dtype", dtype, ("auto", *DTYPES))
+    opened = _open(str(name_or_path))
+    towers = Towers(opened.load, tuple(opened.card.tower_ids), COMPUTE if dtype == "auto" else DTYPES[dtype], device)
+    return Space(opened.card, towers, preset, opened.location)
+
+
+def _open(name: str) -> Opened:
+    folder = _folder_named(name)
+    if folder is not None:
+        return open_folder(folder)
+    head, _, argument = name.partition(":")
+    if head not in SPACES:
+        raise UnknownNameError("space", name, SPACES.names(), f"A folder with {FILE} is a space as well.")
+    family: Family = SPACES[head]
+    return family.open(argument)
+
+
+def _folder_named(name: str) -> Path | None:
+    """Give the folder of a space that is named by its path, or by its name in the cache."""
+    here = Path(name).expanduser()
+    if (here / FILE).is_file():
+        return here
+    if here.is_dir() and ("/" in name or here.name not in SPACES):
+        raise WeightsError(f"{name}: no {FILE} in this folder, so it is no space.")
+    cached = cache_dir() / name
+    plain = "/" not in name and name not in (".", "..") and name not in SPACES
+    return cached if plain and (cached / FILE).is_file() else None
+
+
+def open_folder(folder: Path) -> Opened:
+    """Open a folder with space.json; reads nothing else.
+
+    Raises:
+        WeightsError: it is no folder of a space.
+    """
+    manifest = load_manifest(folder)
+
+    def load(name: str, dtype: torch.dtype, device: torch.device) -> Tower:
+        from bindsearch.models.weights import load_tower
+
+        return load_tower(folder, manifest, name, dtype, device)
+
+    return Opened(manifest.card(), load, str(folder), manifest.dtype)
+
+
+def tiny_manifest(seed: int) -> SpaceManifest:
+    """Describe the public test space of a seed: all six towers, a few thousand numbers, no files."""
+    architecture = load_architecture("tiny")
+    text = (resources.files("bindsearch.models") / "configs" / "tiny.json").read_text(encoding="utf-8")
+    records = {}
+    for name, tower in architecture.towers.items():
+        scale = tower.scale.initial
+        log_scale = None if scale is None else math.log(scale)
+        records[name] = TowerRecord("", 0, "", f"recipe/1/{seed}", log_scale)
+    return SpaceManifest(
+        name=f"tiny:{seed}",
+        architecture=replace(architecture, name=f"tiny:{seed}"),
+        towers=records,
+        preprocess=json.loads(text)["preprocess"],
+        licence="Apache-2.0",
+    )
+
+
+def _open_tiny(argument: str) -> Opened:
+    try:
+        seed = int(argument or "0")
+    except ValueError as error:
+        raise InputError(f"space 'tiny:{argument}': write tiny or tiny:SEED with a whole number.") from error
+    if seed < 0:
+        raise InputError(f"space 'tiny:{argument}': the seed must not be negative.")
+    manifest = tiny_manifest(seed)
+
+    def load(name: str, dtype: torch.dtype, device: torch.device) -> Tower:
+        return drawn_tower(manifest, seed, name).to(device, dtype)
+
+    return Opened(manifest.card(), load, manifest.name)
+
+
+def drawn_tower(manifest: SpaceManifest, seed: int, name: str) -> Tower:
+    """Build one tower of the tiny space from its seed, float32, in eval mode without gradients."""
+    import torch
+
+    from bindsearch.models.bind import build_tower
+    from bindsearch.models.recipe import Recipe, draw_tower
+
+    towers = manifest.architecture.towers
+    scales = {name: each.scale.initial for name, each in towers.items() if each.scale.initial is not None}
+    recipe = Recipe(seed, qkv_gain=2.0, logit_scales=scales)
+    tower = build_tower(manifest.architecture, name)
+    state = {key: torch.from_numpy(values) for key, values in draw_tower(recipe, manifest.architecture, name)}
+    tower.load_state_dict(state, strict=True, assign=True)
+    return tower.requires_grad_(False).eval()
+
+
+def bundled_folder(name: str) -> Path:
+    """Give the folder inside the package where a bundled space lies."""
+    return Path(str(resources.files("bindsearch.models"))) / "spaces" / name
+
+
+def _open_mini(argument: str) -> Opened:
+    _no_argument("bindsearch-mini", argument)
+    folder = bundled_folder("bindsearch-mini")
+    if not (folder / FILE).is_file():
+        raise WeightsError(f"bindsearch-mini: the bundled weights are missing in {folder}. Install the package again.")
+    return replace(open_folder(folder), location="bindsearch-mini")
+
+
+def _open_huge(argument: str) -> Opened:
+    _no_argument("imagebind-huge", argument)
+    folder = path("imagebind-huge")
+    if not (folder / FILE).is_file():
+        release = releases()["imagebind-huge"]
+        raise WeightsError(
+            f"imagebind-huge: no weights in {folder}. Fetch them ({(release.size_bytes or 0) / 1e9:.1f} GB, "
+            f"{release.licence}): bindsearch models fetch imagebind-huge; or bring {release.file}: "
+            f"bindsearch models fetch imagebind-huge --from {release.file}"
+        )
+    return replace(open_folder(folder), location="imagebind-huge")
+
+
+def _no_argument(name: str, argument: str) -> None:
+    if argument:
+        raise InputError(f"space {name!r} takes nothing after the name, got {argument!r}.")
+
+
+def _present(folder: Path, yes: str, no: str) -> str:
+    return yes if (folder / FILE).is_file() else no
+
+
+SPACES.register(
+    "tiny",
+    Family(_open_tiny, lambda: "from a seed", ("image", "video", "text", "audio", "depth", "thermal", "imu")),
+)
+SPACES.register(
+    "bindsearch-mini",
+    Family(
+        _open_mini,
+        lambda: _present(bundled_folder("bindsearch-mini"), "bundled", "missing"),
+        ("image", "text", "audio"),
+        lambda: bundled_folder("bindsearch-mini"),
+    ),
+)
+SPACES.register(
+    "imagebind-huge",
+    Family(
+        _open_huge,
+        lambda: _present(cache_dir() / "imagebind-huge", "at hand", "not fetched"),
+        ("image", "video", "text", "audio", "depth", "thermal", "imu"),
+        lambda: cache_dir() / "imagebind-huge",
+    ),
+)
+
+
+def path(name: str) -> Path:
+    """Give the folder where a space's weights lie, or would lie.
+
+    Raises:
+        UnknownNameError: no such space.
+        InputError: the space has no folder of ours.
+    """
+    folder = _folder_named(name)
+    if folder is not None:
+        return folder
+    head = name.partition(":")[0]
+    if head not in SPACES:
+        raise UnknownNameError("space", name, SPACES.names(), f"A folder with {FILE} is a space as well.")
+    family: Family = SPACES[head]
+    found = family.folder()
+    if found is None:
+        raise InputError(f"space {name!r} keeps no folder here: its status is {family.status()!r}.")
+    return found
+
+
+def list_spaces() -> list[dict[str, Any]]:
+    """List the registered spaces and those in the cache: name, status, modalities and folder of each."""
+    rows = []
+    for name in SPACES:
+        family: Family = SPACES[name]
+        folder = family.folder()
+        modalities = list(family.modalities)
+        if folder is not None and (folder / FILE).is_file():
+            modalities = list(_manifest(folder).all_modalities())
+        rows.append(
+            {
+                "name": name,
+                "status": family.status(),
+                "modalities": modalities,
+                "folder": None if folder is None else str(folder),
+            }
+        )
+    for folder in _cached():
+        modalities = list(_manifest(folder).all_modalities())
+        rows.append({"name": folder.name, "status": "at hand", "modalities": modalities, "folder": str(folder)})
+    return rows
+
+
+def _cached() -> Iterator[Path]:
+    """Folders of the cache that are spaces under no registered name."""
+    base = cache_dir()
+    if base.is_dir():
+        yield from (entry for entry in sorted(base.iterdir()) if (entry / FILE).is_file() and entry.name not in SPACES)
+
+
+@cache
+def _manifest(folder: Path) -> SpaceManifest:
+    return load_manifest(folder)
+
+
+def info(name: str) -> dict[str, Any]:
+    """Say what a space is, as a flat record; loads no tower.
+
+    Raises:
+        UnknownNameError: no such space.
+    """
+    facts: dict[str, Any] = {"name": name}
+    release = releases().get(name)
+    if release is not None:
+        facts.update(licence=f"{release.licence} {release.licence_url}", url=release.url, paper=release.paper)
+        facts.update(parameters=release.parameters, size_bytes=release.size_bytes)
+    try:
+        opened = _open(name)
+    except UnknownNameError:
+        raise
+    except BindSearchError as error:
+        return {**facts, "status": str(error)}
+    card = opened.card
+    space = Space(card, Towers(opened.load, tuple(card.tower_ids), COMPUTE, "cpu"), "default", opened.location)
+    facts.update(
+        status="at hand",
+        space_id=card.space_id,
+        location=opened.location,
+        dim=card.dim,
+        modalities=list(card.towers),
+        stored_dtype=opened.stored_dtype,
+        tower_ids=card.tower_ids,
+        clip_shapes={modality: list(shape) for modality, shape in card.clip_shapes.items()},
+        presets={modality: _preset_id(space, modality) for modality in card.towers},
+        logit_scales={modality: round(space.logit_scale(modality), 4) for modality in card.towers},
+        source=card.source,
+    )
+    facts["licence"] = card.licence or facts.get("licence", "")
+    return facts
+
+
+def _preset_id(space: Space, modality: str) -> str:
+    try:
+        return space.preset_id(modality)
+    except ImportError as error:
+        return f"not here: {error}"

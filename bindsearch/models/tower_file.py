@@ -1,0 +1,125 @@
+"""One tower's file: safetensors, written as a stream, one tensor in memory at a time, and hashed on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bindsearch.errors import InputError, WeightsError
+from bindsearch.models.manifest import TowerRecord
+
+if TYPE_CHECKING:
+    import torch
+
+STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""Names of number types: ours and those of the safetensors header."""
+
+Getter = Callable[[], "torch.Tensor"]
+
+
+def content_id(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Hash weights, whatever float type they are kept in.
+
+    Args:
+        tensors: (key, tensor) in the order of the keys, without logit scales. Not modified.
+
+    Returns:
+        SHA-256 in hexadecimal over each key, shape and the values rounded to bfloat16 (nearest, ties to even): the
+        float32 file and the bfloat16 file made from it have the same id, and both can be checked.
+    """
+    digest = hashlib.sha256()
+    for key, tensor in tensors:
+        _digest_tensor(digest, key, tensor)
+    return digest.hexdigest()
+
+
+def _digest_tensor(digest: hashlib._Hash, key: str, tensor: torch.Tensor) -> None:
+    import torch
+
+    digest.update(f"{key}\0{list(tensor.shape)}\0".encode())
+    values = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+    digest.update(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def counts_for_id(key: str) -> bool:
+    """Say whether a key's values decide embeddings; logit scales do not."""
+    return not key.startswith("scale.")
+
+
+def write_tower(path: Path, tensors: Mapping[str, Getter], dtype: str) -> TowerRecord:
+    """Write one tower as safetensors, one tensor in memory at a time.
+
+    Args:
+        path: of the file; it appears when it is complete (temporary file, sync, rename).
+        tensors: key in the tower's state dict -> a function that gives its tensor; called twice (shape, then bytes).
+        dtype: "float32", "bfloat16" or "float16"; integer tensors and the logit scale keep theirs.
+
+    Returns:
+        The file's record.
+
+    Raises:
+        InputError: unknown dtype.
+        WeightsError: the disk is full, or a tensor is not finite.
+    """
+    import torch
+
+    if dtype not in STORED:
+        raise InputError(f"unknown dtype {dtype!r} for weights. Known: {', '.join(STORED)}.")
+    header, offset = _header(tensors, dtype)
+    file_digest, id_digest = hashlib.sha256(), hashlib.sha256()
+    log_scale: float | None = None
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(header)
+            file_digest.update(header)
+            for key in sorted(tensors):
+                source = tensors[key]()
+                if not bool(torch.isfinite(source).all()):
+                    raise WeightsError(f"{path.name}: {key} holds values that are not finite; nothing was written.")
+                if counts_for_id(key):
+                    _digest_tensor(id_digest, key, source)
+                else:
+                    log_scale = float(source)
+                values = source.to(_stored_dtype(key, source, dtype)).contiguous().reshape(-1)
+                stored = values.view(torch.uint8).numpy().data
+                file.write(stored)
+                file_digest.update(stored)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot write {(offset + len(header)) / 1e9:.2f} GB: {error.strerror}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return TowerRecord(path.name, offset + len(header), file_digest.hexdigest(), id_digest.hexdigest(), log_scale)
+
+
+def _stored_dtype(key: str, tensor: torch.Tensor, dtype: str) -> torch.dtype:
+    import torch
+
+    if not tensor.is_floating_point():
+        return tensor.dtype
+    return getattr(torch, dtype) if counts_for_id(key) else torch.float32
+
+
+def _header(tensors: Mapping[str, Getter], dtype: str) -> tuple[bytes, int]:
+    """Build the safetensors header and give the number of bytes that follow it."""
+    import torch
+
+    names = {getattr(torch, ours): theirs for ours, theirs in STORED.items()} | {torch.int64: "I64"}
+    entries: dict[str, Any] = {}
+    offset = 0
+    for key in sorted(tensors):
+        tensor = tensors[key]()
+        kind = _stored_dtype(key, tensor, dtype)
+        end = offset + tensor.numel() * kind.itemsize
+        entries[key] = {"dtype": names[kind], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, offset

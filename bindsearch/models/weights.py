@@ -1,0 +1,315 @@
+"""Weights of a space on disk: save, load as a memory map, convert a released checkpoint, verify every byte."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bindsearch.errors import MissingInputError, WeightsError
+from bindsearch.models.architecture import load_architecture
+from bindsearch.models.keys import DERIVED, checkpoint_key, tower_key
+from bindsearch.models.manifest import FILE, SpaceManifest, load_manifest, save_manifest
+from bindsearch.models.tower_file import Getter, content_id, counts_for_id, write_tower
+
+if TYPE_CHECKING:
+    import torch
+
+    from bindsearch.models.bind import Tower
+
+_SHOWN = 12
+_CHUNK_BYTES = 1 << 22
+
+
+def save_space(
+    folder: Path, manifest: SpaceManifest, towers: Mapping[str, Mapping[str, Getter]], dtype: str = "float32"
+) -> SpaceManifest:
+    """Write a space: one file a tower, then space.json as the commit point.
+
+    Args:
+        folder: made where it is missing. Towers that it holds already and that are not in `towers` stay.
+        manifest: without records of the towers that are written.
+        towers: tower -> key -> a function that gives the tensor; for a module in memory see `getters`.
+        dtype: what the files hold: "float32", "bfloat16" or "float16".
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        InputError, WeightsError: as `write_tower`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    records = dict(manifest.towers)
+    for name, tensors in towers.items():
+        records[name] = write_tower(folder / f"{name}.safetensors", tensors, dtype)
+    written = replace(manifest, towers=records, dtype=dtype)
+    save_manifest(written, folder)
+    return written
+
+
+def getters(tower: torch.nn.Module) -> dict[str, Getter]:
+    """Give a tower's tensors for `save_space`, detached and on the CPU when asked for."""
+    return {key: _getter(value) for key, value in tower.state_dict().items()}
+
+
+def _getter(tensor: torch.Tensor) -> Getter:
+    return lambda: tensor.detach().cpu()
+
+
+def load_tower(folder: Path, manifest: SpaceManifest, name: str, dtype: torch.dtype, device: torch.device) -> Tower:
+    """Load one tower.
+
+    The file is mapped: where its numbers have the wanted type, parameters are views of the map, and pages that are
+    never used are never read. No initialiser runs.
+
+    Args:
+        folder: of the space.
+        manifest: of the space.
+        name: of the tower.
+        dtype: of the parameters.
+        device: where they go.
+
+    Returns:
+        The tower in eval mode, without gradients.
+
+    Raises:
+        WeightsError: the file is missing, cut, damaged, or does not fit the architecture; keys are listed.
+    """
+    from bindsearch.models.bind import build_tower
+
+    tower = build_tower(manifest.architecture, name)
+    wanted = {key: tuple(tensor.shape) for key, tensor in tower.state_dict().items()}
+    state = _mapped(folder, manifest, name, wanted)
+    for key, tensor in state.items():
+        kind = dtype if tensor.is_floating_point() and counts_for_id(key) else tensor.dtype
+        state[key] = tensor.to(device, kind)
+    tower.load_state_dict(state, strict=True, assign=True)
+    return tower.requires_grad_(False).eval()
+
+
+def _mapped(
+    folder: Path, manifest: SpaceManifest, name: str, wanted: Mapping[str, tuple[int, ...]]
+) -> dict[str, torch.Tensor]:
+    """Map one tower's file and give its tensors, after comparing names and shapes."""
+    from safetensors import SafetensorError, safe_open
+
+    path = check_size(folder, manifest, name)
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            keys = list(file.keys())
+            found = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
+            check_keys(found, wanted, str(path))
+            return {key: file.get_tensor(key) for key in keys}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: cannot be read as safetensors ({error}). Fetch or convert it again.") from error
+
+
+def check_size(folder: Path, manifest: SpaceManifest, name: str) -> Path:
+    """Give the path of a tower's file, refusing one that is missing or has another size than recorded.
+
+    Raises:
+        WeightsError: naming the file and both sizes.
+    """
+    record = manifest.towers.get(name)
+    if record is None:
+        raise WeightsError(f"{folder}: the space {manifest.name!r} has no {name} tower.")
+    path = folder / record.file
+    if not path.is_file():
+        raise WeightsError(f"{path}: missing. Fetch or convert the space {manifest.name!r} again.")
+    size = path.stat().st_size
+    if size != record.size_bytes:
+        raise WeightsError(f"{path}: expected {record.size_bytes} bytes, got {size}. Fetch or convert it again.")
+    return path
+
+
+def check_keys(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Refuse weights whose names or shapes are not exactly the architecture's.
+
+    Raises:
+        WeightsError: listing what is missing, what is unexpected and what has another shape.
+    """
+    problems = [
+        ("missing", sorted(set(wanted) - set(found))),
+        ("unexpected", sorted(set(found) - set(wanted))),
+        (
+            "of another shape",
+            [
+                f"{key} (expected {wanted[key]}, got {found[key]})"
+                for key in sorted(set(found) & set(wanted))
+                if tuple(found[key]) != tuple(wanted[key])
+            ],
+        ),
+    ]
+    said = [
+        f"{len(keys)} {what}: {', '.join(keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''}"
+        for what, keys in problems
+        if keys
+    ]
+    if said:
+        raise WeightsError(
+            f"{where}: not these weights ({len(wanted)} keys wanted, {len(found)} found). {'; '.join(said)}."
+        )
+
+
+def checkpoint_shapes(name: str = "imagebind-huge") -> dict[str, tuple[int, ...]]:
+    """Give every key of a released checkpoint with its shape: weights, logit scales and the causal mask."""
+    from bindsearch.models.bind import build_tower
+
+    architecture = load_architecture(name)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for tower in architecture.towers:
+        for key, tensor in build_tower(architecture, tower).state_dict().items():
+            shapes[checkpoint_key(tower, key)] = tuple(tensor.shape)
+    context = architecture.tower("text").stem.shape[0]
+    for key in DERIVED:
+        shapes[checkpoint_key("text", key)] = (context, context)
+    return shapes
+
+
+def convert(
+    checkpoint: Path,
+    folder: Path,
+    dtype: str = "float32",
+    progress: bool = False,
+    source: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+) -> SpaceManifest:
+    """Convert imagebind_huge.pth to a folder with one safetensors file a tower.
+
+    The checkpoint is mapped and read by torch's restricted unpickler, which builds tensors and runs no code of the
+    file; towers are written one at a time.
+
+    Args:
+        checkpoint: the released file (torch's zip format).
+        folder: made where it is missing; files of an earlier conversion are replaced.
+        dtype: "float32" or "bfloat16".
+        progress: a bar on stderr.
+        source: what is known of the checkpoint, recorded in space.json; its size and SHA-256 are added.
+        licence: recorded; the packaged table's by default.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        MissingInputError: no such file.
+        WeightsError: not a checkpoint, or not exactly the 1,311 keys and shapes of ImageBind; disk full.
+    """
+    from tqdm import tqdm
+
+    from bindsearch.models.releases import release_of
+
+    if not checkpoint.is_file():
+        raise MissingInputError(f"{checkpoint}: no such file. Bring imagebind_huge.pth, or: bindsearch models fetch.")
+    state = read_checkpoint(checkpoint)
+    check_keys({key: tuple(tensor.shape) for key, tensor in state.items()}, checkpoint_shapes(), str(checkpoint))
+    towers: dict[str, dict[str, Getter]] = {}
+    for key, tensor in state.items():
+        tower, ours = tower_key(key)
+        if ours in DERIVED:
+            _check_mask(tensor, f"{checkpoint}: {key}")
+        else:
+            towers.setdefault(tower, {})[ours] = _getter(tensor)
+    facts = {"file": checkpoint.name, "size_bytes": checkpoint.stat().st_size, **(source or {})}
+    facts.setdefault("sha256", sha256_of(checkpoint, progress))
+    manifest = SpaceManifest(
+        name="imagebind-huge",
+        architecture=load_architecture("imagebind-huge"),
+        source=facts,
+        licence=licence or release_of("imagebind-huge").licence,
+    )
+    (folder / FILE).unlink(missing_ok=True)  # while towers are replaced, the folder is no space
+    folder.mkdir(parents=True, exist_ok=True)
+    bar = tqdm(sorted(towers), desc="convert", unit="tower", disable=not progress)
+    records = {}
+    for tower in bar:
+        records[tower] = write_tower(folder / f"{tower}.safetensors", towers[tower], dtype)
+    written = replace(manifest, towers=records, dtype=dtype)
+    save_manifest(written, folder)
+    return written
+
+
+def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """Map a checkpoint's tensors; nothing in the file is executed.
+
+    Raises:
+        WeightsError: not torch's zip format, damaged, or holding anything but a table of tensors.
+    """
+    import torch
+
+    if not zipfile.is_zipfile(path):
+        raise WeightsError(
+            f"{path}: no checkpoint in torch's zip format (damaged, cut short, or another kind of file)."
+        )
+    try:
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WeightsError(f"{path}: refused or damaged: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise WeightsError(f"{path}: expected a table of tensors, got {type(state).__name__} holding other things.")
+    return state
+
+
+def _check_mask(mask: torch.Tensor, where: str) -> None:
+    """Refuse a text mask that is not the causal one, which is built and not loaded."""
+    import torch
+
+    causal = torch.full(mask.shape, float("-inf")).triu(1)
+    if not torch.equal(mask.float(), causal):
+        raise WeightsError(f"{where}: expected the causal mask (0, and minus infinity above the diagonal).")
+
+
+def sha256_of(path: Path, progress: bool = False) -> str:
+    """Hash a file, with a bar on stderr if asked for."""
+    from tqdm import tqdm
+
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    with (
+        path.open("rb") as file,
+        tqdm(total=size, desc=f"sha256 {path.name}", unit="B", unit_scale=True, disable=not progress) as bar,
+    ):
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def verify(folder: Path, report: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Read every byte of a space's weights and compare sizes, checksums, names, shapes and ids.
+
+    Args:
+        folder: of the space. Not modified.
+        report: told of each tower that is done.
+
+    Returns:
+        Facts for people: name, space id, and a line a tower.
+
+    Raises:
+        WeightsError: the first thing that differs, with both values.
+    """
+    from bindsearch.models.bind import build_tower
+
+    manifest = load_manifest(folder)
+    facts: dict[str, Any] = {"name": manifest.name, "folder": str(folder), "space_id": manifest.space_id}
+    facts["dtype"] = manifest.dtype
+    for name, record in sorted(manifest.towers.items()):
+        path = check_size(folder, manifest, name)
+        got = sha256_of(path)
+        if got != record.sha256:
+            raise WeightsError(f"{path}: expected sha256 {record.sha256}, got {got}. Fetch or convert it again.")
+        shapes = {
+            key: tuple(value.shape) for key, value in build_tower(manifest.architecture, name).state_dict().items()
+        }
+        state = _mapped(folder, manifest, name, shapes)
+        weights = content_id((key, state[key]) for key in sorted(state) if counts_for_id(key))
+        if weights != record.weights:
+            raise WeightsError(f"{path}: expected weights {record.weights}, got {weights}: {FILE} is not this file's.")
+        facts[name] = f"ok  {record.size_bytes} bytes  {manifest.tower_id(name)}"
+        if report is not None:
+            report(f"{name}: ok")
+    return facts
