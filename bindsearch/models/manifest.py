@@ -51,6 +51,7 @@ class SpaceCard:
         clip_shapes: modality -> shape of one clip, without batch and clip axes.
         log_scales: tower -> logit scale as a natural logarithm, where it has one.
         scale_limit: the logit scale is clamped to this.
+        scale_from_tower: the logit scales are not in `log_scales` but known by the loaded towers.
         preprocess: modality -> numbers that replace the preset's.
         source: where the weights came from.
     """
@@ -63,6 +64,7 @@ class SpaceCard:
     clip_shapes: dict[str, tuple[int, ...]]
     log_scales: dict[str, float] = field(default_factory=dict)
     scale_limit: float = 100.0
+    scale_from_tower: bool = False
     preprocess: dict[str, dict[str, Any]] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     licence: str = ""

@@ -180,6 +180,8 @@ class Space:
 
     def logit_scale(self, modality: str) -> float:
         """Give the multiplier of cosines that training used in its softmax, clamped; 1 where there is none."""
+        if self.card.scale_from_tower:
+            return float(self._towers[self._tower_name(modality)].logit_scale())  # type: ignore[operator]
         log_scale = self.card.log_scales.get(self._tower_name(modality), 0.0)
         return min(math.exp(log_scale), self.card.scale_limit)
 
