@@ -1,0 +1,94 @@
+"""What index backends refuse: vectors, queries and ids that cannot be meant, files that are not what they should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bindsearch.errors import InputError, ShapeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bindsearch.types import FloatArray, IntArray
+
+
+def unit_rows(vectors: Any, what: str, dim: int | None = None) -> FloatArray:
+    """Check vectors and normalise them.
+
+    Args:
+        vectors: (n, d) float32. Not modified.
+        what: their name in messages.
+        dim: the d expected; None: any.
+
+    Returns:
+        (n, d) float32, a C-contiguous copy with unit rows (normalised in float64).
+
+    Raises:
+        ShapeError: wrong shape or dtype; both are named.
+        InputError: a row that is not finite or is zero.
+    """
+    return _unit(vectors, what, dim).astype(np.float32)
+
+
+def unit_queries(queries: Any, dim: int) -> NDArray[np.float64]:
+    """Check queries (q, d) float32 and give them as float64 unit rows; errors as in `unit_rows`."""
+    return _unit(queries, "query", dim)
+
+
+def _unit(vectors: Any, what: str, dim: int | None) -> NDArray[np.float64]:
+    wanted = "any" if dim is None else str(dim)
+    shape, dtype = getattr(vectors, "shape", None), getattr(vectors, "dtype", None)
+    if shape is None or len(shape) != 2 or (dim is not None and shape[1] != dim) or shape[1] == 0:
+        raise ShapeError(
+            f"{what}: expected shape (any, {wanted}), got {shape if shape is not None else type(vectors)}."
+        )
+    if dtype != np.float32:
+        raise ShapeError(f"{what}: expected dtype float32, got {dtype}. Convert: x.astype('float32').")
+    wide = vectors.astype(np.float64)
+    norms = np.sqrt((wide * wide).sum(axis=1))
+    bad = ~np.isfinite(norms) | (norms == 0)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise InputError(f"{what}: row {row} has the norm {norms[row]}; expected a finite norm above 0.")
+    return np.asarray(wide / norms[:, None], dtype=np.float64)
+
+
+def check_ids(ids: IntArray, count: int) -> None:
+    """Refuse ids that are not (count,) int64, negative, or not each once.
+
+    Raises:
+        ShapeError, InputError: naming what was expected and what came.
+    """
+    if ids.shape != (count,) or ids.dtype != np.int64:
+        raise ShapeError(f"ids: expected shape ({count},) int64, got {ids.shape} {ids.dtype}.")
+    if count and int(ids.min()) < 0:
+        raise InputError(f"ids: expected ids in [0, 2**63), got {int(ids.min())}.")
+    ordered = np.sort(ids)
+    twice = ordered[1:] == ordered[:-1]
+    if twice.any():
+        raise InputError(f"ids: the id {int(ordered[1:][twice][0])} comes twice. Give each item a key of its own.")
+
+
+def map_array(path: Path, dtype: str, axes: int) -> Any:
+    """Map a .npy file read-only; nothing is ever unpickled.
+
+    Raises:
+        InputError: missing, truncated, or another dtype or number of axes; both values are named.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: the file is missing. Build the index again: bindsearch index ...") from error
+    except (ValueError, OSError, EOFError) as error:
+        # an array without rows cannot be mapped, only read
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError, SyntaxError):
+            raise InputError(f"{path}: truncated or not a .npy file ({error}). Build the index again.") from error
+    if array.dtype != np.dtype(dtype) or array.ndim != axes or not array.flags.c_contiguous:
+        raise InputError(f"{path}: expected {axes} axes of {dtype}, got shape {array.shape} of {array.dtype}.")
+    array.flags.writeable = False
+    return np.asarray(array)

@@ -1,0 +1,118 @@
+"""Exact search by FAISS over the mapped rows. The only file that imports faiss.
+
+FAISS's flat inner-product search runs on the same row file as the numpy truth (`knn_inner_product` over the mapping):
+opening costs milliseconds, the rows exist once, and no FAISS file from elsewhere is ever parsed.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from bindsearch.errors import MissingExtraError
+from bindsearch.index.flat import FlatIndex
+from bindsearch.registry import INDEXES
+
+if TYPE_CHECKING:
+    from bindsearch.index.base import BoolArray
+    from bindsearch.types import FloatArray, IntArray
+
+_WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu11", "faiss-gpu-cu12")
+_SMALL_BYTES = 32 << 20
+
+
+class FaissFlatIndex(FlatIndex):
+    """Exact search by FAISS; see `IndexBackend`.
+
+    Attributes:
+        small_bytes: as long as faiss is not loaded, a scan of fewer bytes (rows times queries) is done by numpy: its
+            import costs more CPU time than such a scan. The answers are the same numbers (docs/adr/0041).
+    """
+
+    name: ClassVar[str] = "faiss-flat"
+    small_bytes: int = _SMALL_BYTES
+
+    def _scan(self, queries: FloatArray, fetch: int, mask: BoolArray | None) -> tuple[FloatArray, IntArray]:
+        """See `IndexBackend._scan`."""
+        if "faiss" not in sys.modules and self._rows.nbytes * queries.shape[0] < self.small_bytes:
+            return super()._scan(queries, fetch, mask)
+        faiss = load_faiss()
+        count, (asked, dim) = self._rows.shape[0], queries.shape
+        scores = np.empty((asked, fetch), dtype=np.float32)
+        places = np.empty((asked, fetch), dtype=np.int64)
+        selector = None
+        if mask is not None:
+            bits = np.packbits(mask, bitorder="little")
+            selector = faiss.IDSelectorBitmap(count, faiss.swig_ptr(bits))
+        with _blas_for_batches(faiss, dim):
+            faiss.knn_inner_product(
+                *(faiss.swig_ptr(array) for array in (np.ascontiguousarray(queries), self._rows)),
+                *(dim, asked, count, fetch),
+                *(faiss.swig_ptr(scores), faiss.swig_ptr(places)),
+                selector,
+            )
+        return scores, places
+
+
+_threshold_lock = threading.Lock()
+_threshold_users = 0
+_threshold_before = 0
+
+
+@contextmanager
+def _blas_for_batches(faiss: Any, dim: int) -> Iterator[None]:
+    """Let FAISS use BLAS from three queries on; as shipped it waits for q * d >= 128,000 and is 13 times slower at 64.
+
+    The threshold is one number for the process: it is set by the first search under way and restored by the last.
+    """
+    global _threshold_users, _threshold_before
+    with _threshold_lock:
+        if _threshold_users == 0:
+            _threshold_before = int(faiss.cvar.distance_compute_blas_threshold)
+            faiss.cvar.distance_compute_blas_threshold = 3 * dim
+        _threshold_users += 1
+    try:
+        yield
+    finally:
+        with _threshold_lock:
+            _threshold_users -= 1
+            if _threshold_users == 0:
+                faiss.cvar.distance_compute_blas_threshold = _threshold_before
+
+
+def load_faiss() -> Any:
+    """Import faiss.
+
+    Raises:
+        MissingExtraError: no wheel is installed; the message holds the install line.
+    """
+    try:
+        import faiss
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("faiss-cpu", "cpu", "The index backend 'faiss-flat'") from error
+    return faiss
+
+
+def faiss_wheels() -> dict[str, str]:
+    """List the installed FAISS wheels and their versions, without importing faiss."""
+    found = {}
+    for wheel in _WHEELS:
+        try:
+            found[wheel] = metadata.version(wheel)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def version() -> str:
+    """Import faiss and give its version."""
+    return str(load_faiss().__version__)
+
+
+INDEXES.register(FaissFlatIndex.name, FaissFlatIndex)

@@ -1,0 +1,202 @@
+"""index.json: what an index folder holds, and the one file whose replacement commits a change.
+
+    INDEX/
+      index.json                       this manifest, with its own checksum; replaced atomically
+      segments/000001-4f2c91ab/        immutable once written:
+        vectors.npy                    (n, d) float32 unit rows, mapped
+        ids.npy, order.npy             (n,) int64: ids in row order; row positions in ascending order of id
+        items.parquet                  the item table, row i of it belongs to row i of vectors.npy
+      tombstones/000001-4f2c91ab.000002.npy    (m,) int64 ids removed from that segment, as of change 2
+      index.lock                       held by the one who changes
+
+At open the manifest's checksum, the sizes of all files, the headers of the arrays, the counts and the checksums of
+small files are checked; `IndexFolder.verify` reads every byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bindsearch.config import content_hash, from_json_dict, to_json_dict
+from bindsearch.errors import InputError, MismatchError, MissingInputError
+from bindsearch.index.identity import Identity
+
+FORMAT = "bindsearch-index"
+FORMAT_VERSION = 1
+SMALL_FILE_BYTES = 256 << 10
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and checksum of a file of the index."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SegmentEntry:
+    """One immutable segment and what was removed from it since.
+
+    Attributes:
+        name: its folder under segments/.
+        rows: stored rows, removed ones included.
+        files: file name -> entry.
+        ids_sha256: of the ids as little-endian int64 in row order; ties vectors and item table together.
+        removed: how many rows the tombstones take out.
+        tombstones: file under tombstones/, or None.
+        tombstones_file: its entry, or None.
+    """
+
+    name: str
+    rows: int
+    files: dict[str, FileEntry]
+    ids_sha256: str
+    removed: int = 0
+    tombstones: str | None = None
+    tombstones_file: FileEntry | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an index folder holds.
+
+    Attributes:
+        generation: counts the changes, from 1.
+        backend: registered name.
+        dim: columns of the rows; row_dtype, metric: how they are stored and compared.
+        space_name: what `load_space` takes to load the space.
+        space_id, tower_ids, preset_ids, tokenizer_id: see `Identity`.
+        count, modalities: living items, in all and by modality.
+        segments: in the order they were added.
+        source: the embeddings that the index was last built or extended from, as the caller named them.
+        built_with: package -> version.
+    """
+
+    backend: str
+    dim: int
+    space_name: str
+    space_id: str
+    count: int
+    modalities: dict[str, int]
+    segments: tuple[SegmentEntry, ...]
+    tower_ids: dict[str, str] = field(default_factory=dict)
+    preset_ids: dict[str, str] = field(default_factory=dict)
+    tokenizer_id: str | None = None
+    source: str = ""
+    built_with: dict[str, str] = field(default_factory=dict)
+    generation: int = 1
+    metric: str = "cosine"
+    row_dtype: str = "float32"
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def identity(self) -> Identity:
+        """The space, towers and presets of the vectors."""
+        return Identity(self.space_id, self.tower_ids, self.preset_ids, self.tokenizer_id)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check index.json.
+
+    Raises:
+        MissingInputError: no such folder, or no index in it.
+        MismatchError: another format, another version, or the checksum does not fit; both values are named.
+    """
+    path = folder / "index.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        what = "holds no index.json (no index, or its build did not finish)" if folder.is_dir() else "does not exist"
+        raise MissingInputError(f"{folder}: {what}. Type: bindsearch index EMBEDDINGS -o {folder}") from error
+    except NotADirectoryError as error:
+        raise MissingInputError(f"{folder}: is a file, expected an index folder.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise MismatchError(f"{path}: not valid JSON ({error}). Build the index again.") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise MismatchError(f"{path}: expected format {FORMAT!r}, got {found!r}.")
+    if data.get("format_version") != FORMAT_VERSION:
+        raise MismatchError(
+            f"{path}: format version {data.get('format_version')!r}, this bindsearch reads {FORMAT_VERSION}. "
+            "Use the version that wrote it, or build the index again."
+        )
+    stated, computed = data.pop("checksum", None), content_hash(data, 64)
+    if stated != computed:
+        raise MismatchError(f"{path}: its checksum is stated as {stated}, computed {computed}: the file was altered.")
+    try:
+        return from_json_dict(Manifest, data, where=str(path))
+    except InputError as error:
+        raise MismatchError(str(error)) from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace index.json by a new one in one step: temporary file, fsync, rename, fsync of the folder."""
+    data = to_json_dict(manifest)
+    data["checksum"] = content_hash(data, 64)
+    temporary = folder / f"index.json.tmp-{os.getpid()}"
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump(data, stream, indent=1, ensure_ascii=True, allow_nan=False)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(folder / "index.json")
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return  # folders cannot be opened there (Windows): the rename is durable without it
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Give size and checksum of a file, reading all of it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return FileEntry(size_bytes=path.stat().st_size, sha256=digest.hexdigest())
+
+
+def check_file(path: Path, entry: FileEntry, payload: bool) -> None:
+    """Compare a file with the manifest.
+
+    Args:
+        path: the file.
+        entry: what the manifest says of it.
+        payload: whether to read it all; files up to SMALL_FILE_BYTES are read in any case.
+
+    Raises:
+        FileNotFoundError: it is gone (the caller may find a newer manifest).
+        MismatchError: another size or checksum; both values are named.
+    """
+    size = path.stat().st_size
+    if size != entry.size_bytes:
+        raise MismatchError(f"{path}: {size} bytes, its manifest says {entry.size_bytes}. Build the index again.")
+    if payload or size <= SMALL_FILE_BYTES:
+        found = describe_file(path).sha256
+        if found != entry.sha256:
+            raise MismatchError(
+                f"{path}: its checksum is {found[:16]}..., its manifest says {entry.sha256[:16]}...: the file was "
+                "altered. Build the index again."
+            )
+
+
+def sum_counts(*counts: Mapping[str, int]) -> dict[str, int]:
+    """Add up counts by name, leaving out zeros."""
+    names = sorted({name for count in counts for name in count})
+    summed = {name: sum(count.get(name, 0) for count in counts) for name in names}
+    return {name: value for name, value in summed.items() if value}

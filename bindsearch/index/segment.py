@@ -1,0 +1,262 @@
+"""One immutable part of an index: rows, ids and item table side by side, in the order they were embedded."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import shutil
+import struct
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from bindsearch.errors import InputError, MismatchError, ShapeError, UnknownNameError
+from bindsearch.index.base import IndexBackend
+from bindsearch.index.checks import check_ids, map_array, unit_rows
+from bindsearch.index.manifest import SegmentEntry, check_file, describe_file, sync_folder
+from bindsearch.registry import INDEXES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from bindsearch.types import FloatArray, IntArray
+
+    Block = tuple[IntArray, FloatArray, pa.Table]
+
+REQUIRED_COLUMNS = ("id", "key", "modality", "source")
+LEDGER_COLUMNS = ("status", "reason", "stage")
+_GROUP_ROWS = 8192
+_HEADER_BYTES = 128
+
+
+class Segment:
+    """A mapped segment: its backend (removed rows taken out) and its item table, read when asked for.
+
+    Files are opened once, here: later changes of the folder, deletion included, do not reach a reader.
+    """
+
+    def __init__(self, folder: Path, entry: SegmentEntry, backend: str, dim: int) -> None:
+        """Open a segment.
+
+        Args:
+            folder: the index folder.
+            entry: what the manifest says of the segment.
+            backend: registered name.
+            dim: columns that its rows must have.
+
+        Raises:
+            FileNotFoundError: a file is gone.
+            MismatchError: sizes, counts or checksums of small files differ from the manifest.
+        """
+        self.entry = entry
+        self.path = folder / "segments" / entry.name
+        for name, file in entry.files.items():
+            check_file(self.path / name, file, payload=False)
+        try:
+            self.index: IndexBackend = INDEXES[backend].open(self.path)
+        except ShapeError:
+            raise
+        except InputError as error:
+            raise MismatchError(str(error)) from error
+        if (self.index.ids.shape[0], self.index.dim) != (entry.rows, dim):
+            raise MismatchError(
+                f"{self.path}: rows of shape ({self.index.ids.shape[0]}, {self.index.dim}), "
+                f"its manifest says ({entry.rows}, {dim}). Build the index again."
+            )
+        if entry.tombstones is not None and entry.tombstones_file is not None:
+            removed = folder / "tombstones" / entry.tombstones
+            check_file(removed, entry.tombstones_file, payload=True)
+            found = self.index.remove(map_array(removed, "int64", 1))
+            if found != entry.removed:
+                raise MismatchError(f"{removed}: removes {found} rows, its manifest says {entry.removed}.")
+        self._mapped = _map_bytes(self.path / "items.parquet")
+        self._parquet: Any = None
+        self._parquet_lock = threading.Lock()
+
+    def table(self, positions: IntArray, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read rows of the item table.
+
+        Args:
+            positions: (m,) int64 row positions. Not modified.
+            columns: which; None: all.
+
+        Returns:
+            m rows in the order of `positions`.
+
+        Raises:
+            MismatchError: the table is not of this segment's rows.
+        """
+        import pyarrow as pa
+
+        with self._parquet_lock:
+            file = self._open_parquet()
+            starts = self._group_starts(file)
+            groups = np.searchsorted(starts, positions, side="right") - 1
+            wanted = sorted(set(groups.tolist()))
+            names = list(columns) if columns is not None else None
+            if names is not None and "id" not in names:
+                names.append("id")
+            table = file.read_row_groups(wanted, columns=names) if wanted else file.schema_arrow.empty_table()
+        sizes = np.diff(np.append(starts, self.entry.rows))
+        offset = dict(zip(wanted, np.cumsum([0, *(sizes[group] for group in wanted)]).tolist(), strict=False))
+        local = positions - starts[groups] + np.array([offset[group] for group in groups.tolist()], dtype=np.int64)
+        taken = table.take(pa.array(local, type=pa.int64()))
+        if not np.array_equal(taken["id"].to_numpy(), self.index.ids[positions]):
+            raise MismatchError(f"{self.path}/items.parquet: its ids are not those of ids.npy. Build the index again.")
+        return taken if columns is None else taken.select(list(columns))
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Read one whole column of the item table, (n,) in row order, removed rows included.
+
+        Raises:
+            UnknownNameError: there is no such column.
+        """
+        if name not in self.column_names():
+            raise UnknownNameError("column", name, self.column_names())
+        with self._parquet_lock:
+            return self._open_parquet().read(columns=[name])[name]
+
+    def column_names(self) -> tuple[str, ...]:
+        """List the columns of the item table."""
+        with self._parquet_lock:
+            return tuple(self._open_parquet().schema_arrow.names)
+
+    def verify(self) -> None:
+        """Read every byte and compare.
+
+        Raises:
+            MismatchError: naming the first thing that is not as it was written.
+        """
+        for name, file in self.entry.files.items():
+            check_file(self.path / name, file, payload=True)
+        ids = self.index.ids
+        if hash_ids(ids) != self.entry.ids_sha256 or not np.array_equal(self.column("id").to_numpy(), ids):
+            raise MismatchError(f"{self.path}: ids.npy, items.parquet and the manifest name different ids.")
+        order = np.asarray(np.load(self.path / "order.npy", mmap_mode="r", allow_pickle=False))
+        if not np.array_equal(np.sort(order), np.arange(ids.size)) or (np.diff(ids[order]) <= 0).any():
+            raise MismatchError(f"{self.path}/order.npy: does not sort the ids.")
+
+    def _open_parquet(self) -> Any:
+        if self._parquet is None:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            try:
+                file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(self._mapped)))
+            except pa.ArrowInvalid as error:
+                raise MismatchError(f"{self.path}/items.parquet: not readable as Parquet ({error}).") from error
+            if file.metadata.num_rows != self.entry.rows:
+                raise MismatchError(
+                    f"{self.path}/items.parquet: {file.metadata.num_rows} rows, the manifest says {self.entry.rows}."
+                )
+            self._parquet = file
+        return self._parquet
+
+    @staticmethod
+    def _group_starts(file: Any) -> IntArray:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        return np.cumsum([0, *sizes[:-1]]).astype(np.int64)
+
+
+def write_segment(
+    folder: Path, generation: int, blocks: Iterable[Block], dim: int
+) -> tuple[SegmentEntry | None, dict[str, int]]:
+    """Write a segment from blocks of items; memory holds one block and the ids.
+
+    Args:
+        folder: the index folder.
+        generation: of the change that adds the segment.
+        blocks: (ids (m,) int64, vectors (m, d) float32, item table of m rows).
+        dim: the d expected.
+
+    Returns:
+        The entry for the manifest (None when there was no row) and the number of rows by modality. The segment lies
+        under its final name, synced, but is no part of the index before the manifest names it.
+
+    Raises:
+        InputError: an id twice, a bad vector, a column is missing.
+    """
+    import pyarrow.parquet as pq
+
+    draft = folder / "segments" / f".draft-{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    kept_ids: list[IntArray] = []
+    modalities: dict[str, int] = {}
+    writer: Any = None
+    try:
+        with (draft / "vectors.npy").open("wb") as stream:
+            stream.write(b"\0" * _HEADER_BYTES)
+            for ids, vectors, table in blocks:
+                rows = unit_rows(vectors, "vectors", dim)
+                check_ids(ids, rows.shape[0])
+                part = _item_rows(table, ids)
+                stream.write(rows.tobytes())
+                if writer is None:
+                    writer = pq.ParquetWriter(draft / "items.parquet", part.schema)
+                writer.write_table(part.cast(writer.schema), row_group_size=_GROUP_ROWS)
+                kept_ids.append(ids)
+                for modality in part["modality"].to_pylist():
+                    modalities[modality] = modalities.get(modality, 0) + 1
+            all_ids = np.concatenate(kept_ids) if kept_ids else np.empty(0, dtype=np.int64)
+            _write_npy_header(stream, (all_ids.size, dim))
+        if writer is None or not all_ids.size:
+            return None, {}
+        writer.close()
+        check_ids(all_ids, all_ids.size)
+        np.save(draft / "ids.npy", all_ids, allow_pickle=False)
+        np.save(draft / "order.npy", np.argsort(all_ids, kind="stable"), allow_pickle=False)
+        return _publish(folder, draft, generation, all_ids), dict(sorted(modalities.items()))
+    finally:
+        if writer is not None:
+            writer.close()
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _publish(folder: Path, draft: Path, generation: int, ids: IntArray) -> SegmentEntry:
+    """Sync a draft and give it its name."""
+    digest = hash_ids(ids)
+    files = {}
+    for path in sorted(draft.iterdir()):
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        files[path.name] = describe_file(path)
+    sync_folder(draft)
+    name = f"{generation:06d}-{digest[:8]}"
+    final = folder / "segments" / name
+    shutil.rmtree(final, ignore_errors=True)  # left by a change that never got its manifest
+    draft.replace(final)
+    sync_folder(final.parent)
+    return SegmentEntry(name=name, rows=int(ids.size), files=files, ids_sha256=digest)
+
+
+def hash_ids(ids: IntArray) -> str:
+    """SHA-256 of ids as little-endian int64 in row order."""
+    return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8").tobytes()).hexdigest()
+
+
+def _item_rows(table: pa.Table, ids: IntArray) -> pa.Table:
+    """Check a block's item table and leave out the ledger's columns."""
+    missing = [name for name in REQUIRED_COLUMNS if name not in table.column_names]
+    if missing:
+        raise InputError(f"item table: the column {missing[0]!r} is missing. It has: {', '.join(table.column_names)}.")
+    if not np.array_equal(table["id"].to_numpy(), ids):
+        raise MismatchError(f"item table: its {table.num_rows} ids are not those of the {ids.size} vectors beside it.")
+    return table.drop_columns([name for name in LEDGER_COLUMNS if name in table.column_names])
+
+
+def _write_npy_header(stream: BinaryIO, shape: tuple[int, int]) -> None:
+    """Write the header of a float32 .npy file over the room left at its start."""
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+    stream.seek(0)
+    stream.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", _HEADER_BYTES - 10))
+    stream.write(text.ljust(_HEADER_BYTES - 11).encode("ascii") + b"\n")
+
+
+def _map_bytes(path: Path) -> mmap.mmap:
+    with path.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

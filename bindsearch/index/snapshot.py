@@ -1,0 +1,240 @@
+"""One state of an index folder, as a reader sees it: its manifest and its mapped segments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bindsearch.errors import MismatchError, MissingInputError
+from bindsearch.index.checks import unit_queries
+from bindsearch.index.flat import FlatIndex
+from bindsearch.index.manifest import Manifest, read_manifest, sum_counts
+from bindsearch.index.segment import Segment
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from bindsearch.types import FloatArray, IntArray
+
+    BoolArray = NDArray[np.bool_]
+
+_NORM_ERROR = 1e-6
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state of an index: searching it, reading rows and items of it. Thread-safe; later changes do not reach it.
+
+    Attributes:
+        path: the index folder.
+        manifest: what the state consists of.
+        segments: mapped, in the manifest's order.
+    """
+
+    path: Path
+    manifest: Manifest
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def open(cls, path: Path) -> Snapshot:
+        """Open the newest state: manifest, sizes, headers, counts and small files are checked; nothing large is read.
+
+        Raises:
+            MissingInputError: there is no index.
+            MismatchError: a file is missing, truncated, altered, or of another format version.
+        """
+        manifest = read_manifest(path)
+        while True:
+            try:
+                segments = tuple(Segment(path, entry, manifest.backend, manifest.dim) for entry in manifest.segments)
+            except FileNotFoundError as error:
+                newer = read_manifest(path)
+                if newer == manifest:
+                    raise MismatchError(
+                        f"{error.filename}: the file is missing, index.json names it. Build the index again: "
+                        f"bindsearch index EMBEDDINGS -o {path} --force"
+                    ) from error
+                manifest = newer  # replaced between our reading it and opening its files
+                continue
+            return cls(path, manifest, segments)
+
+    def search(
+        self, queries: FloatArray, k: int, selectors: Sequence[BoolArray | None] | None = None
+    ) -> tuple[FloatArray, IntArray]:
+        """Find the k best items of each query over all segments.
+
+        Args:
+            queries: (q, d) float32. Not modified.
+            k: at least 1.
+            selectors: one (rows of the segment,) bool mask or None a segment; None: every item.
+
+        Returns, Raises: as `IndexBackend.search`.
+        """
+        segments = self.segments
+        masks = [None] * len(segments) if selectors is None else selectors
+        found = [part.index.search(queries, k, mask) for part, mask in zip(segments, masks, strict=True)]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            shape = (unit_queries(queries, self.manifest.dim).shape[0], k)
+            return np.full(shape, -np.inf, dtype=np.float32), np.full(shape, -1, dtype=np.int64)
+        scores = np.concatenate([part[0] for part in found], axis=1)
+        ids = np.concatenate([part[1] for part in found], axis=1)
+        best = np.lexsort((ids, -scores), axis=1)[:, :k]
+        return np.take_along_axis(scores, best, axis=1), np.take_along_axis(ids, best, axis=1)
+
+    def locate(self, ids: IntArray) -> tuple[IntArray, IntArray]:
+        """Find the segment number and the row of each id, (m,) int64 each; -1 where it is unknown or removed."""
+        numbers = np.full(ids.size, -1, dtype=np.int64)
+        places = np.full(ids.size, -1, dtype=np.int64)
+        for number, segment in enumerate(self.segments):
+            here = segment.index.positions(ids)
+            numbers[here >= 0], places[here >= 0] = number, here[here >= 0]
+        return numbers, places
+
+    def rows(self, ids: IntArray) -> FloatArray:
+        """Give the unit rows of ids, (m, d) float32.
+
+        Raises:
+            MissingInputError: an id is not in the index.
+        """
+        numbers, places = self._found(ids)
+        rows = np.empty((ids.size, self.manifest.dim), dtype=np.float32)
+        for number, segment in enumerate(self.segments):
+            here = numbers == number
+            rows[here] = segment.index.rows(segment.index.ids[places[here]])
+        return rows
+
+    def table(self, ids: IntArray, columns: Sequence[str] | None = None) -> pa.Table:
+        """Give the rows of the item table of ids, in their order.
+
+        Raises:
+            MissingInputError: an id is not in the index.
+        """
+        import pyarrow as pa
+
+        numbers, places = self._found(ids)
+        parts: list[pa.Table] = []
+        order: list[IntArray] = []
+        for number, segment in enumerate(self.segments):
+            here = np.flatnonzero(numbers == number)
+            if here.size or not parts:
+                parts.append(segment.table(places[here], columns))
+                order.append(here)
+        joined = parts[0] if len(parts) == 1 else pa.concat_tables(parts, promote_options="permissive")
+        return joined.take(pa.array(np.argsort(np.concatenate(order)), type=pa.int64()))
+
+    def column_names(self) -> tuple[str, ...]:
+        """List the columns of the item tables, those of any segment."""
+        names = [name for segment in self.segments for name in segment.column_names()]
+        return tuple(dict.fromkeys(names))
+
+    def _found(self, ids: IntArray) -> tuple[IntArray, IntArray]:
+        numbers, places = self.locate(ids)
+        if (numbers < 0).any():
+            raise MissingInputError(f"{self.path}: no item has the id {int(ids[np.argmin(numbers)])}.")
+        return numbers, places
+
+    def info(self) -> dict[str, Any]:
+        """Say what the index holds and what it was made with."""
+        manifest = self.manifest
+        entries = [entry for part in manifest.segments for entry in part.files.values()]
+        return {
+            "index": str(self.path),
+            "space_name": manifest.space_name,
+            "space_id": manifest.space_id,
+            "backend": manifest.backend,
+            "count": manifest.count,
+            "modalities": manifest.modalities,
+            "dim": manifest.dim,
+            "metric": manifest.metric,
+            "row_dtype": manifest.row_dtype,
+            "segments": len(manifest.segments),
+            "removed": sum(part.removed for part in manifest.segments),
+            "size_bytes": sum(entry.size_bytes for entry in entries),
+            "tower_ids": manifest.tower_ids,
+            "preset_ids": manifest.preset_ids,
+            "tokenizer_id": manifest.tokenizer_id,
+            "source": manifest.source,
+            "built_with": manifest.built_with,
+            "generation": manifest.generation,
+            "format_version": manifest.format_version,
+        }
+
+    def verify(self, sample: int = 32) -> dict[str, Any]:
+        """Read every byte: checksums, ids, counts by modality, unit rows, and a sample searched exactly.
+
+        Args:
+            sample: how many rows to search for, spread evenly over each segment.
+
+        Returns:
+            What was checked, to show.
+
+        Raises:
+            MismatchError: naming the first thing that is not as it was written.
+        """
+        modalities: dict[str, int] = {}
+        worst, searched = 0.0, 0
+        for segment in self.segments:
+            segment.verify()
+            alive = segment.index.alive
+            names, counts = np.unique(segment.column("modality").to_numpy()[alive].astype(str), return_counts=True)
+            modalities = sum_counts(modalities, dict(zip(names.tolist(), counts.tolist(), strict=True)))
+            worst = max(worst, _worst_norm(segment))
+            searched += _verify_sample(segment, np.flatnonzero(alive), sample)
+        if modalities != self.manifest.modalities or sum(modalities.values()) != self.manifest.count:
+            raise MismatchError(
+                f"{self.path}: holds {modalities}, its manifest says {self.manifest.modalities}. Build the index again."
+            )
+        return {
+            "index": str(self.path),
+            "status": "ok",
+            "count": self.manifest.count,
+            "segments": len(self.segments),
+            "size_bytes": self.info()["size_bytes"],
+            "worst_norm_error": worst,
+            "sample_searched": searched,
+        }
+
+
+def _worst_norm(segment: Segment) -> float:
+    """Give the largest |norm - 1| of a segment's rows, refusing rows that are not unit.
+
+    Raises:
+        MismatchError: naming the norm.
+    """
+    worst = 0.0
+    for _, block in segment.index.blocks():
+        wide = block.astype(np.float64)
+        worst = max(worst, float(np.abs(np.sqrt((wide * wide).sum(axis=1)) - 1).max()))
+    if not worst <= _NORM_ERROR:  # NaN included
+        raise MismatchError(f"{segment.path}/vectors.npy: a row's norm is off by {worst:.1e}, expected 1.")
+    return worst
+
+
+def _verify_sample(segment: Segment, alive: IntArray, sample: int) -> int:
+    """Search for some of a segment's own rows and compare with the numpy truth; gives how many.
+
+    Raises:
+        MismatchError: naming the id whose answers differ.
+    """
+    if not alive.size or not sample:
+        return 0
+    places = alive[np.unique(np.linspace(0, alive.size - 1, min(sample, alive.size)).astype(np.int64))]
+    ids = segment.index.ids
+    queries = segment.index.rows(ids[places])
+    truth = FlatIndex.open(segment.path)
+    truth.remove(ids[~segment.index.alive])
+    found, expected = (index.search(queries, 10) for index in (segment.index, truth))
+    for row, place in enumerate(places.tolist()):
+        same = np.array_equal(found[0][row], expected[0][row]) and np.array_equal(found[1][row], expected[1][row])
+        if not same or found[0][row, 0] < 1 - _NORM_ERROR:
+            raise MismatchError(
+                f"{segment.path}: a search for the row of id {ids[place]} gives other answers than numpy."
+            )
+    return int(places.size)
