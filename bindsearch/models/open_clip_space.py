@@ -180,7 +180,7 @@ def _encoder(name: str, model: torch.nn.Module, clip: tuple[int, ...], context: 
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             self.check(x)
-            return model.encode_image(x[:, :, 0]) if name == "vision" else model.encode_text(x)  # type: ignore[operator]
+            return model.encode_image(x[:, :, 0]) if name == "vision" else model.encode_text(x)  # type: ignore[operator, no-any-return]
 
         def logit_scale(self) -> float:
             return min(float(model.logit_scale.exp()), 100.0)  # type: ignore[operator]
