@@ -1,0 +1,76 @@
+"""A training run's state on disk: tensors as safetensors, numbers as JSON, replaced in one rename."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bindsearch.errors import MismatchError
+
+STATE = "state"
+
+
+def save_checkpoint(path: Path, towers: dict[str, nn.Module], optimiser: torch.optim.Optimizer, notes: dict[str, Any]) -> None:
+    """Write towers, optimiser moments and notes; a kill at any moment leaves the old or the new one.
+
+    Args:
+        path: of the .safetensors file.
+        towers: by name.
+        optimiser: AdamW over the towers' parameters.
+        notes: JSON-able: step, configuration hash, curves.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    for name, tower in towers.items():
+        tensors |= {f"tower/{name}/{key}": value.detach().contiguous() for key, value in tower.state_dict().items()}
+    for number, state in optimiser.state_dict()[STATE].items():
+        tensors |= {f"optimiser/{number}/{key}": value.contiguous() for key, value in state.items()}
+    temporary = path.with_suffix(".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, str(temporary), metadata={"notes": json.dumps(notes)})
+    temporary.replace(path)
+
+
+def load_checkpoint(
+    path: Path, towers: dict[str, nn.Module], optimiser: torch.optim.Optimizer | None, expected: str
+) -> dict[str, Any]:
+    """Read a checkpoint into towers and optimiser; overwrites both.
+
+    Args:
+        path: from `save_checkpoint`.
+        towers: by name, of the same architecture.
+        optimiser: over the same parameters; None loads the towers alone.
+        expected: the configuration's hash; another one is refused.
+
+    Returns:
+        The notes.
+
+    Raises:
+        MismatchError: the checkpoint belongs to another configuration.
+    """
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        notes: dict[str, Any] = json.loads(file.metadata()["notes"])
+        if notes["config"] != expected:
+            raise MismatchError(
+                f"{path}: written by configuration {notes['config']}, this one is {expected}. "
+                "Use another folder, or remove this one to start again."
+            )
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    for name, tower in towers.items():
+        prefix = f"tower/{name}/"
+        tower.load_state_dict({key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)})
+    if optimiser is not None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimiser/"):
+                _, number, part = key.split("/")
+                state.setdefault(int(number), {})[part] = value
+        optimiser.load_state_dict({**optimiser.state_dict(), STATE: state})
+    return notes

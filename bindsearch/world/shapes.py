@@ -1,0 +1,175 @@
+"""Shapes as signed distances, and a canvas that paints them: resolution-free drawing of n pictures at once.
+
+A signed distance is negative inside a shape and grows by one a unit of length outside it; a shape's edge is softened over one
+pixel, so a picture drawn small looks like one drawn large and scaled down.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+def column(values: Any) -> Array:
+    """Give (n,) numbers two trailing axes so that they meet (n, H, W) grids; a plain number stays one."""
+    array = np.asarray(values, dtype=np.float32)
+    return array[:, None, None] if array.ndim == 1 else array
+
+
+def turn(u: Array, v: Array, angle: Any) -> tuple[Array, Array]:
+    """Turn coordinates (n, H, W) by minus the angle (radians, number or (n,)): the shape turns by plus it."""
+    cos, sin = column(np.cos(angle)), column(np.sin(angle))
+    return cos * u + sin * v, cos * v - sin * u
+
+
+def ellipse(u: Array, v: Array, rx: Any, ry: Any) -> Array:
+    """Signed distance of an ellipse round the origin, to first order.
+
+    Args:
+        u, v: (n, H, W) or broadcastable coordinates. Not modified.
+        rx, ry: half axes, number or (n,).
+    """
+    rx, ry = column(rx), column(ry)
+    p, q = u / rx, v / ry
+    near = np.sqrt(p * p + q * q)
+    slope = np.sqrt((p / rx) ** 2 + (q / ry) ** 2) + np.float32(1e-6)
+    return near * (near - 1) / slope
+
+
+def bar(u: Array, v: Array, ends: tuple[Any, Any, Any, Any], r1: Any, r2: Any) -> Array:
+    """Signed distance of a bar with round ends whose half width runs from r1 to r2.
+
+    Args:
+        u, v: coordinates. Not modified.
+        ends: x1, y1, x2, y2, each a number or (n,).
+        r1, r2: half widths at the two ends.
+    """
+    x1, y1, x2, y2 = (column(end) for end in ends)
+    dx, dy = x2 - x1, y2 - y1
+    pu, pv = u - x1, v - y1
+    along = np.clip((pu * dx + pv * dy) / (dx * dx + dy * dy + np.float32(1e-6)), 0, 1)
+    pu = pu - along * dx
+    pv = pv - along * dy
+    return np.sqrt(pu * pu + pv * pv) - (column(r1) + along * (column(r2) - column(r1)))
+
+
+def box(u: Array, v: Array, hx: Any, hy: Any, radius: Any = 0.0) -> Array:
+    """Signed distance of a box round the origin with half sizes hx, hy and rounded corners."""
+    radius = column(radius)
+    qu = np.abs(u) - (column(hx) - radius)
+    qv = np.abs(v) - (column(hy) - radius)
+    outside = np.sqrt(np.maximum(qu, 0) ** 2 + np.maximum(qv, 0) ** 2)
+    return outside + np.minimum(np.maximum(qu, qv), 0) - radius
+
+
+def polygon(u: Array, v: Array, corners: list[tuple[Any, Any]]) -> Array:
+    """Signed distance of a convex polygon (greatest distance of its edge lines; corners in any turning sense)."""
+    xs, ys = [float(np.mean(x)) for x, _ in corners], [float(np.mean(y)) for _, y in corners]
+    area = sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))
+    sense = 1.0 if area > 0 else -1.0
+    distance: Array | None = None
+    for (x1, y1), (x2, y2) in zip(corners, corners[1:] + corners[:1], strict=True):
+        ex, ey = np.asarray(x2) - np.asarray(x1), np.asarray(y2) - np.asarray(y1)
+        length = np.sqrt(ex * ex + ey * ey) + 1e-6
+        edge = column(sense * ey / length) * (u - column(x1)) - column(sense * ex / length) * (v - column(y1))
+        distance = edge if distance is None else np.maximum(distance, edge)
+    assert distance is not None
+    return distance
+
+
+def ring(u: Array, v: Array, radius: Any, half_width: Any) -> Array:
+    """Signed distance of a ring round the origin."""
+    return np.abs(np.sqrt(u * u + v * v) - column(radius)) - column(half_width)
+
+
+def dots(x: Array, y: Array, cells: Any, radius: Any, phase: Any, share: float = 1.0) -> Array:
+    """Signed distance of dots strewn over the plane, one to a cell of a jittered grid.
+
+    Args:
+        x, y: coordinates. Not modified.
+        cells: cells a unit of length, number or (n,).
+        radius: of a dot, in cells.
+        phase: (n,) numbers that make one strewing differ from another.
+        share: share of the cells that hold a dot.
+
+    Returns:
+        Distance in units of x and y.
+    """
+    cells, phase = column(cells), column(phase)
+    gx, gy = x * cells, y * cells
+    i, j = np.floor(gx), np.floor(gy)
+    first = np.sin(i * np.float32(12.9898) + j * np.float32(78.233) + phase * np.float32(37.7)) * np.float32(437.585)
+    first -= np.floor(first)
+    second = first * np.float32(57.31)
+    second -= np.floor(second)
+    du = gx - i - (np.float32(0.25) + first * np.float32(0.5))
+    dv = gy - j - (np.float32(0.25) + second * np.float32(0.5))
+    distance = np.sqrt(du * du + dv * dv) - column(radius)
+    if share < 1.0:
+        third = second * np.float32(31.17)
+        third -= np.floor(third)
+        distance = np.where(third < share, distance, np.float32(1.0))
+    return distance / cells
+
+
+def wave(t: Array) -> Array:
+    """Give a triangle wave of period 1 between 0 and 1."""
+    return np.float32(2) * np.abs(t - np.floor(t + np.float32(0.5)))
+
+
+class Canvas:
+    """n square pictures being painted.
+
+    Attributes:
+        x, y: (n or 1, 1, W) and (n or 1, H, 1) pixel centres in frame widths; y grows downwards.
+        pixel: size of a pixel in frame widths.
+        rgb: (n, 3, H, W) float32, linear levels where 1 is white; overwritten by painting.
+    """
+
+    def __init__(self, n: int, size_px: int) -> None:
+        """Start with black pictures."""
+        centres = (np.arange(size_px, dtype=np.float32) + np.float32(0.5)) / np.float32(size_px)
+        self._x, self._y = centres[None, None, :], centres[None, :, None]
+        self.x, self.y = self._x, self._y
+        self.pixel = np.float32(1.0 / size_px)
+        self.rgb = np.zeros((n, 3, size_px, size_px), dtype=np.float32)
+
+    def move(self, shift: Array, zoom: Array, mirrored: Array) -> None:
+        """Look at another piece of the plane: what is painted next lies shifted (n, 2), zoomed (n,) and mirrored (n,)."""
+        sense = column(np.where(mirrored, np.float32(-1), np.float32(1)))
+        self.x = (self._x - np.float32(0.5)) * sense * column(zoom) + np.float32(0.5) + column(shift[:, 0])
+        self.y = (self._y - np.float32(0.5)) * column(zoom) + np.float32(0.5) + column(shift[:, 1])
+
+    def rest(self) -> None:
+        """Go back to the frame's own coordinates."""
+        self.x, self.y = self._x, self._y
+
+    def coverage(self, distance: Array, unit: Any = 1.0, soft: float = 0.0) -> Array:
+        """Turn a signed distance into a coverage in [0, 1].
+
+        Args:
+            distance: (n, H, W) or broadcastable. Not modified.
+            unit: frame widths a unit of the distance, number or (n,).
+            soft: additional width of the edge in units of the distance.
+        """
+        edge = self.pixel / column(unit) + np.float32(soft)
+        return np.clip(np.float32(0.5) - distance / edge, 0, 1)
+
+    def paint(self, cover: Array, colour: Array) -> None:
+        """Blend a colour in. Overwrites rgb.
+
+        Args:
+            cover: (n, H, W) or broadcastable, in [0, 1]. Not modified.
+            colour: (n, 3), or (n, 3, H, W) where it varies. Not modified.
+        """
+        if colour.ndim == 2:
+            colour = colour[:, :, None, None]
+        self.rgb += cover[:, None] * (colour - self.rgb)
+
+    def shade(self, factor: Array) -> None:
+        """Multiply the levels by (n, H, W) factors. Overwrites rgb."""
+        self.rgb *= factor[:, None]

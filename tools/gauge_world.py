@@ -1,0 +1,112 @@
+"""Gauge the world's rendering before binding anything to it: what a small supervised network and a nearest neighbour can name.
+
+A modality is good to bind when the network names subject and setting after a few minutes and the nearest neighbour on raw
+input does not: then the task is learnable and no lookup.
+
+    python tools/gauge_world.py image --n 40000 --epochs 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bindsearch.train.pool import MEL_SCALE, audio_rows
+from bindsearch.world.image import render_images
+from bindsearch.world.scene import Scenes, sample, split_seeds
+
+
+def raw_input(modality: str, scenes: Scenes) -> np.ndarray:
+    """Render scenes into what the gauge's network sees: (n, C, H, W) float32 around 0."""
+    if modality == "image":
+        pixels = render_images(scenes, 64).transpose(0, 3, 1, 2)
+        return (pixels.astype(np.float32) / 255 - 0.5) / 0.27
+    return audio_rows(scenes, {"mels": 64, "frames": 204, "clips": 1})[:, None].astype(np.float32) / MEL_SCALE
+
+
+def nearest_neighbour(modality: str, train: np.ndarray, test: np.ndarray, labels: tuple[np.ndarray, np.ndarray]) -> float:
+    """Accuracy of the nearest neighbour in raw pixels, or in the mean log-mel."""
+    flat = [part.reshape(len(part), -1) if modality == "image" else part.mean(axis=-1).reshape(len(part), -1) for part in (train, test)]
+    one, two = (torch.from_numpy(np.ascontiguousarray(part)) for part in flat)
+    near = torch.cdist(two, one).argmin(dim=1).numpy()
+    return float((labels[0][near] == labels[1]).mean())
+
+
+def small_net(channels: int, classes: tuple[int, int]) -> nn.Module:
+    """A convolutional network of four stages with one output row for both attributes."""
+    widths, layers, last = (32, 64, 128, 192), [], channels
+    for width in widths:
+        layers += [nn.Conv2d(last, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU()]
+        last = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(last, sum(classes)))
+
+
+def train_net(net: nn.Module, x: torch.Tensor, labels: torch.Tensor, epochs: int, seed: int) -> None:
+    """Train both attributes at once with AdamW and one cosine."""
+    batch, rng = 128, np.random.default_rng(seed)
+    steps = epochs * (len(x) // batch)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps, pct_start=0.1)
+    net.train()
+    step = 0
+    for _ in range(epochs):
+        order = rng.permutation(len(x))
+        for at in range(0, len(x) - batch + 1, batch):
+            which = torch.from_numpy(order[at : at + batch])
+            with torch.autocast("cpu", torch.bfloat16):
+                out = net(x[which].contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(out[:, :24].float(), labels[which, 0]) + F.cross_entropy(out[:, 24:].float(), labels[which, 1])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            step += 1
+            if step % 100 == 0:
+                print(f"step {step}/{steps} loss {loss.item():.3f}", flush=True)
+
+
+def gauge(modality: str, n: int, epochs: int, seed: int) -> dict[str, Any]:
+    """Run network and nearest neighbour on n training and 2,000 unseen scenes."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(2)
+    train, test = sample(split_seeds("train", n)), sample(split_seeds("validation", 2000))
+    start = time.time()
+    x, y = raw_input(modality, train), raw_input(modality, test)
+    rendered_s = time.time() - start
+    result: dict[str, Any] = {"modality": modality, "n": n, "renders_per_s": round((n + 2000) / rendered_s)}
+    for attribute in ("subject", "setting"):
+        known = (getattr(train, attribute)[:5000], getattr(test, attribute))
+        result[f"nearest_{attribute}"] = nearest_neighbour(modality, x[:5000], y, known)
+    print(result, flush=True)
+    if epochs:
+        start = time.time()
+        net = small_net(x.shape[1], (24, 8))
+        labels = torch.from_numpy(np.stack([train.subject, train.setting], 1).astype(np.int64))
+        train_net(net, torch.from_numpy(x), labels, epochs, seed)
+        net.eval()
+        with torch.no_grad():
+            out = torch.cat([net(torch.from_numpy(y[at : at + 250])) for at in range(0, 2000, 250)])
+        named = out[:, :24].argmax(1).numpy(), out[:, 24:].argmax(1).numpy()
+        result["net_subject"] = float((named[0] == test.subject).mean())
+        result["net_setting"] = float((named[1] == test.setting).mean())
+        result["train_s"] = round(time.time() - start)
+        per = [round(float((named[0] == k)[test.subject == k].mean()), 2) for k in range(24)]
+        print("per subject", per, "per setting", [round(float((named[1] == k)[test.setting == k].mean()), 2) for k in range(8)])
+    return result
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("modality", choices=("image", "audio"))
+    parser.add_argument("--n", type=int, default=30000)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    print(json.dumps(gauge(arguments.modality, arguments.n, arguments.epochs, arguments.seed)))

@@ -1,0 +1,74 @@
+"""Train bindsearch-mini from nothing: draw the world, bind text, then audio, to images, write the bundled space.
+
+    python tools/train_mini.py runs/mini            # resumes where it was stopped
+    python tools/train_mini.py runs/mini --stage image-text
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bindsearch.modalities.bpe import closed_id_map
+from bindsearch.models.bind import ArchitectureConfig, Tower, load_architecture
+from bindsearch.train.binding import image_audio_stage, image_text_stage
+from bindsearch.train.config import TrainConfig, load_train_config
+from bindsearch.train.loop import train_stage
+from bindsearch.world.text import vocabulary
+
+PACKAGE = Path(str(resources.files("bindsearch")))
+
+
+def load_numbers(space: str) -> dict[str, dict[str, Any]]:
+    """Read a space's preprocessing numbers, with the id map of the world's words."""
+    data = json.loads((PACKAGE / "models" / "configs" / f"{space}.json").read_text(encoding="utf-8"))
+    numbers: dict[str, dict[str, Any]] = data["preprocess"]
+    numbers["text"]["id_map"] = list(closed_id_map(vocabulary()))
+    return numbers
+
+
+def run_stages(config: TrainConfig, folder: Path, only: str | None) -> dict[str, Tower]:
+    """Run the stages in order; returns the trained towers."""
+    architecture: ArchitectureConfig = load_architecture(config.space)
+    numbers = load_numbers(config.space)
+    rows, words = architecture.towers["text"].stem.vocabulary, len(numbers["text"]["id_map"])
+    if rows != words:
+        raise SystemExit(f"{config.space}.json: vocabulary is {rows}, the world's words need {words}. Write {words} there.")
+    trained: dict[str, Tower] = {}
+    for number, stage_config in enumerate(config.stages):
+        if stage_config.modality == "text":
+            stage = image_text_stage(config, stage_config, architecture, numbers, folder)
+        else:
+            stage = image_audio_stage(config, stage_config, architecture, numbers, trained, folder)
+        print(f"stage {number + 1}/{len(config.stages)}: {stage_config.name}", flush=True)
+        notes = train_stage(stage, say=lambda line: print(line, flush=True))
+        (folder / f"{stage_config.name}.json").write_text(json.dumps(notes, indent=1), encoding="utf-8")
+        trained.update({name: tower.eval() for name, tower in stage.towers.items()})  # type: ignore[misc]
+        if stage_config.name == only:
+            break
+    return trained
+
+
+def main() -> None:
+    """Train, then write the space."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="checkpoints, pools and curves")
+    parser.add_argument("--config", type=Path, default=PACKAGE / "train" / "mini.json")
+    parser.add_argument("--stage", help="stop after this stage")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    towers = run_stages(load_train_config(arguments.config), arguments.folder, arguments.stage)
+    print(f"trained {', '.join(towers)} in {(time.time() - began) / 60:.1f} min", flush=True)
+
+
+if __name__ == "__main__":
+    main()
