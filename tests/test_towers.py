@@ -72,6 +72,19 @@ def test_float32_ladder(model: str, case: str) -> None:
     assert (ours * theirs).sum(1).min() >= 1 - 1e-9
 
 
+@pytest.mark.parametrize(("model", "case"), GOOD)
+def test_bfloat16_stays_near(model: str, case: str) -> None:
+    name, want = modality_of(model, case), want64(model, case)
+    clips, per_item = golden.clips_of(name, golden.case_input(model, case), torch.bfloat16)
+    tower = golden.tower(model, name, torch.bfloat16)
+    with torch.inference_mode():
+        unit = torch.nn.functional.normalize(tower(clips).double(), dim=-1, eps=1e-12)
+    got = (unit * tower.logit_scale()).reshape(len(want), per_item, -1).mean(1).numpy()
+    assert golden.error(got, want) <= 5e-2
+    cosines = (got * want).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1)
+    assert cosines.min() >= 0.999
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(("model", "case"), GOOD)
 def test_a_batch_equals_its_singles(model: str, case: str, dtype: torch.dtype) -> None:

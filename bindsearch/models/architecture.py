@@ -190,6 +190,21 @@ def load_architecture(name_or_path: str | Path) -> ArchitectureConfig:
         UnknownNameError: no such packaged architecture and no such file.
         InputError: the JSON does not fit.
     """
+    data = _read(name_or_path)
+    return from_json_dict(ArchitectureConfig, data.get("architecture", data), str(name_or_path))
+
+
+def load_preprocess(name_or_path: str | Path) -> dict[str, dict[str, Any]]:
+    """Read the preprocessing numbers that go with an architecture: modality -> numbers; {} where it names none.
+
+    Raises:
+        UnknownNameError: no such packaged architecture and no such file.
+    """
+    numbers: dict[str, dict[str, Any]] = _read(name_or_path).get("preprocess", {})
+    return numbers
+
+
+def _read(name_or_path: str | Path) -> dict[str, Any]:
     folder = resources.files("bindsearch.models") / "configs"
     packaged = folder / f"{name_or_path}.json"
     if Path(name_or_path).suffix == ".json" and Path(name_or_path).is_file():
@@ -200,4 +215,4 @@ def load_architecture(name_or_path: str | Path) -> ArchitectureConfig:
         known = [entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")]
         raise UnknownNameError("architecture", str(name_or_path), known)
     data: dict[str, Any] = json.loads(text)
-    return from_json_dict(ArchitectureConfig, data.get("architecture", data), str(name_or_path))
+    return data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bindsearch.config import cache_dir
 from bindsearch.errors import BindSearchError, InputError, UnknownNameError, WeightsError
-from bindsearch.models.architecture import load_architecture
+from bindsearch.models.architecture import load_architecture, load_preprocess
 from bindsearch.models.manifest import FILE, SpaceManifest, TowerRecord, load_manifest
 from bindsearch.models.releases import releases
 from bindsearch.models.space import DTYPES, Space, TowerLoader, Towers
@@ -127,7 +126,6 @@ def open_folder(folder: Path) -> Opened:
 def tiny_manifest(seed: int) -> SpaceManifest:
     """Describe the public test space of a seed: all six towers, a few thousand numbers, no files."""
     architecture = load_architecture("tiny")
-    text = (resources.files("bindsearch.models") / "configs" / "tiny.json").read_text(encoding="utf-8")
     records = {}
     for name, tower in architecture.towers.items():
         scale = tower.scale.initial
@@ -137,7 +135,7 @@ def tiny_manifest(seed: int) -> SpaceManifest:
         name=f"tiny:{seed}",
         architecture=replace(architecture, name=f"tiny:{seed}"),
         towers=records,
-        preprocess=json.loads(text)["preprocess"],
+        preprocess=load_preprocess("tiny"),
         licence="Apache-2.0",
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindsearch.errors import MissingInputError, WeightsError
-from bindsearch.models.architecture import load_architecture
+from bindsearch.models.architecture import load_architecture, load_preprocess
 from bindsearch.models.keys import DERIVED, checkpoint_key, tower_key
 from bindsearch.models.manifest import FILE, SpaceManifest, load_manifest, save_manifest
 from bindsearch.models.tower_file import Getter, content_id, counts_for_id, write_tower
@@ -176,7 +176,7 @@ def convert(
     dtype: str = "float32",
     progress: bool = False,
     source: Mapping[str, Any] | None = None,
-    licence: str | None = None,
+    architecture: str = "imagebind-huge",
 ) -> SpaceManifest:
     """Convert imagebind_huge.pth to a folder with one safetensors file a tower.
 
@@ -189,7 +189,7 @@ def convert(
         dtype: "float32" or "bfloat16".
         progress: a bar on stderr.
         source: what is known of the checkpoint, recorded in space.json; its size and SHA-256 are added.
-        licence: recorded; the packaged table's by default.
+        architecture: whose names and shapes the checkpoint must have; also the space's name.
 
     Returns:
         The manifest that was written.
@@ -200,12 +200,14 @@ def convert(
     """
     from tqdm import tqdm
 
-    from bindsearch.models.releases import release_of
+    from bindsearch.models.releases import releases
 
     if not checkpoint.is_file():
         raise MissingInputError(f"{checkpoint}: no such file. Bring imagebind_huge.pth, or: bindsearch models fetch.")
     state = read_checkpoint(checkpoint)
-    check_keys({key: tuple(tensor.shape) for key, tensor in state.items()}, checkpoint_shapes(), str(checkpoint))
+    check_keys(
+        {key: tuple(tensor.shape) for key, tensor in state.items()}, checkpoint_shapes(architecture), str(checkpoint)
+    )
     towers: dict[str, dict[str, Getter]] = {}
     for key, tensor in state.items():
         tower, ours = tower_key(key)
@@ -213,13 +215,15 @@ def convert(
             _check_mask(tensor, f"{checkpoint}: {key}")
         else:
             towers.setdefault(tower, {})[ours] = _getter(tensor)
+    known = releases()
     facts = {"file": checkpoint.name, "size_bytes": checkpoint.stat().st_size, **(source or {})}
     facts.setdefault("sha256", sha256_of(checkpoint, progress))
     manifest = SpaceManifest(
-        name="imagebind-huge",
-        architecture=load_architecture("imagebind-huge"),
+        name=architecture,
+        architecture=load_architecture(architecture),
+        preprocess=load_preprocess(architecture),
         source=facts,
-        licence=licence or release_of("imagebind-huge").licence,
+        licence=known[architecture].licence if architecture in known else "",
     )
     (folder / FILE).unlink(missing_ok=True)  # while towers are replaced, the folder is no space
     folder.mkdir(parents=True, exist_ok=True)
