@@ -1,0 +1,159 @@
+"""What a listing brings that a store does not hold yet, and what it no longer brings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bindsearch.embed.decoding import source_of
+from bindsearch.embed.plan import say_twice
+from bindsearch.errors import DecodeError, InputError
+from bindsearch.store import EmbeddingStore, Generation
+from bindsearch.store.generation import PLAN_ROWS
+from bindsearch.types import Item
+
+if TYPE_CHECKING:
+    from bindsearch.types import IntArray
+
+_NO_IDS: IntArray = np.empty(0, dtype=np.int64)
+
+
+class KnownUnits:
+    """What a store already holds, by unit: an item as it was listed, whole or later cut in spans.
+
+    Memory: 34 bytes a row; the checksums are read only where a modification time has changed.
+    """
+
+    def __init__(self, out: Path, generations: Sequence[Generation], origins: Sequence[str]) -> None:
+        """Read the plans of the finished generations.
+
+        Args:
+            out: folder of the store.
+            generations: oldest first, all of them finished.
+            origins: names of this run's sources; a row from one of them that is not listed again is gone. Stdin ("-")
+                has no memory: nothing is gone because it was not typed again.
+        """
+        self._out, self._generations = out, generations
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in ("id", "unit", "print", "mtime", "listed")}
+        dead = _NO_IDS
+        for generation in reversed(generations):
+            rows = _plan_columns(generation, ("id", "unit", "print", "mtime", "origin"))
+            alive = ~np.isin(rows["id"], dead)
+            again = np.array([name in origins and name != "-" for name in generation.record["sources"]], dtype=bool)
+            rows["listed"] = again[rows.pop("origin")]
+            for name, values in rows.items():
+                columns[name].append(values[alive])
+            dead = np.unique(np.concatenate([dead, rows["id"], generation.gone_ids()]))
+        joined = {name: np.concatenate(parts) if parts else _NO_IDS for name, parts in columns.items()}
+        order = np.argsort(joined["unit"], kind="stable")
+        self.ids, self.units, self.prints = (joined[name][order] for name in ("id", "unit", "print"))
+        self.mtimes_s = joined["mtime"][order].astype(np.float64)
+        self.listed = joined["listed"][order].astype(bool)
+        self.seen = np.zeros(len(self.ids), dtype=bool)
+
+    def rows_of(self, unit: int) -> slice:
+        """Give the rows that one listed item made before; empty where it is new."""
+        first, last = np.searchsorted(self.units, [unit, unit + 1])
+        return slice(int(first), int(last))
+
+    def count_unchanged(self, item: Item, mark: int) -> int:
+        """Tell how many rows of the store a listed item stands for, if nothing about it has changed.
+
+        Args:
+            item: as listed.
+            mark: its fingerprint.
+
+        Returns:
+            0 for a new or changed item. An item is unchanged if its fingerprint (size included) and its modification
+            time are the same; or, with another time, if its bytes are. A bad one with another time, or one that could
+            not be read and now can be, counts as changed.
+
+        Raises:
+            InputError: the item was listed before in this run.
+        """
+        rows = self.rows_of(item.id)
+        if rows.start == rows.stop:
+            return 0
+        if self.seen[rows].any():
+            place = {"key": item.key, "source": item.source, "member": item.member}
+            raise InputError(say_twice(place, place))
+        if (self.prints[rows] != mark).any() or not self._is_same(item, rows):
+            return 0
+        self.seen[rows] = True
+        return int(rows.stop) - int(rows.start)
+
+    def _is_same(self, item: Item, rows: slice) -> bool:
+        stages = {self._bad_stages[each] for each in self.ids[rows].tolist() if each in self._bad_stages}
+        now_s = np.nan if item.mtime_s is None else item.mtime_s
+        if not np.array_equal(self.mtimes_s[rows], np.full(rows.stop - rows.start, now_s), equal_nan=True):
+            return not stages and self._has_same_bytes(item, int(self.ids[rows.start]))
+        return not ("read" in stages and _can_be_read(item))
+
+    def _has_same_bytes(self, item: Item, known: int) -> bool:
+        try:
+            return source_of(item).sha256() == self._checksums[known]
+        except (DecodeError, OSError):
+            return False
+
+    @cached_property
+    def _store(self) -> EmbeddingStore:
+        return EmbeddingStore.open(self._out, partial=True)
+
+    @cached_property
+    def _bad_stages(self) -> Mapping[int, str]:
+        """Stage of each bad row, by id."""
+        table = self._store.items(("id", "stage"), status="bad")
+        return dict(zip(table.column("id").to_pylist(), table.column("stage").to_pylist(), strict=True))
+
+    @cached_property
+    def _checksums(self) -> Mapping[int, str]:
+        table = self._store.items(("id", "sha256"))
+        return dict(zip(table.column("id").to_pylist(), table.column("sha256").to_pylist(), strict=True))
+
+    def replace(self, unit: int, ids: Sequence[int]) -> None:
+        """Note that a listed item is embedded again, as rows of these ids; its other rows will be gone."""
+        rows = self.rows_of(unit)
+        self.listed[rows] = True
+        self.seen[rows] |= np.isin(self.ids[rows], np.asarray(ids, dtype=np.int64))
+
+    def gone(self) -> list[dict[str, int | str]]:
+        """Give what this run's sources held before and no longer hold: {"id", "key"}, by id."""
+        wanted = set(self.ids[self.listed & ~self.seen].tolist())
+        found: list[dict[str, int | str]] = []
+        for generation in reversed(self._generations):
+            if not wanted:
+                break
+            for row in _keys_of(generation, wanted):
+                wanted.discard(row["id"])
+                found.append(row)
+        return sorted(found, key=lambda row: row["id"])
+
+
+def _plan_columns(generation: Generation, names: Sequence[str]) -> dict[str, np.ndarray]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(generation.folder / PLAN_ROWS) as file:
+        table = file.read(columns=list(names))
+    return {name: table.column(name).to_numpy(zero_copy_only=False) for name in names}
+
+
+def _keys_of(generation: Generation, wanted: set[int]) -> Iterator[dict[str, int | str]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(generation.folder / PLAN_ROWS) as file:
+        table = file.read(columns=["id", "key"])
+    hits = np.flatnonzero(np.isin(table.column("id").to_numpy(), list(wanted)))
+    yield from table.take(hits).to_pylist()
+
+
+def _can_be_read(item: Item) -> bool:
+    try:
+        with source_of(item).open() as file:
+            file.read(1)
+    except (DecodeError, OSError):
+        return False
+    return True

@@ -1,0 +1,254 @@
+"""One item, from source to model-ready arrays: what a decode worker does, and every way it can fail."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from bindsearch.errors import DecodeError, InputError, UnsupportedError
+from bindsearch.listing import BrokenItem, FusedItem, Listing
+from bindsearch.listing.naming import to_path
+from bindsearch.modalities.base import Modality
+from bindsearch.registry import MODALITIES
+from bindsearch.sources import Source
+from bindsearch.types import Item, Span
+
+if TYPE_CHECKING:
+    import numpy as np
+
+COUNTED_NOTES = ("truncated",)
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What came of an item.
+
+    Attributes:
+        arrays: one a part (a plain item has one): (S, ...) float32, text int64, as `preprocess` makes them.
+        sha256: of the bytes; of a fused item, of its parts' hashes.
+        notes: warnings, without the item's name: "text: truncated".
+        seconds: wall time that it took.
+    """
+
+    arrays: tuple[np.ndarray, ...]
+    sha256: str
+    notes: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why nothing came of an item.
+
+    Attributes:
+        stage: list, read, decode, preprocess, worker (time limit or a killed process) or encode.
+        reason: what is wrong, without the item's name; the same words each time.
+        sha256: of the bytes, where they could be read.
+        seconds: wall time that it took.
+    """
+
+    stage: str
+    reason: str
+    sha256: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The spans that a recording is cut in; none means: take the whole."""
+
+    spans: tuple[Span, ...]
+
+
+Outcome = Decoded | Failed | Cut
+
+
+def source_of(item: Item) -> Source:
+    """Make the source of an item as a listing or an item table names it."""
+    return Source.of_item(replace(item, source=to_path(item.source), member=item.member and to_path(item.member)))
+
+
+def decode_item(item: Item, configs: Mapping[str, Any]) -> Outcome:
+    """Read, decode and preprocess an item; never raises on what the item holds.
+
+    Args:
+        item: from a plan.
+        configs: preprocessing by modality.
+
+    Returns:
+        Decoded or Failed.
+    """
+    return _guarded(item, lambda started: _decode(item, configs, started))
+
+
+def cut_item(item: Item, configs: Mapping[str, Any], window_s: float | None) -> Outcome:
+    """Look at a recording's length and cut it in spans.
+
+    Returns:
+        Cut; where its length cannot be read, no spans: decoding it will say why.
+    """
+
+    def cut(_started: float) -> Outcome:
+        modality: Modality[Any] = MODALITIES[item.modality]
+        return Cut(tuple(modality.spans(source_of(item), configs[item.modality], window_s)))
+
+    outcome = _guarded(item, cut)
+    return Cut(()) if isinstance(outcome, Failed) else outcome
+
+
+def warm_up(item: Item, configs: Mapping[str, Any]) -> None:
+    """Load what an item's modality needs, on a made-up example, so that the time limit counts only the item."""
+    if not isinstance(item, BrokenItem):
+        for part in _parts(item):
+            modality: Modality[Any] = MODALITIES[part.modality]
+            modality.preprocess(modality.example(0), configs[part.modality])
+
+
+def has_spans(item: Item) -> bool:
+    """Say whether an item may have to be cut: its modality knows how, and it is a whole."""
+    if item.span is not None or isinstance(item, BrokenItem | FusedItem):
+        return False
+    return type(MODALITIES[item.modality]).spans is not Modality.spans
+
+
+def _guarded(item: Item, work: Any) -> Outcome:
+    """Do work on an item and turn whatever it raises into a Failed, but for what is no fault of the item."""
+    started = time.perf_counter()
+    digest: str | None = None
+    try:
+        outcome: Outcome = work(started)
+        return outcome
+    except DecodeError as error:
+        stage, reason = error.stage, error.what
+    except (InputError, UnsupportedError) as error:
+        stage, reason = "decode", str(error).removeprefix(f"{item.key}: ")
+    except OSError as error:
+        stage, reason = "read", error.strerror or str(error)
+    except ImportError:
+        raise  # a package is missing: every item would fail
+    except MemoryError:
+        stage, reason = "decode", "needs more memory than there is"
+    except Exception as error:  # the readers of foreign formats raise anything on hostile bytes
+        stage, reason = "decode", f"{type(error).__name__}: {error}"
+    if stage != "read":
+        digest = _sha256_if_any(item)
+    reason = _ADDRESS.sub("", " ".join(reason.split()))[:500]
+    return Failed(stage, reason, digest, time.perf_counter() - started)
+
+
+def _sha256_if_any(item: Item) -> str | None:
+    try:
+        return _sha256(item)
+    except (DecodeError, OSError):
+        return None
+
+
+def _decode(item: Item, configs: Mapping[str, Any], started: float) -> Outcome:
+    if isinstance(item, BrokenItem):
+        return Failed(item.stage, item.reason)
+    arrays: list[np.ndarray] = []
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        digest = _sha256(item)
+        for part in _parts(item):
+            modality: Modality[Any] = MODALITIES[part.modality]
+            config = configs[part.modality]
+            try:
+                media = modality.decode(source_of(part), config, part.span)
+                arrays.append(modality.preprocess(media, config))
+            except DecodeError as error:
+                if not isinstance(item, FusedItem):
+                    raise
+                raise DecodeError(item.key, f"{part.modality} part: {error.what}", error.stage) from error
+            notes += [f"{part.modality}: {note}" for note in COUNTED_NOTES if note in media.notes]
+    notes += [f"{item.modality}: {warning.category.__name__}" for warning in caught]
+    return Decoded(tuple(arrays), digest, tuple(notes), time.perf_counter() - started)
+
+
+def _parts(item: Item) -> list[Item]:
+    if not isinstance(item, FusedItem):
+        return [item]
+    timed = {part.modality for part in item.parts} - {"text", "image", "depth", "thermal"}
+    return [
+        Item(
+            item.key,
+            part.modality,
+            part.source,
+            item.span if part.modality in timed else None,
+            size_bytes=part.size_bytes,
+            mtime_s=part.mtime_s,
+            literal=part.literal,
+        )
+        for part in item.parts
+    ]
+
+
+def _sha256(item: Item) -> str:
+    if isinstance(item, FusedItem):
+        digests = "".join(_sha256(part) for part in _parts(item))
+        return hashlib.sha256(digests.encode("ascii")).hexdigest()
+    if item.literal is not None or item.mtime_s is None:
+        return source_of(item).sha256()
+    return _sha256_of_file(item.source, item.member, item.offset, item.size_bytes, item.mtime_s)
+
+
+@lru_cache(maxsize=16)
+def _sha256_of_file(source: str, member: str | None, offset: int | None, size_bytes: int | None, mtime_s: float) -> str:
+    """Hash a file once for all the spans of it that follow each other."""
+    item = Item("", "", source, member=member, offset=offset, size_bytes=size_bytes, mtime_s=mtime_s)
+    return source_of(item).sha256()
+
+
+def inspect_source(file: str | os.PathLike[str], modality: str | None, space: Any) -> dict[str, Any]:
+    """Say how a file would be read, step by step.
+
+    Args:
+        file: path or URI.
+        modality: read it as this one; None goes by suffix.
+        space: gives the preprocessing.
+
+    Returns:
+        JSON types: modality, preset, spans, the raw array's shape, unit and notes, the preprocessed array's shape and
+        range.
+
+    Raises:
+        InputError: the suffix names no modality.
+        DecodeError: it cannot be read.
+    """
+    item = next((each for each in Listing([file], modality) if not isinstance(each, BrokenItem)), None)
+    if item is None:
+        raise InputError(f"{os.fspath(file)}: its suffix names no modality. Say it: --modality NAME.")
+    kind, config = space.modality(item.modality), space.config(item.modality)
+    media = kind.decode(source_of(item), config, None)
+    x = kind.preprocess(media, config)
+    return {
+        "file": item.key,
+        "modality": item.modality,
+        "preset": space.preset_id(item.modality),
+        "spans_s": [list(span) for span in kind.spans(source_of(item), config, None)],
+        "decoded": {
+            "shape": list(getattr(media.array, "shape", [len(media.array)])),
+            "unit": media.unit,
+            "rate_hz": media.rate_hz,
+            "notes": {
+                name: value if isinstance(value, int | float | str) else str(value)
+                for name, value in media.notes.items()
+            },
+        },
+        "preprocessed": {
+            "shape": list(x.shape),
+            "dtype": str(x.dtype),
+            "min": float(x.min()),
+            "max": float(x.max()),
+            "mean": float(x.mean()),
+        },
+    }

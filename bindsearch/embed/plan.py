@@ -1,0 +1,258 @@
+"""The plan of a run: which items make which shards and batches, fixed in a file before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from bindsearch.config import canonical_json
+from bindsearch.errors import InputError
+from bindsearch.listing import BrokenItem, FusedItem, Part
+from bindsearch.store.files import TEMP_ENDING, commit_bytes, commit_json, sync_folder
+from bindsearch.store.generation import GONE, PLAN, PLAN_ROWS, Generation
+from bindsearch.store.identity import FORMAT, FORMAT_VERSION, Identity
+from bindsearch.types import Item, Span
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from bindsearch.types import IntArray
+
+BROKEN_KIND = "broken"
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """One row of a plan.
+
+    Attributes:
+        item: what to embed; a BrokenItem is already known to be bad.
+        unit: id of the item as it was listed, before a long recording was cut in spans.
+        print: fingerprint of all that was known when it was listed, but for the modification time.
+        origin: number of the source that it came from.
+    """
+
+    item: Item
+    unit: int
+    print: int
+    origin: int
+
+
+def kind_of(item: Item) -> str:
+    """Name what a shard of such items holds: a modality, "video+audio" for fused ones, or "broken"."""
+    if isinstance(item, BrokenItem):
+        return BROKEN_KIND
+    if isinstance(item, FusedItem):
+        return "+".join(part.modality for part in item.parts)
+    return item.modality
+
+
+def fingerprint(item: Item, window_s: float | None) -> int:
+    """Hash all that is known of an item before it is read, but for its modification time, to 63 bits.
+
+    Args:
+        item: as listed.
+        window_s: how long recordings are to be cut.
+    """
+    facts = dataclasses.asdict(item)
+    for passing in ("mtime_s", "offset"):
+        facts.pop(passing)
+    text = json.dumps([kind_of(item), window_s, facts], sort_keys=True, default=str)
+    data = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1
+
+
+def plan_schema() -> pa.Schema:
+    """Give the columns of a plan's rows."""
+    import pyarrow as pa
+
+    text, whole, real = pa.string(), pa.int64(), pa.float64()
+    names = {
+        "id": whole, "unit": whole, "print": whole, "origin": pa.int32(), "key": text, "modality": text,
+        "start_s": real, "end_s": real, "source": text, "member": text, "offset": whole, "size": whole, "mtime": real,
+        "literal": text, "caption": text, "group": text, "attributes": text, "parts": text, "reason": text,
+        "stage": text,
+    }  # fmt: skip
+    return pa.schema(list(names.items()))
+
+
+def _to_row(planned: PlannedRow) -> dict[str, Any]:
+    item = planned.item
+    return {
+        "id": item.id,
+        "unit": planned.unit,
+        "print": planned.print,
+        "origin": planned.origin,
+        "key": item.key,
+        "modality": item.modality,
+        "start_s": item.span[0] if item.span else None,
+        "end_s": item.span[1] if item.span else None,
+        "source": item.source,
+        "member": item.member,
+        "offset": item.offset,
+        "size": item.size_bytes,
+        "mtime": item.mtime_s,
+        "literal": item.literal,
+        "caption": item.caption,
+        "group": item.group,
+        "attributes": canonical_json(dict(item.attributes)) if item.attributes else None,
+        "parts": _parts_json(item),
+        "reason": item.reason if isinstance(item, BrokenItem) else None,
+        "stage": item.stage if isinstance(item, BrokenItem) else None,
+    }
+
+
+def _parts_json(item: Item) -> str | None:
+    if not isinstance(item, FusedItem):
+        return None
+    return canonical_json([dataclasses.asdict(part) for part in item.parts])
+
+
+def _to_item(row: Mapping[str, Any]) -> Item:
+    span: Span | None = None if row["start_s"] is None else (row["start_s"], row["end_s"])
+    facts: dict[str, Any] = {
+        "key": row["key"],
+        "modality": row["modality"],
+        "source": row["source"],
+        "span": span,
+        "member": row["member"],
+        "offset": row["offset"],
+        "size_bytes": row["size"],
+        "mtime_s": row["mtime"],
+        "literal": row["literal"],
+        "caption": row["caption"],
+        "group": row["group"],
+        "attributes": json.loads(row["attributes"]) if row["attributes"] else {},
+    }
+    if row["reason"] is not None:
+        return BrokenItem(**facts, reason=row["reason"], stage=row["stage"])
+    if row["parts"] is not None:
+        return FusedItem(**facts, parts=tuple(Part(**part) for part in json.loads(row["parts"])))
+    return Item(**facts)
+
+
+class PlanWriter:
+    """Writes a plan while items stream in; memory holds one shard a kind.
+
+    Rows of one kind fill a shard; a full shard is written as one row group. What is left over at the end becomes the
+    last shards, in the order of the kinds' names.
+    """
+
+    def __init__(self, folder: Path, shard_size: int) -> None:
+        """Open the temporary file in the generation's folder, which is made."""
+        import pyarrow.parquet as pq
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.shard_size = folder, shard_size
+        self.shards: list[dict[str, Any]] = []
+        self._open: dict[str, list[dict[str, Any]]] = {}
+        self._ids: list[IntArray] = []
+        self._path = folder / PLAN_ROWS
+        self._file: IO[bytes] = self._temp.open("wb")
+        self._writer = pq.ParquetWriter(self._file, plan_schema(), compression="zstd", version="2.6")
+
+    @property
+    def _temp(self) -> Path:
+        return self._path.with_name(self._path.name + TEMP_ENDING)
+
+    def add(self, planned: PlannedRow) -> None:
+        """Add a row to the open shard of its kind."""
+        kind = kind_of(planned.item)
+        rows = self._open.setdefault(kind, [])
+        rows.append(_to_row(planned))
+        if len(rows) == self.shard_size:
+            self._flush(kind)
+
+    def _flush(self, kind: str) -> None:
+        import pyarrow as pa
+
+        rows = self._open.pop(kind)
+        self._writer.write_table(pa.Table.from_pylist(rows, schema=plan_schema()), row_group_size=len(rows))
+        self._ids.append(np.fromiter((row["id"] for row in rows), dtype=np.int64))
+        number = sum(shard["kind"] == kind for shard in self.shards)
+        self.shards.append({"name": f"{kind}-{number:05d}", "kind": kind, "items": len(rows)})
+
+    def finish(self) -> int:
+        """Write what is left and give the rows file its name.
+
+        Returns:
+            How many rows the plan has.
+
+        Raises:
+            InputError: two rows have one id: the same key and span twice, or two keys whose hashes collide.
+        """
+        for kind in sorted(self._open):
+            self._flush(kind)
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        ids = np.concatenate([np.empty(0, dtype=np.int64), *self._ids])
+        found, counts = np.unique(ids, return_counts=True)
+        if (counts > 1).any():
+            self._refuse(int(found[np.argmax(counts > 1)]))
+        os.replace(self._temp, self._path)  # noqa: PTH105  # as commit_file
+        sync_folder(self.folder)
+        return len(ids)
+
+    def abandon(self) -> None:
+        """Remove the folder of a plan that will not be committed."""
+        self._file.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _refuse(self, twice: int) -> None:
+        import pyarrow.parquet as pq
+
+        columns = ["key", "source", "member", "start_s"]
+        rows = pq.read_table(self._temp, columns=columns, filters=[("id", "==", twice)]).to_pylist()
+        raise InputError(say_twice(rows[0], rows[1]))
+
+    def commit(self, identity: Identity, record: Mapping[str, Any], gone: Sequence[Mapping[str, Any]]) -> Generation:
+        """Write the ledger of what is gone and the plan's record, which makes the plan valid."""
+        lines = "".join(canonical_json(dict(row)) + "\n" for row in gone)
+        commit_bytes(self.folder / GONE, lines.encode("ascii"))
+        whole = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            **identity.to_json(),
+            **record,
+            "shards": self.shards,
+            "gone": len(gone),
+        }
+        commit_json(self.folder / PLAN, whole)
+        return Generation(self.folder, whole)
+
+
+def say_twice(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """Put in words that two rows have one id, naming both."""
+    names = [
+        f"{row['key']!r} ({row['source']}{'!/' + row['member'] if row['member'] else ''})" for row in (first, second)
+    ]
+    if first["key"] != second["key"]:
+        return f"the keys {names[0]} and {names[1]} have the same 63-bit id. Rename one of them."
+    return (
+        f"key {names[0]} is there twice, also as {names[1]}. Give the common parent folder as the one source, or list "
+        "the files in a manifest with a column 'key'."
+    )
+
+
+def planned_items(generation: Generation, number: int) -> list[Item]:
+    """Read the items of one shard of a plan, in order."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(generation.folder / PLAN_ROWS) as file:
+        return [_to_item(row) for row in file.read_row_group(number).to_pylist()]
+
+
+def span_item(item: Item, span: Span) -> Item:
+    """Make the item of one span of a recording."""
+    return dataclasses.replace(item, span=span)

@@ -1,0 +1,179 @@
+"""Plan a run: what the sources hold that the store does not, cut in spans, dealt out to shards and batches."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bindsearch.embed.batching import modalities_of
+from bindsearch.embed.changes import KnownUnits
+from bindsearch.embed.decoding import Cut, has_spans
+from bindsearch.embed.plan import PlannedRow, PlanWriter, fingerprint, span_item
+from bindsearch.embed.report import EmbedReport
+from bindsearch.embed.worker import Task
+from bindsearch.embed.workers import DecodePool
+from bindsearch.errors import InputError, MissingInputError
+from bindsearch.listing import BrokenItem, Listing
+from bindsearch.store import Generation, Identity, generation_folders
+from bindsearch.types import Item
+
+_CHUNK_ITEMS = 1024
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """What a run may be told beside its sources.
+
+    Attributes:
+        modality: read every source as this one.
+        text_column: column of manifests that holds the texts.
+        window_s: cut long recordings in spans of this length; None is each modality's own rule.
+        batch_size: items a forward pass; fixed in the plan.
+        shard_size: items a shard, the unit of commit; fixed in the plan.
+        workers: decode processes; 0 decodes in this one, None takes one a CPU, at most 8.
+        max_bad: share of bad inputs above which `EmbedReport.check_bad` raises.
+        item_limit_s: wall time that decoding one item may take.
+        dry_run: make the plan, report it, write nothing.
+    """
+
+    modality: str | None = None
+    text_column: str | None = None
+    window_s: float | None = None
+    batch_size: int = 32
+    shard_size: int = 1024
+    workers: int | None = None
+    max_bad: float = 0.1
+    item_limit_s: float = 30.0
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        for name in ("batch_size", "shard_size", "item_limit_s"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}: expected a number above 0, got {getattr(self, name)}.")
+        if self.window_s is not None and not self.window_s > 0:
+            raise InputError(f"window: expected seconds above 0, got {self.window_s}.")
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"workers: expected 0 or more, got {self.workers}.")
+
+    def worker_count(self) -> int:
+        """Resolve `workers`."""
+        if self.workers is not None:
+            return self.workers
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(8, cpus)
+
+
+@dataclass
+class Planner:
+    """Plans what a run is to do, and counts what it leaves aside.
+
+    Attributes:
+        folder: of the store.
+        space: what encodes.
+        options: of the run.
+        report: counts are put there.
+        pool: looks at the length of recordings.
+        interrupted: set when the run is to stop.
+    """
+
+    folder: Path
+    space: Any
+    options: EmbedOptions
+    report: EmbedReport
+    pool: DecodePool
+    interrupted: threading.Event = field(default_factory=threading.Event)
+
+    def plan(self, listing: Listing, where: Path) -> Generation | None:
+        """List the sources and plan what is new or changed.
+
+        Args:
+            listing: what the sources hold; iterated once.
+            where: folder that the generation's folder is made in.
+
+        Returns:
+            The committed plan, or None where nothing is new, changed or gone.
+
+        Raises:
+            MissingInputError: the sources hold nothing that can be embedded.
+            InputError: a key is there twice.
+        """
+        started = time.perf_counter()
+        done = [Generation.load(folder) for folder in generation_folders(self.folder)]
+        known = KnownUnits(self.folder, done, listing.origins)
+        writer = PlanWriter(where / f"g{len(done) + 1:04d}", self.options.shard_size)
+        try:
+            found = self._plan_items(listing, known, writer)
+            planned, gone = writer.finish(), known.gone()
+            self.report.ignored += listing.ignored
+            self.report.hidden, self.report.linked, self.report.gone = listing.hidden, listing.linked, len(gone)
+            if not found and not self.report.kept_shards:
+                raise MissingInputError(f"{', '.join(listing.names)}: no media found. {self._what_instead()}")
+            if not planned and not gone:
+                shutil.rmtree(writer.folder)
+                return None
+            used = {part for shard in writer.shards for part in shard["kind"].split("+")} & set(self.space.modalities)
+            record = {"sources": listing.origins, "batch_size": self.options.batch_size}
+            return writer.commit(Identity.of_space(self.space, used), record, gone)
+        except BaseException:
+            writer.abandon()
+            raise
+        finally:
+            self.report.seconds["list"] += time.perf_counter() - started
+
+    def _what_instead(self) -> str:
+        if not self.report.ignored:
+            return "Nothing there has a name that says what it is."
+        ignored = ", ".join(f"{count} {name}" for name, count in sorted(self.report.ignored.items()))
+        return f"Ignored: {ignored}. To read files whatever their suffix: --modality NAME."
+
+    def _plan_items(self, listing: Listing, known: KnownUnits, writer: PlanWriter) -> int:
+        """Plan each new or changed item; return how many items were listed."""
+        found = 0
+        changed: list[tuple[int, Item, int]] = []
+        for origin, item in listing.with_origins():
+            if lacking := self._lacking(item):
+                self.report.ignored[f"{lacking} (not in the space)"] += 1
+                continue
+            found += 1
+            mark = fingerprint(item, self.options.window_s)
+            unchanged = known.count_unchanged(item, mark)
+            self.report.unchanged += unchanged
+            if not unchanged:
+                changed.append((origin, item, mark))
+            if len(changed) == _CHUNK_ITEMS:
+                self._plan_chunk(changed, known, writer)
+                changed.clear()
+            if self.interrupted.is_set():
+                raise KeyboardInterrupt
+        self._plan_chunk(changed, known, writer)
+        return found
+
+    def _lacking(self, item: Item) -> str | None:
+        """Name a modality that an item needs and the space has not."""
+        if isinstance(item, BrokenItem):
+            return None
+        return next((name for name in modalities_of(item) if name not in self.space.modalities), None)
+
+    def _plan_chunk(self, changed: Sequence[tuple[int, Item, int]], known: KnownUnits, writer: PlanWriter) -> None:
+        """Plan some items, long recordings among them cut in spans."""
+        timed = [item for _, item, _ in changed if has_spans(item)]
+        cuts = self.pool.map(timed, self.task({item.modality for item in timed}, cut=True)) if timed else iter(())
+        for origin, item, mark in changed:
+            outcome = next(cuts)[1] if has_spans(item) else None
+            spans = outcome.spans if isinstance(outcome, Cut) else ()
+            pieces = [span_item(item, span) for span in spans] or [item]
+            known.replace(item.id, [piece.id for piece in pieces])
+            for piece in pieces:
+                writer.add(PlannedRow(piece, item.id, mark, origin))
+
+    def task(self, modalities: Iterable[str], cut: bool) -> Task:
+        """Make the task for workers: decode, or cut recordings in spans."""
+        configs = {name: self.space.config(name) for name in sorted(modalities)}
+        return Task(configs, cut, self.options.window_s, self.options.item_limit_s)

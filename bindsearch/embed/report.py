@@ -1,0 +1,176 @@
+"""What a run of the embedder did: counts, rates, where the time went."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bindsearch.errors import TooManyBadError
+
+STAGES = ("decode", "model", "write")
+
+
+@dataclass
+class EmbedReport:
+    """What a run did.
+
+    Attributes:
+        output: the folder.
+        space_id: what it was made with.
+        embedded, bad: items of this run by modality, with a vector and without.
+        ignored: files that are no media, by suffix; a modality that the space lacks stands as "audio (not in space)".
+        hidden, linked: hidden files and folders skipped; links to folders listed already.
+        unchanged, gone: items that were there before and are as they were; that were there and are no more.
+        shards, kept_shards: shards written by this run; found committed from an interrupted one.
+        items, bad_items: in the store now.
+        max_bad: share of bad inputs that is allowed.
+        ledger: file that says why each bad input is bad.
+        notes: warnings counted, such as "text: truncated".
+        seconds: wall time of the run: listing, and the main thread's waiting for decode, model, write.
+        decode_seconds: time that decoding took in the workers, added up.
+        dry_run: True where only the plan was made.
+    """
+
+    output: str
+    space_id: str
+    embedded: Counter[str] = field(default_factory=Counter)
+    bad: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
+    hidden: int = 0
+    linked: int = 0
+    unchanged: int = 0
+    gone: int = 0
+    shards: int = 0
+    kept_shards: int = 0
+    items: int = 0
+    bad_items: int = 0
+    max_bad: float = 0.1
+    ledger: str | None = None
+    notes: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("list", *STAGES), 0.0))
+    decode_seconds: float = 0.0
+    dry_run: bool = False
+
+    @property
+    def bad_share(self) -> float:
+        """Share of the store's inputs that are bad."""
+        total = self.items + self.bad_items
+        return self.bad_items / total if total else 0.0
+
+    def shares(self) -> dict[str, float]:
+        """Give the shares of the working time: waiting for decode, model, write; they add up to 1."""
+        total = sum(self.seconds[stage] for stage in STAGES)
+        return {stage: self.seconds[stage] / total if total else 0.0 for stage in STAGES}
+
+    def rate(self) -> float:
+        """Give items a second of working time, good and bad."""
+        total = sum(self.seconds[stage] for stage in STAGES)
+        return (self.embedded.total() + self.bad.total()) / total if total else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Write plain JSON types."""
+        facts: dict[str, Any] = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        for name in ("embedded", "bad", "ignored", "notes"):
+            facts[name] = dict(sorted(facts[name].items()))
+        facts["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
+        facts["decode_seconds"] = round(self.decode_seconds, 3)
+        facts["bad_share"] = round(self.bad_share, 6)
+        facts["shares"] = {name: round(value, 4) for name, value in self.shares().items()}
+        facts["items_per_second"] = round(self.rate(), 3)
+        return facts
+
+    def to_text(self) -> str:
+        """Write a few lines for a person."""
+        done = "to embed" if self.dry_run else "embedded"
+        lines = [f"{self.output}: {_counted(self.embedded) or 'nothing new'} {done}; space {self.space_id}"]
+        if not self.dry_run:
+            lines.append(f"  in the store: {self.items} items")
+        for label, count in (
+            ("unchanged", self.unchanged),
+            ("gone", self.gone),
+            ("hidden files skipped", self.hidden),
+            ("links to folders already listed", self.linked),
+        ):
+            if count:
+                lines.append(f"  {label}: {count}")
+        if self.ignored:
+            lines.append(f"  ignored, no media: {_counted(self.ignored)}")
+        if self.bad_items:
+            bad = f"{self.bad_items} ({self.bad_share:.1%})"
+            lines.append(f"  bad: {bad}; reasons in {self.ledger}")
+        lines += [f"  note: {name}: {count}" for name, count in sorted(self.notes.items())]
+        if self.kept_shards:
+            lines.append(f"  resumed: {self.kept_shards} shards were committed by an interrupted run")
+        if self.dry_run:
+            lines.append(f"  {self.shards} shards would be written")
+        elif self.shards:
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in self.shares().items())
+            lines.append(f"  {self.shards} shards, {self.rate():.1f} items/s; time: {shares}")
+        return "\n".join(lines)
+
+    def check_bad(self) -> None:
+        """Refuse a result with too many bad inputs; what is good is committed all the same.
+
+        Raises:
+            TooManyBadError: naming the share, the limit and the ledger.
+        """
+        if self.bad_share > self.max_bad and not self.dry_run:
+            raise TooManyBadError(
+                f"{self.output}: {self.bad_items} of {self.items + self.bad_items} inputs are bad "
+                f"({self.bad_share:.1%}), over --max-bad {self.max_bad:g}. All good ones are embedded; "
+                f"the reasons are in {self.ledger}."
+            )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, for a caller's own display.
+
+    Attributes:
+        done, total: items of this run.
+        report: counts and times so far.
+    """
+
+    done: int
+    total: int
+    report: EmbedReport
+
+
+class Display:
+    """Shows how far a run is: a bar on stderr, a caller's function, or nothing."""
+
+    def __init__(self, progress: bool | Callable[[Progress], None], report: EmbedReport, total: int) -> None:
+        """Draw nothing yet, but for the empty bar."""
+        self._report, self._total, self._done = report, total, 0
+        self._call = progress if callable(progress) else None
+        self._bar: Any = None
+        if progress is True:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="item", disable=None)  # None: only where stderr is a terminal
+
+    def __enter__(self) -> Display:
+        """Give itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, count: int) -> None:
+        """Show that so many more items are done."""
+        self._done += count
+        if self._bar is not None:
+            shares = " ".join(f"{name} {share:.0%}" for name, share in self._report.shares().items())
+            self._bar.set_postfix_str(shares, refresh=False)
+            self._bar.update(count)
+        if self._call is not None:
+            self._call(Progress(self._done, self._total, self._report))
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))

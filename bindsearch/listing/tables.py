@@ -1,0 +1,225 @@
+"""Manifests: rows of a csv, jsonl or parquet file become items."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bindsearch.config import canonical_json
+from bindsearch.errors import InputError, UnknownNameError
+from bindsearch.listing.folders import file_facts
+from bindsearch.listing.items import BrokenItem, FusedItem, Part, literal_item, parse_fusion
+from bindsearch.listing.naming import Namer, is_uri, place_of, to_path, to_text
+from bindsearch.registry import MODALITIES
+from bindsearch.types import Item, Span
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_OWN = ("path", "text", "modality", "key", "caption", "group", "start_s", "end_s", "fuse")
+_BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One manifest.
+
+    Attributes:
+        path: the file; paths in it are relative to its folder.
+        namer: tells modalities of rows that name none.
+        text_column: the column whose texts are the items, in place of `path` and `text`.
+    """
+
+    path: Path
+    namer: Namer
+    text_column: str | None = None
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield an item a row.
+
+        Columns: `path` (or `text`: the text itself), and where wanted `modality`, `key` (default: the path as written;
+        of a text "<manifest>#<row>", from 0), `caption`, `group`, `start_s` and `end_s`. A row with `fuse`
+        ("video*0.95 + audio*0.05") has a column for each modality it names, holding that part's path (for text, the
+        text itself). Every other column becomes an attribute. A row with nothing to embed is a BrokenItem.
+
+        Raises:
+            InputError: no such column, or a value that cannot be meant; names the row.
+        """
+        for number, row in enumerate(self._rows()):
+            where = f"{self.path}, row {number}"
+            if number == 0:
+                self._check_columns(tuple(row))
+            values = {name: value for name, value in row.items() if not _is_blank(value)}
+            yield self._item(values, f"{self.path.name}#{number}", where)
+
+    def _rows(self) -> Iterator[Mapping[str, Any]]:
+        suffix = self.path.suffix.lower()
+        if suffix == ".parquet":
+            yield from _parquet_rows(self.path)
+        elif suffix in (".jsonl", ".ndjson"):
+            yield from _json_rows(self.path)
+        else:
+            yield from _csv_rows(self.path, "\t" if suffix == ".tsv" else ",")
+
+    def _check_columns(self, columns: tuple[str, ...]) -> None:
+        wanted = (self.text_column,) if self.text_column else ("path", "text", "fuse")
+        if self.path.suffix.lower() in (".jsonl", ".ndjson") and not self.text_column:
+            return  # a line of JSON has its own keys
+        if not set(wanted) & set(columns):
+            raise InputError(
+                f"{self.path}: expected a column {' or '.join(repr(name) for name in wanted if name)}, got "
+                f"{', '.join(columns) or 'none'}. Name the column of texts with --text-column, or rename one to 'path'."
+            )
+
+    def _item(self, values: dict[str, Any], name: str, where: str) -> Item:
+        span = _span_of(values, where)
+        attributes = {key: _plain(value) for key, value in values.items() if key not in _OWN}
+        base = Item(
+            key=str(values.get("key", name)),
+            modality="",
+            source="",
+            span=span,
+            caption=str(values["caption"]) if "caption" in values else None,
+            group=str(values["group"]) if "group" in values else None,
+            attributes=attributes,
+        )
+        if self.text_column:
+            return self._text(base, values.get(self.text_column), where)
+        if "fuse" in values:
+            return self._fused(base, values, where)
+        if "path" in values:
+            return self._file(base, values, where)
+        return self._text(base, values.get("text"), where)
+
+    def _text(self, base: Item, text: Any, where: str) -> Item:
+        source = place_of(self.path)
+        if text is None:
+            return BrokenItem(base.key, "row", source, reason=f"{where}: nothing to embed: no path and no text")
+        if self.text_column:
+            others = {name: value for name, value in base.attributes.items() if name != self.text_column}
+            base = replace(base, attributes=others, caption=None if self.text_column == "caption" else base.caption)
+        return literal_item(replace(base, source=source), str(text))
+
+    def _file(self, base: Item, values: dict[str, Any], where: str) -> Item:
+        written = str(values["path"])
+        modality = str(values["modality"]) if "modality" in values else self.namer.of_named(written)
+        if "text" in values and base.caption is None:
+            base = replace(base, caption=str(values["text"]))
+        key = base.key if "key" in values else to_text(written.removeprefix("./"))
+        source = self._source(written)
+        if modality is None:
+            reason = "its suffix names no modality. Add a column 'modality'."
+            return BrokenItem(key, "row", source, reason=f"{where}: {written}: {reason}")
+        check_modality(modality, where)
+        size_bytes, mtime_s = (None, None) if is_uri(source) else file_facts(to_path(source))
+        return replace(base, key=key, modality=modality, source=source, size_bytes=size_bytes, mtime_s=mtime_s)
+
+    def _fused(self, base: Item, values: dict[str, Any], where: str) -> Item:
+        terms = parse_fusion(str(values["fuse"]), MODALITIES.names(), where)
+        parts = []
+        for modality, weight in terms:
+            if modality not in values:
+                reason = f"{where}: fuse names {modality}, but that column is empty or missing"
+                return BrokenItem(base.key, "row", place_of(self.path), reason=reason)
+            parts.append(self._part(modality, weight, str(values[modality])))
+        leading = max(parts, key=lambda part: abs(part.weight))
+        used = {**{name: base.attributes[name] for name, _ in terms}, "fuse": str(values["fuse"])}
+        return FusedItem(
+            key=base.key,
+            modality=leading.modality,
+            source=leading.source or place_of(self.path),
+            span=base.span,
+            size_bytes=leading.size_bytes,
+            mtime_s=leading.mtime_s,
+            caption=base.caption,
+            group=base.group,
+            attributes={**base.attributes, **used},
+            parts=tuple(parts),
+        )
+
+    def _part(self, modality: str, weight: float, written: str) -> Part:
+        if modality == "text":
+            text = to_text(written)
+            return Part(modality, weight, size_bytes=len(text.encode("utf-8")), literal=text)
+        source = self._source(written)
+        size_bytes, mtime_s = (None, None) if is_uri(source) else file_facts(to_path(source))
+        return Part(modality, weight, source, size_bytes, mtime_s)
+
+    def _source(self, written: str) -> str:
+        return written if is_uri(written) else place_of(self.path.parent / written)
+
+
+def check_modality(name: str, where: str) -> None:
+    """Refuse a modality that is in no registry.
+
+    Raises:
+        UnknownNameError: naming the place and the nearest name.
+    """
+    if name not in MODALITIES:
+        raise UnknownNameError("modality", name, MODALITIES.names(), hint=f"({where})")
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _plain(value: Any) -> Any:
+    """Make a value of a manifest fit for JSON: what JSON cannot hold becomes its text."""
+    try:
+        canonical_json(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return value
+
+
+def _span_of(values: Mapping[str, Any], where: str) -> Span | None:
+    ends = [values.get("start_s"), values.get("end_s")]
+    if ends == [None, None]:
+        return None
+    try:
+        start_s, end_s = (float(value) for value in ends)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: start_s and end_s: expected two numbers of seconds, got {ends}.") from None
+    if not 0 <= start_s < end_s < math.inf:
+        raise InputError(f"{where}: expected 0 <= start_s < end_s, got {start_s:g} and {end_s:g}.")
+    return start_s, end_s
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[Mapping[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter=delimiter, restkey="")
+        try:
+            for row in reader:
+                row.pop("", None)  # cells beyond the header
+                yield row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{path}, line {reader.line_num}: not a CSV in UTF-8: {error}") from error
+
+
+def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{path}, line {number}: expected an object, got {type(row).__name__}.")
+            yield row
+
+
+def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                yield from batch.to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file: {error}") from error

@@ -1,0 +1,20 @@
+"""Embeddings on disk: shards of float16 rows, an item table, a manifest that says what they are made with."""
+
+from bindsearch.store.generation import Generation, generation_folders
+from bindsearch.store.identity import UNKNOWN_SPACE, Identity, Manifest
+from bindsearch.store.reader import EmbeddingStore, open_store, unit_rows
+from bindsearch.store.shard import Shard, commit_shard, item_schema
+
+__all__ = [
+    "UNKNOWN_SPACE",
+    "EmbeddingStore",
+    "Generation",
+    "Identity",
+    "Manifest",
+    "Shard",
+    "commit_shard",
+    "generation_folders",
+    "item_schema",
+    "open_store",
+    "unit_rows",
+]

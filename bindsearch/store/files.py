@@ -1,0 +1,102 @@
+"""Write files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from bindsearch.errors import BindSearchError
+
+TEMP_ENDING = ".tmp"
+_FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "too big"}
+
+
+def commit_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file under a temporary name, flush it to the disk, and give it its name.
+
+    Args:
+        path: the file; replaced if it is there.
+        write: puts the content into an open binary file.
+
+    Raises:
+        BindSearchError: the disk is full; the temporary file is removed and what was there before stays.
+    """
+    temp = path.with_name(path.name + TEMP_ENDING)
+    try:
+        with temp.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temp, path)  # noqa: PTH105  # the crash tests step in here, at the call itself
+    except OSError as error:
+        temp.unlink(missing_ok=True)
+        if error.errno in _FULL:
+            raise BindSearchError(
+                f"{path}: {_FULL[error.errno]}. What was committed stays. Make room and run the same command again."
+            ) from error
+        raise
+    sync_folder(path.parent)
+
+
+def commit_bytes(path: Path, data: bytes) -> dict[str, Any]:
+    """Commit bytes as a file; see `commit_file`.
+
+    Returns:
+        {"bytes": size, "sha256": hexadecimal}, for a done-file.
+    """
+    commit_file(path, lambda file: file.write(data))
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def commit_json(path: Path, value: Any) -> None:
+    """Commit a JSON-able value as readable JSON, the same bytes for the same value."""
+    commit_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode("ascii"))
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's list of names to the disk, where the system can."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # a system that opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sweep_temps(folder: Path) -> int:
+    """Remove the temporary files that a killed run left in a folder.
+
+    Returns:
+        How many there were.
+    """
+    found = list(folder.glob(f"*{TEMP_ENDING}"))
+    for path in found:
+        path.unlink()
+    return len(found)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        BindSearchError: not there, or no JSON object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BindSearchError(f"{path}: not there. Is {path.parent} a folder that `bindsearch embed` wrote?") from None
+    except ValueError as error:
+        raise BindSearchError(f"{path}: not JSON: {error}. It was truncated or altered.") from error
+    if not isinstance(value, dict):
+        raise BindSearchError(f"{path}: expected a JSON object, got {type(value).__name__}.")
+    return value

@@ -1,0 +1,257 @@
+"""Read a store: the current items, their vectors, the bad inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bindsearch.errors import BindSearchError, InputError, MissingInputError
+from bindsearch.store.generation import Generation, generation_folders
+from bindsearch.store.identity import Manifest
+from bindsearch.store.shard import Shard, item_schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from bindsearch.types import FloatArray, IntArray
+
+BLOCK_ROWS = 65536
+
+
+class EmbeddingStore:
+    """Embeddings on disk, as they stand after the latest complete generation.
+
+    Build it with `open`. An item embedded again in a later generation appears once, as the later one; an item that is
+    gone does not appear. Rows have a fixed order: generation, shard, row.
+
+    Attributes:
+        path: the folder.
+        manifest: space, towers, presets, counts.
+    """
+
+    def __init__(
+        self, path: Path, manifest: Manifest, generations: Sequence[tuple[Generation, Sequence[Shard]]]
+    ) -> None:
+        """Work out which rows are current."""
+        self.path, self.manifest = path, manifest
+        self._shards: list[Shard] = []
+        self._kept: list[IntArray] = []  # rows of each shard's table that are current, good and bad
+        self._ids: list[IntArray] = []  # ids of the current good rows
+        self._settle(generations)
+        self._starts = np.cumsum([0, *(len(ids) for ids in self._ids)])
+        self._order: IntArray | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], partial: bool = False) -> EmbeddingStore:
+        """Open a folder that `bindsearch embed` wrote.
+
+        Args:
+            path: the folder.
+            partial: read an unfinished run's committed shards too, in place of the complete generations alone.
+
+        Raises:
+            MissingInputError: no store there, or its first run is not finished.
+            BindSearchError: a file is truncated (size; checksums are compared when a shard is read).
+            UnsupportedError: of a later format.
+        """
+        folder = Path(path)
+        folders = generation_folders(folder)
+        manifest = Manifest.load(folder)
+        if manifest is None and not folders:
+            raise MissingInputError(f"{folder}: no embeddings there. Make them: bindsearch embed SRC -o {folder}")
+        if not partial:
+            if manifest is None:
+                raise MissingInputError(f"{folder}: {_how_far(folders[0])}. Run the same `bindsearch embed` again.")
+            folders = [folder / name for name in manifest.generations]
+        generations = [Generation.load(each) for each in folders]
+        found = [(generation, generation.shards(partial)) for generation in generations]
+        if manifest is None or partial:
+            identity = generations[0].identity
+            for generation in generations[1:]:
+                identity = identity.merged(generation.identity, str(folder))
+            manifest = Manifest(identity, {}, 0, 0, tuple(each.name for each in generations), _sources(generations))
+            return cls(folder, cls(folder, manifest, found).counted(), found)
+        return cls(folder, manifest, found)
+
+    def _settle(self, generations: Sequence[tuple[Generation, Sequence[Shard]]]) -> None:
+        dead: IntArray = np.empty(0, dtype=np.int64)
+        found: list[tuple[Shard, IntArray, IntArray]] = []
+        for position, (generation, shards) in reversed(list(enumerate(generations))):
+            ids = [shard.ids() for shard in shards]
+            here: list[tuple[Shard, IntArray, IntArray]] = []
+            for shard, own in zip(shards, ids, strict=True):
+                kept = np.flatnonzero(~np.isin(own, dead)) if dead.size else np.arange(len(own))
+                here.append((shard, kept, own[kept[kept < shard.rows]]))
+            found = here + found
+            if position:
+                dead = np.unique(np.concatenate([dead, generation.gone_ids(), *ids]))
+        for shard, kept, good in found:
+            self._shards.append(shard)
+            self._kept.append(kept)
+            self._ids.append(good)
+
+    def counted(self) -> Manifest:
+        """Give the manifest with its counts taken anew from the tables and ledgers."""
+        counts: dict[str, int] = {}
+        for table in self._tables(("modality",), "ok"):
+            for pair in table.column("modality").value_counts().to_pylist():
+                counts[pair["values"]] = counts.get(pair["values"], 0) + pair["counts"]
+        bad = sum(int((kept >= shard.rows).sum()) for shard, kept in zip(self._shards, self._kept, strict=True))
+        folders = [self.path / name for name in self.manifest.generations]
+        gone = sum(len(Generation.load(folder).gone_ids()) for folder in folders)
+        return dataclasses.replace(self.manifest, counts=counts, bad=bad, gone=gone)
+
+    def __len__(self) -> int:
+        """Count the current items that have a vector."""
+        return int(self._starts[-1])
+
+    def __repr__(self) -> str:
+        """Say where, how many and of what space."""
+        return f"EmbeddingStore({str(self.path)!r}, {len(self)} items, {self.manifest.space_id})"
+
+    def ids(self) -> IntArray:
+        """Give the ids of the current items, in row order: (n,) int64."""
+        return np.concatenate([np.empty(0, dtype=np.int64), *self._ids])
+
+    def items(self, columns: Sequence[str] | None = None, status: str | None = "ok") -> pa.Table:
+        """Give the item table of the current items.
+
+        Args:
+            columns: names to read; None is all.
+            status: "ok" (row i belongs to row i of `vectors()`), "bad", or None for both.
+
+        Raises:
+            BindSearchError: a shard was altered.
+        """
+        import pyarrow as pa
+
+        schema = item_schema()
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
+        tables = [table.replace_schema_metadata(None) for table in self._tables(columns, status)]
+        return pa.concat_tables([schema.empty_table(), *tables])
+
+    def _tables(self, columns: Sequence[str] | None, status: str | None) -> Iterator[pa.Table]:
+        if status not in ("ok", "bad", None):
+            raise InputError(f"status: expected 'ok', 'bad' or None, got {status!r}.")
+        for shard, kept in zip(self._shards, self._kept, strict=True):
+            rows = kept if status is None else kept[(kept < shard.rows) == (status == "ok")]
+            if len(rows):
+                table = shard.table(columns)
+                yield table if len(rows) == table.num_rows else table.take(rows)
+
+    def bad(self) -> list[dict[str, Any]]:
+        """Give the ledger of the current bad inputs: key, modality, span, source, member, stage, reason."""
+        columns = ("key", "modality", "start_s", "end_s", "source", "member", "stage", "reason")
+        rows: list[dict[str, Any]] = self.items(columns, status="bad").to_pylist()
+        return rows
+
+    def vectors(self, which: slice | Sequence[int] | IntArray | None = None) -> FloatArray:
+        """Read vectors.
+
+        Args:
+            which: a slice of rows, or item ids in any order, or None for all. Not modified.
+
+        Returns:
+            (n, d) float32 unit rows: the float16 rows on disk, normalised once more in float32.
+
+        Raises:
+            InputError: an id that is not there.
+            BindSearchError: a shard was altered.
+        """
+        if which is None or isinstance(which, slice):
+            rows = np.arange(len(self))[which if which is not None else slice(None)]
+        else:
+            rows = self._rows_of(np.asarray(which, dtype=np.int64))
+        return unit_rows(self._half(rows))
+
+    def half_vectors(self) -> np.ndarray:
+        """Read all rows as they lie on disk: (n, d) float16."""
+        return self._half(np.arange(len(self)))
+
+    def iter_blocks(self, rows: int = BLOCK_ROWS) -> Iterator[tuple[IntArray, FloatArray, pa.Table]]:
+        """Go through the current items in blocks, reading each shard once.
+
+        Args:
+            rows: upper limit of items a block; blocks do not cross shards, so memory stays within one shard.
+
+        Yields:
+            Ids (n,) int64, vectors (n, d) float32 unit rows, item table of n rows.
+
+        Raises:
+            BindSearchError: a shard was altered.
+        """
+        for shard, kept, ids in zip(self._shards, self._kept, self._ids, strict=True):
+            if not len(ids):
+                continue
+            good = kept[kept < shard.rows]
+            half, table = shard.half_rows()[good], shard.table().take(good)
+            for start in range(0, len(ids), rows):
+                part = slice(start, start + rows)
+                yield ids[part], unit_rows(half[part]), table.slice(start, rows)
+
+    def verify(self) -> dict[str, Any]:
+        """Read every byte and compare checksums, row counts and unit length.
+
+        Raises:
+            BindSearchError: naming the first damaged file.
+        """
+        seen = sum(len(ids) for ids, _, _ in self.iter_blocks())
+        if seen != len(self):
+            raise BindSearchError(f"{self.path}: expected {len(self)} items, read {seen}.")
+        return {"items": seen, "bad": len(self.bad()), "shards": len(self._shards)}
+
+    def _rows_of(self, ids: IntArray) -> IntArray:
+        own = self.ids()
+        if self._order is None:
+            self._order = np.argsort(own, kind="stable")
+        places = np.minimum(np.searchsorted(own, ids, sorter=self._order), max(len(own) - 1, 0))
+        rows = self._order[places] if len(own) else np.empty(0, dtype=np.int64)
+        if len(rows) != len(ids) or not np.array_equal(own[rows], ids):
+            missing = sorted(set(ids.tolist()) - set(own.tolist()))
+            raise InputError(f"{self.path}: no current item has the id {missing[0]} ({len(missing)} such ids).")
+        return np.asarray(rows, dtype=np.int64)
+
+    def _half(self, rows: IntArray) -> np.ndarray:
+        out = np.empty((len(rows), self.manifest.dim), dtype=np.float16)
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(shard_of):
+            here = shard_of == number
+            shard, kept = self._shards[number], self._kept[number]
+            good = kept[kept < shard.rows]
+            out[here] = shard.half_rows()[good[rows[here] - self._starts[number]]]
+        return out
+
+
+def open_store(path: str | os.PathLike[str], partial: bool = False) -> EmbeddingStore:
+    """Open a folder that `bindsearch embed` wrote; see `EmbeddingStore.open`."""
+    return EmbeddingStore.open(path, partial)
+
+
+def unit_rows(rows: np.ndarray) -> FloatArray:
+    """Convert rows to float32 and give each length 1.
+
+    Args:
+        rows: (n, d) of any float dtype, none of them zero. Not modified.
+
+    Returns:
+        (n, d) float32.
+    """
+    wide = rows.astype(np.float32)
+    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    return wide
+
+
+def _sources(generations: Sequence[Generation]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for generation in generations for name in generation.record["sources"]))
+
+
+def _how_far(folder: Path) -> str:
+    generation = Generation.load(folder)
+    total, left = len(generation.shard_names), len(generation.pending())
+    return f"not finished: {total - left} of {total} shards are committed"
