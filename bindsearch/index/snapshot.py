@@ -88,6 +88,12 @@ class Snapshot:
         best = np.lexsort((ids, -scores), axis=1)[:, :k]
         return np.take_along_axis(scores, best, axis=1), np.take_along_axis(ids, best, axis=1)
 
+    def ids(self) -> IntArray:
+        """Give the ids of all living items, (count,) int64, in row order."""
+        return np.concatenate(
+            [np.empty(0, dtype=np.int64), *(part.index.ids[part.index.alive] for part in self.segments)]
+        )
+
     def locate(self, ids: IntArray) -> tuple[IntArray, IntArray]:
         """Find the segment number and the row of each id, (m,) int64 each; -1 where it is unknown or removed."""
         numbers = np.full(ids.size, -1, dtype=np.int64)

@@ -1,0 +1,175 @@
+"""Answers: items, scores and why; the item table is joined when it is first looked at."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from bindsearch.errors import UnsupportedError
+from bindsearch.types import Hit
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from bindsearch.index.snapshot import Snapshot
+    from bindsearch.query import Embedding
+    from bindsearch.types import FloatArray, IntArray
+
+_OWN_COLUMNS = ("id", "key", "modality", "source", "start_s", "end_s")
+
+
+class Hits(Sequence[Hit]):
+    """The answers to one query, best first.
+
+    Attributes:
+        ids: (k,) int64. Not to be modified.
+        scores: (k,) float32 cosines in descending order. Not to be modified.
+        query: what was asked, or None where it was a bare array.
+        query_id: name of the query among many, or None.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        scores: FloatArray,
+        ids: IntArray,
+        query: Embedding | None = None,
+        query_id: str | None = None,
+    ) -> None:
+        """Take one row of a search's result; the places without an answer (id -1) are left out.
+
+        Args:
+            snapshot: the state of the index that was searched.
+            scores: (k,) float32. Not modified.
+            ids: (k,) int64. Not modified.
+            query: see the attributes.
+            query_id: likewise.
+        """
+        self.scores, self.ids = scores[ids >= 0], ids[ids >= 0]
+        self.query, self.query_id = query, query_id
+        self._snapshot = snapshot
+        self._hits: tuple[Hit, ...] | None = None
+
+    def __len__(self) -> int:
+        """Count the answers; fewer than k where the index or the filter holds fewer."""
+        return int(self.ids.size)
+
+    @overload
+    def __getitem__(self, place: int) -> Hit: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Hit, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> Hit | tuple[Hit, ...]:
+        """Give an answer, or a slice of them."""
+        return self._joined()[place]
+
+    def __iter__(self) -> Iterator[Hit]:
+        """Iterate over the answers, best first."""
+        return iter(self._joined())
+
+    @property
+    def index_path(self) -> str:
+        """The folder of the index that answered."""
+        return str(self._snapshot.path)
+
+    def contributions(self) -> NDArray[np.float64]:
+        """Say what each term of the query adds to each score: (k, terms) float64; (k, 0) for a bare array."""
+        if self.query is None:
+            return np.empty((len(self), 0))
+        return self.query.contributions(self._snapshot.rows(self.ids))
+
+    def to_json(self, explain: bool = False) -> list[dict[str, Any]]:
+        """Give the answers as plain JSON types; the ids are text, since 63 bits do not fit a JSON reader's numbers.
+
+        Args:
+            explain: add `contributions`, term -> what it adds to the score.
+        """
+        found = []
+        for hit in self:
+            row: dict[str, Any] = {
+                "rank": hit.rank,
+                "score": float(str(np.float32(hit.score))),
+                "key": hit.key,
+                "modality": hit.modality,
+                "source": hit.source,
+                "start_s": hit.span[0] if hit.span else None,
+                "end_s": hit.span[1] if hit.span else None,
+                "id": str(hit.id),
+                **hit.columns,
+            }
+            if explain:
+                row["contributions"] = dict(hit.contributions)
+            found.append(row)
+        return found
+
+    def to_arrow(self) -> pa.Table:
+        """Give the answers as an Arrow table: rank, score and every column of the item table."""
+        import pyarrow as pa
+
+        table = self._snapshot.table(self.ids)
+        ranks = pa.array(np.arange(1, len(self) + 1, dtype=np.int64))
+        return table.add_column(0, "score", pa.array(self.scores)).add_column(0, "rank", ranks)
+
+    def to_pandas(self) -> Any:
+        """Give the answers as a pandas frame.
+
+        Raises:
+            UnsupportedError: pandas is not installed.
+        """
+        try:
+            importlib.import_module("pandas")
+        except ImportError as error:
+            raise UnsupportedError("to_pandas needs pandas. Type: pip install pandas. Or use to_arrow().") from error
+        return self.to_arrow().to_pandas()
+
+    def __repr__(self) -> str:
+        """Show the number of answers and the best ones, in a few lines."""
+        lines = [f"<Hits: {len(self)} of {self.index_path}>"]
+        lines += [f"  {hit.rank}. {hit.score:.3f} {hit.modality} {display_key(hit)}" for hit in self[:3]]
+        return "\n".join([*lines, "  ..."] if len(self) > 3 else lines)
+
+    def _repr_html_(self) -> str:
+        """Show the answers in a notebook, with pictures and players."""
+        render = importlib.import_module("bindsearch.render")  # stands above this layer and is needed only here
+        return str(render.notebook_html(self))
+
+    def _joined(self) -> tuple[Hit, ...]:
+        if self._hits is None:
+            rows = self._snapshot.table(self.ids).to_pylist() if len(self) else []
+            names = self.query.names() if self.query is not None else ()
+            parts = self.contributions().tolist()
+            self._hits = tuple(
+                _make_hit(rank, float(score), row, dict(zip(names, part, strict=True)))
+                for rank, (score, row, part) in enumerate(zip(self.scores, rows, parts, strict=True), start=1)
+            )
+        return self._hits
+
+
+def _make_hit(rank: int, score: float, row: dict[str, Any], contributions: dict[str, float]) -> Hit:
+    """Make a hit of a row of the item table."""
+    columns = {name: value for name, value in row.items() if name not in _OWN_COLUMNS}
+    if "attributes" in columns:
+        columns["attributes"] = json.loads(columns["attributes"]) if columns["attributes"] else {}
+    start, end = row.get("start_s"), row.get("end_s")
+    return Hit(
+        rank=rank,
+        score=score,
+        id=row["id"],
+        key=row["key"],
+        modality=row["modality"],
+        source=row["source"],
+        span=None if start is None or end is None else (start, end),
+        columns=columns,
+        contributions=contributions,
+    )
+
+
+def display_key(hit: Hit) -> str:
+    """Write an item's key, with its span where it has one: "talk.wav#t=5,10"; `--item` takes it so."""
+    return hit.key if hit.span is None else f"{hit.key}#t={hit.span[0]:g},{hit.span[1]:g}"

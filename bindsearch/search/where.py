@@ -1,0 +1,286 @@
+"""Filters over the item table: a small expression language, evaluated column by column with Arrow.
+
+    modality == 'image' and size > 1000 and caption like '%dog%'
+    not (colour in ('red', 'blue')) or start_s is null
+
+Grammar, loosest first; the words of the language are not case-sensitive:
+
+    either   := both ("or" both)*
+    both     := unary ("and" unary)*
+    unary    := "not" unary | "(" either ")" | test
+    test     := column ("==" | "=" | "!=" | "<>" | "<" | "<=" | ">" | ">=") literal
+              | column ["not"] "in" "(" literal ("," literal)* ")"
+              | column ["not"] "like" text          % any characters, _ one
+              | column "is" ["not"] "null"
+    column   := a column of the item table, or a name in its attributes; `any name` between backquotes
+    literal  := 'text' | "text" (a quote doubled stands for itself) | number | true | false
+
+A comparison with a missing value is unknown, as in SQL; only rows that are known to be true pass. Nothing is evaluated
+as Python.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bindsearch.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    Read = Callable[[str], pa.ChunkedArray]
+
+Literal = str | int | float | bool
+
+_TOKENS = re.compile(
+    r"""\s*(?:
+        (?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])
+      | (?P<text>'(?:[^']|'')*'|"(?:[^"]|"")*")
+      | (?P<quoted>`[^`]+`)
+      | (?P<name>[^\W\d][\w.]*)
+      | (?P<sign>==|!=|<>|<=|>=|=|<|>|\(|\)|,)
+    )""",
+    re.VERBOSE,
+)
+_WORDS = ("and", "or", "not", "in", "like", "is", "null", "true", "false")
+_COMPARE = {
+    "==": "equal",
+    "=": "equal",
+    "!=": "not_equal",
+    "<>": "not_equal",
+    "<": "less",
+    "<=": "less_equal",
+    ">": "greater",
+    ">=": "greater_equal",
+}
+_DEEPEST = 50
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A parsed filter.
+
+    Attributes:
+        text: as it was written.
+        columns: the names that it asks for, each once.
+    """
+
+    text: str
+    columns: tuple[str, ...]
+    _root: _Node
+
+    def mask(self, read: Read) -> NDArray[np.bool_]:
+        """Say which rows pass.
+
+        Args:
+            read: gives a column by name: (n,) Arrow values.
+
+        Returns:
+            (n,) bool; False where the answer is not known.
+
+        Raises:
+            UnknownNameError: from `read`.
+            InputError: a column holds another type than what it is compared with; both are named.
+        """
+        import numpy as np
+        import pyarrow.compute as pc
+
+        columns = {name: read(name) for name in self.columns}
+        found = pc.fill_null(_evaluate(self._root, columns, self.text), False)
+        return np.asarray(found.to_numpy(zero_copy_only=False), dtype=bool)
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A step: `kind` is "or", "and", "not", a compute function's name, "in", "like" or "null"."""
+
+    kind: str
+    parts: tuple[_Node, ...] = ()
+    column: str = ""
+    values: tuple[Literal, ...] = ()
+
+
+def parse_filter(text: str) -> Filter:
+    """Parse a filter; see the grammar above.
+
+    Raises:
+        InputError: naming the place where it stops making sense.
+    """
+    parser = _Parser(text)
+    root = parser.either(0)
+    if parser.kind:
+        raise parser.error("'and', 'or' or the end")
+    return Filter(text, tuple(dict.fromkeys(parser.columns)), root)
+
+
+class _Parser:
+    """A recursive descent over the tokens; `kind` and `value` are the token at hand, empty at the end."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.columns = text, list[str]()
+        self._tokens = self._split()
+        self.kind, self.value, self.at = "", "", 0
+        self.step()
+
+    def _split(self) -> Iterator[tuple[str, str, int]]:
+        place, end = 0, len(self.text.rstrip())
+        while place < end:
+            match = _TOKENS.match(self.text, place)
+            if match is None:
+                self.at = place + len(self.text[place:]) - len(self.text[place:].lstrip())
+                raise self.error("a column, a value or an operator")
+            kind, value = next((k, v) for k, v in match.groupdict().items() if v is not None)
+            if kind == "name" and value.lower() in _WORDS:
+                kind, value = value.lower(), value.lower()
+            yield kind, value, match.end() - len(value)
+            place = match.end()
+
+    def step(self) -> str:
+        """Move to the next token; gives the value of the one left behind."""
+        left = self.value
+        self.kind, self.value, self.at = next(self._tokens, ("", "", len(self.text)))
+        return left
+
+    def error(self, wanted: str) -> InputError:
+        found = self.text[self.at : self.at + 20] or "the end"
+        return InputError(
+            f"filter {self.text!r}: expected {wanted} at character {self.at + 1}, got {found!r}. "
+            "Example: modality == 'image' and size > 1000 and caption like '%dog%'"
+        )
+
+    def take(self, *values: str) -> bool:
+        """Step over one of some signs or words, if it is there."""
+        if self.kind not in ("text", "quoted") and self.value in values and self.value:
+            self.step()
+            return True
+        return False
+
+    def need(self, value: str) -> None:
+        if not self.take(value):
+            raise self.error(repr(value))
+
+    def either(self, depth: int) -> _Node:
+        parts = [self.both(depth)]
+        while self.take("or"):
+            parts.append(self.both(depth))
+        return parts[0] if len(parts) == 1 else _Node("or", tuple(parts))
+
+    def both(self, depth: int) -> _Node:
+        parts = [self.unary(depth)]
+        while self.take("and"):
+            parts.append(self.unary(depth))
+        return parts[0] if len(parts) == 1 else _Node("and", tuple(parts))
+
+    def unary(self, depth: int) -> _Node:
+        if depth > _DEEPEST:
+            raise InputError(f"filter: nested more than {_DEEPEST} deep.")
+        if self.take("not"):
+            return _Node("not", (self.unary(depth + 1),))
+        if self.take("("):
+            inner = self.either(depth + 1)
+            self.need(")")
+            return inner
+        return self.test()
+
+    def test(self) -> _Node:
+        if self.kind not in ("name", "quoted"):
+            raise self.error("a column")
+        column = self.step().strip("`")
+        self.columns.append(column)
+        if self.take("is"):
+            negated = self.take("not")
+            self.need("null")
+            node = _Node("null", column=column)
+            return _Node("not", (node,)) if negated else node
+        if self.value in _COMPARE and self.kind == "sign":
+            function = _COMPARE[self.step()]
+            return _Node(function, column=column, values=(self.literal(),))
+        negated = self.take("not")
+        node = self.membership(column)
+        return _Node("not", (node,)) if negated else node
+
+    def membership(self, column: str) -> _Node:
+        if self.take("like"):
+            if self.kind != "text":
+                raise self.error("a text between quotes")
+            return _Node("like", column=column, values=(self.literal(),))
+        if not self.take("in"):
+            raise self.error("==, !=, <, <=, >, >=, in, like or is null")
+        self.need("(")
+        values = [self.literal()]
+        while self.take(","):
+            values.append(self.literal())
+        self.need(")")
+        return _Node("in", column=column, values=tuple(values))
+
+    def literal(self) -> Literal:
+        kind = self.kind
+        if kind not in ("number", "text", "true", "false"):
+            raise self.error("a number, a text between quotes, true or false")
+        written = self.step()
+        if kind == "text":
+            return written[1:-1].replace(written[0] * 2, written[0])
+        if kind == "number":
+            return int(written) if re.fullmatch(r"[+-]?\d+", written) else float(written)
+        return kind == "true"
+
+
+def _evaluate(node: _Node, columns: dict[str, Any], text: str) -> Any:
+    """Give the node's (n,) Arrow booleans, null where not known."""
+    import pyarrow.compute as pc
+
+    if node.kind in ("and", "or"):
+        join = pc.and_kleene if node.kind == "and" else pc.or_kleene
+        found = _evaluate(node.parts[0], columns, text)
+        for part in node.parts[1:]:
+            found = join(found, _evaluate(part, columns, text))
+        return found
+    if node.kind == "not":
+        return pc.invert(_evaluate(node.parts[0], columns, text))
+    values = columns[node.column]
+    if node.kind == "null":
+        return pc.is_null(values)
+    return _test(node, values, text)
+
+
+def _test(node: _Node, values: Any, text: str) -> Any:
+    """Compare a column with literals."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = values.type
+    if pa.types.is_null(kind):  # no row has a value: nothing is known
+        return pc.cast(values, pa.bool_())
+    textual = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    for value in node.values:
+        fits = (
+            (textual and isinstance(value, str))
+            or (pa.types.is_boolean(kind) and isinstance(value, bool))
+            or (_is_number(kind) and not isinstance(value, str | bool))
+        )
+        if not fits:
+            raise InputError(
+                f"filter {text!r}: the column {node.column!r} holds {kind}, it is compared with {value!r}."
+            )
+    try:
+        if node.kind == "in":
+            found = pc.equal(values, node.values[0])
+            for value in node.values[1:]:
+                found = pc.or_kleene(found, pc.equal(values, value))
+            return found
+        if node.kind == "like":
+            return pc.match_like(values, node.values[0])
+        return getattr(pc, node.kind)(values, node.values[0])
+    except (pa.ArrowException, OverflowError, TypeError) as error:
+        raise InputError(f"filter {text!r}: the column {node.column!r} cannot be compared: {error}") from error
+
+
+def _is_number(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
