@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,10 @@ def write_tower(path: Path, tensors: Mapping[str, Getter], dtype: str) -> TowerR
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot write {(offset + len(header)) / 1e9:.2f} GB: {error.strerror}.") from error
+        free = shutil.disk_usage(path.parent).free
+        raise WeightsError(
+            f"{path}: cannot be written: {error.strerror}. {offset + len(header)} bytes are needed, {free} are free."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     return TowerRecord(path.name, offset + len(header), file_digest.hexdigest(), id_digest.hexdigest(), log_scale)
