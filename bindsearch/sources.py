@@ -263,7 +263,10 @@ class Source:
             import tarfile
 
             try:
-                with tarfile.open(fileobj=io.BufferedReader(io.FileIO(os.dup(raw.fileno()))), mode="r:") as tar:
+                with (
+                    io.FileIO(os.dup(raw.fileno())) as again,
+                    tarfile.open(fileobj=io.BufferedReader(again), mode="r:") as tar,
+                ):
                     found = tar.getmember(self.member or "")
             except (KeyError, tarfile.TarError, OSError) as error:
                 raw.close()

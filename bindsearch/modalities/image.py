@@ -203,12 +203,20 @@ def open_picture(data: bytes, name: str, formats: tuple[str, ...] = FORMATS) -> 
 
     from PIL import Image, UnidentifiedImageError
 
+    if not data:
+        raise DecodeError(name, "is empty")
+    readable = [kind for kind in formats if kind in Image.ID or _init(kind)]
     try:
         with _OPEN_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # size is checked by the caller; odd metadata is no news
-            return Image.open(io.BytesIO(data), formats=[name for name in formats if name in Image.ID or _init(name)])
+            picture = Image.open(io.BytesIO(data), formats=readable)
+            if picture.format == "PNG":  # decoding alone would not look at the checksums
+                picture.verify()
+                picture = Image.open(io.BytesIO(data), formats=["PNG"])
+            return picture
     except UnidentifiedImageError as error:
-        raise DecodeError(name, f"no picture: the bytes look like {describe_head(data[:1024])}") from error
+        what = f"cannot be opened as a picture; the bytes look like {describe_head(data[:1024])}"
+        raise DecodeError(name, what) from error
     except Image.DecompressionBombError as error:
         raise DecodeError(name, f"too many pixels to decode: {error}") from error
 

@@ -54,6 +54,7 @@ def _sinc_kernels(old: int, new: int) -> tuple[np.ndarray, int]:
     cut_off = min(old, new) * ROLLOFF
     width = math.ceil(LOWPASS_WIDTH * old / cut_off)
     taps = np.arange(-width, width + old, dtype=np.float64)[:, None] / old
+    # in double: the reference makes its kernels in float32, which moves the wave by up to 4e-5 (at 11,025 Hz)
     phases = -np.arange(new, dtype=np.float64)[None, :] / new
     time = np.clip((taps + phases) * cut_off, -LOWPASS_WIDTH, LOWPASS_WIDTH)
     window = np.cos(time * (math.pi / LOWPASS_WIDTH / 2)) ** 2

@@ -303,7 +303,8 @@ def open_container(file: IO[bytes], name: str, head: bytes) -> Any:
     try:
         return av.open(file, mode="r", container_options=options, metadata_errors="replace")
     except (av.FFmpegError, ValueError, OSError) as error:
-        raise DecodeError(name, f"no video or sound: the bytes look like {describe_head(head)} ({error})") from error
+        what = f"cannot be opened as video or sound; the bytes look like {describe_head(head)}"
+        raise DecodeError(name, what) from error
 
 
 def _open_video(file: IO[bytes], name: str) -> Any:

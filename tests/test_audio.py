@@ -1,0 +1,284 @@
+import io
+
+import av
+import numpy as np
+import pytest
+import scipy.io.wavfile
+import soundfile
+from hostile import video_bytes
+from preprocess_recipes import PREPROCESS, audio_wave, read_json
+
+from bindsearch.errors import DecodeError, InputError
+from bindsearch.modalities import mel
+from bindsearch.modalities.audio import clip_bounds, duration_s
+from bindsearch.modalities.clips import windows
+from bindsearch.registry import MODALITIES
+from bindsearch.sources import Source
+from bindsearch.types import Media
+
+AUDIO = MODALITIES["audio"]
+REFERENCE, DEFAULT = AUDIO.config("reference"), AUDIO.config()
+CASES = read_json("preprocess/audio.json")["cases"]
+
+
+@pytest.fixture(scope="module")
+def internals():
+    with np.load(PREPROCESS / "audio_internals.npz") as file:
+        yield {name: file[name] for name in file.files}
+
+
+@pytest.fixture(scope="module")
+def samples():
+    with np.load(PREPROCESS / "audio_samples.npz") as file:
+        yield {name: file[name] for name in file.files}
+
+
+def media(wave, rate):
+    return Media("audio", np.asarray(wave, np.float32), "amplitude", float(rate), "test")
+
+
+def tone(seconds, rate=16000, hz=440.0, channels=1):
+    wave = 0.3 * np.sin(2 * np.pi * hz * np.arange(int(seconds * rate)) / rate)
+    return np.stack([wave * (number + 1) / channels for number in range(channels)]).astype(np.float32)
+
+
+def test_filterbank_parts(internals):
+    assert np.abs(mel.mel_bank(128, 512, 16000, 20.0, 8000.0) - internals["mel_banks_128x256"]).max() <= 5e-5
+    assert np.abs(mel.hann_window(400) - internals["hann_symmetric_400"]).max() <= 3e-7
+    energies = mel.filterbank(internals["fbank_2s_input"][0], 16000, 128, 20.0, 8000.0)
+    assert energies.shape == (198, 128)
+    # un-normalised logarithms: the reference itself is 6e-5 from its fp64 here
+    assert np.abs(energies - internals["fbank_2s_fp64"]).max() <= 1e-4 * 9.138
+
+
+def test_resampled_waves(internals):
+    names = [name for name in internals if name.startswith("resampled/")]
+    assert len(names) == 10
+    for name in names:
+        facts = CASES[name.removeprefix("resampled/")]
+        wave = audio_wave(name.removeprefix("resampled/"), facts)
+        got = mel.resample(wave, facts["sr"], 16000)
+        assert got.shape == internals[name].shape
+        assert np.abs(got - internals[name]).max() <= 2e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reference_pictures(case, samples):
+    facts = CASES[case]
+    x = AUDIO.preprocess(media(audio_wave(case, facts), facts["sr"]), REFERENCE)
+    assert x.shape == (3, 1, 128, 204)
+    error = np.abs(x[:, 0, ::4, ::3] - samples[case])
+    # bands above the Nyquist frequency of 8 and 22.05 kHz hold rounding noise only
+    low_rate = facts["sr"] in (8000, 22050)
+    assert error.max() <= (1e-3 if low_rate else 1e-4)
+    assert error.mean() <= 1e-5
+    assert np.abs(x.mean(axis=(1, 2, 3)) - facts["mean"]).max() <= 1e-5
+    assert np.abs(x.std(axis=(1, 2, 3)) - facts["std"]).max() <= 1e-4
+    assert [list(bounds) for bounds in clip_bounds(facts["n_16k"], REFERENCE)] == facts["clip_samples"]
+
+
+def test_clip_starts_table():
+    rows = read_json("preprocess/audio_clip_starts.json")["rows"]
+    assert len(rows) == 311
+    for length, *starts in rows:
+        assert clip_bounds(length, REFERENCE) == [(start, min(start + 32000, length)) for start in starts]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_filterbank_equals_torchaudio():
+    import torch
+    import torchaudio
+
+    wave = np.random.default_rng(5).normal(0, 0.1, (1, 24_000)).astype(np.float32)
+    for mels, low, high in ((128, 20.0, 8000.0), (64, 50.0, 7000.0), (23, 0.0, 4000.0)):
+        theirs = torchaudio.compliance.kaldi.fbank(
+            torch.from_numpy(wave),
+            htk_compat=True,
+            sample_frequency=16000,
+            use_energy=False,
+            window_type="hanning",
+            num_mel_bins=mels,
+            dither=0.0,
+            low_freq=low,
+            high_freq=high,
+        ).numpy()
+        ours = mel.filterbank(wave[0], 16000, mels, low, high)
+        # logarithms: torchaudio itself moves by 1.5e-4 between fp32 and fp64 here
+        assert np.abs(ours - theirs).max() <= 5e-4
+        assert np.abs(ours - theirs).mean() <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rate", [8000, 11025, 12000, 32000, 44100, 96000])
+def test_resampling_equals_torchaudio(rate):
+    import torch
+    import torchaudio
+
+    wave = np.random.default_rng(rate).normal(0, 0.2, (2, rate // 3)).astype(np.float32)
+    theirs = torchaudio.functional.resample(torch.from_numpy(wave).double(), rate, 16000).numpy()
+    ours = mel.resample(wave, rate, 16000)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "levels", "full_scale"),
+    [
+        (np.int16, [0, 1, -1, 32767, -32768], 2**15),
+        (np.int32, [0, 65536, -65536, 2**31 - 2**8, -(2**31)], 2**31),
+        (np.float32, [0.0, 0.1, -0.7, 1.0, -1.0], 1),
+    ],
+)
+def test_levels_written_by_scipy_are_exact(dtype, levels, full_scale):
+    written = np.tile(np.array(levels, dtype), (200, 1)).reshape(-1, 1).repeat(2, axis=1)
+    written[:, 1] //= 2 if full_scale > 1 else 1
+    out = io.BytesIO()
+    scipy.io.wavfile.write(out, 22050, written)
+    got = AUDIO.decode(Source.of(out.getvalue()), DEFAULT)
+    assert got.rate_hz == 22050
+    assert np.array_equal(got.array, (written.T.astype(np.float64) / full_scale).astype(np.float32))
+
+
+def test_unsigned_bytes_written_by_scipy():
+    out = io.BytesIO()
+    scipy.io.wavfile.write(out, 8000, np.array([128, 255, 0, 192] * 100, np.uint8))
+    got = AUDIO.decode(Source.of(out.getvalue()), DEFAULT).array
+    assert got[0, :4].tolist() == [0.0, 127 / 128, -1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "tolerance"),
+    [("WAV", "PCM_16", 1e-4), ("FLAC", None, 1e-4), ("OGG", "VORBIS", 0.05), ("MP3", None, 0.05), ("AIFF", None, 1e-4)],
+)
+def test_containers_that_soundfile_reads(kind, subtype, tolerance):
+    out = io.BytesIO()
+    soundfile.write(out, tone(1.5, 22050)[0], 22050, format=kind, subtype=subtype)
+    got = AUDIO.decode(Source.of(out.getvalue()), DEFAULT)
+    assert got.rate_hz == 22050
+    length = min(got.array.shape[1], 33075)
+    assert length > 32000
+    assert np.abs(got.array[0, 2000:30000] - tone(1.5, 22050)[0, 2000:30000]).max() < tolerance
+
+
+def m4a(seconds=3.0, rate=16000):
+    out = io.BytesIO()
+    wave = tone(seconds, rate)
+    with av.open(out, "w", format="mp4") as container:
+        track = container.add_stream("aac", rate=rate, layout="mono")
+        for first in range(0, wave.shape[1], 1024):
+            block = np.ascontiguousarray(wave[:, first : first + 1024])
+            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = rate, first
+            container.mux(track.encode(frame))
+        container.mux(track.encode())
+    return out.getvalue()
+
+
+def main_frequency(wave, rate):
+    spectrum = np.abs(np.fft.rfft(wave * np.hanning(wave.size)))
+    return spectrum.argmax() * rate / wave.size
+
+
+def test_what_soundfile_cannot_read_goes_through_ffmpeg():
+    got = AUDIO.decode(Source.of(m4a()), DEFAULT)
+    assert got.rate_hz == 16000
+    assert abs(got.notes["duration_s"] - 3) < 0.15
+    assert abs(main_frequency(got.array[0, 8000:40000], 16000) - 440) < 2
+    assert 0.25 < np.abs(got.array[0, 8000:40000]).max() < 0.35
+    assert abs(duration_s(Source.of(m4a())) - 3) < 0.15
+
+
+def test_the_sound_track_of_a_video():
+    got = AUDIO.decode(Source.of(video_bytes(20, sound=True)), DEFAULT)
+    assert abs(main_frequency(got.array[0, 4000:28000], 16000) - 440) < 2
+    with pytest.raises(DecodeError, match="no sound track"):
+        AUDIO.decode(Source.of(video_bytes(20)), DEFAULT)
+
+
+def test_spans_read_only_their_part():
+    rng = np.random.default_rng(2)
+    wave = (0.1 * rng.standard_normal(16000 * 6)).astype(np.float32)
+    out = io.BytesIO()
+    soundfile.write(out, wave, 16000, format="WAV", subtype="FLOAT")
+    source = Source.of(out.getvalue())
+    got = AUDIO.decode(source, DEFAULT, (1.25, 3.5)).array
+    assert np.array_equal(got[0], wave[20000:56000])
+    with pytest.raises(DecodeError, match=r"no audio samples after decoding in 7-8 s"):
+        AUDIO.decode(source, DEFAULT, (7.0, 8.0))
+    with pytest.raises(InputError, match="start < end"):
+        AUDIO.decode(source, DEFAULT, (3.0, 3.0))
+
+
+def test_spans_through_ffmpeg():
+    source = Source.of(m4a(6.0))
+    whole = AUDIO.decode(source, DEFAULT).array[0]
+    part = AUDIO.decode(source, DEFAULT, (2.0, 4.0)).array[0]
+    assert part.size == 32000
+    shifts = [
+        np.abs(part[2000:30000] - whole[32000 + shift + 2000 : 32000 + shift + 30000]).max() for shift in (-8, 0, 8)
+    ]
+    assert shifts[1] < 0.02
+    assert shifts[1] < min(shifts[0], shifts[2])
+
+
+def test_long_recordings_are_cut_in_windows():
+    def source(seconds):
+        return Source.of(np.zeros((1, int(seconds * 8000)), np.float32), rate_hz=8000)
+
+    assert AUDIO.spans(source(59), DEFAULT, None) == []
+    assert AUDIO.spans(source(95), DEFAULT, None) == [*((10.0 * n, 10.0 * n + 10) for n in range(9)), (90.0, 95.0)]
+    assert AUDIO.spans(source(94), DEFAULT, None)[-1] == (80.0, 94.0)
+    assert AUDIO.spans(source(95), REFERENCE, None) == []
+    assert AUDIO.spans(source(7), DEFAULT, 2.0) == [(0.0, 2.0), (2.0, 4.0), (4.0, 6.0), (6.0, 7.0)]
+    assert windows(0.5, 2.0) == []
+
+
+def test_default_hears_all_channels_and_copies_its_clips():
+    left_silent = np.concatenate([np.zeros((1, 32000), np.float32), tone(2.0)])
+    heard = AUDIO.preprocess(media(left_silent, 16000), DEFAULT)
+    deaf = AUDIO.preprocess(media(left_silent, 16000), REFERENCE)
+    assert np.ptp(deaf[0, 0, :, :198]) < 1e-5
+    assert np.ptp(heard[0, 0, :, :198]) > 0.5
+    offset = tone(3.0) + np.float32(0.1)
+    clean = AUDIO.preprocess(media(tone(3.0), 16000), DEFAULT)
+    assert np.abs(AUDIO.preprocess(media(offset, 16000), DEFAULT) - clean).max() < 0.05
+    assert np.abs(AUDIO.preprocess(media(offset, 16000), REFERENCE) - clean).max() > 0.2
+
+
+def test_too_short_is_said():
+    for samples, fits in ((399, False), (400, True)):
+        short = media(np.ones((1, samples)), 16000)
+        if fits:
+            assert AUDIO.preprocess(short, DEFAULT).shape == (3, 1, 128, 204)
+        else:
+            with pytest.raises(DecodeError, match=r"0\.0249 s of sound; at least 0\.025 s") as caught:
+                AUDIO.preprocess(short, DEFAULT)
+            assert caught.value.stage == "preprocess"
+
+
+def test_padding_and_silence_have_the_reference_levels():
+    half = AUDIO.preprocess(media(np.zeros((1, 16000)), 16000), REFERENCE)
+    assert half[0, 0, 0, 0] == pytest.approx(-1.278, abs=1e-3)
+    assert half[0, 0, 0, 203] == pytest.approx(0.467, abs=1e-3)
+
+
+def test_arrays_need_their_rate():
+    with pytest.raises(InputError, match="rate_hz=16000"):
+        AUDIO.decode(Source.of(tone(1.0)), DEFAULT)
+    levels = (tone(1.0) * 32768).astype(np.int16)
+    got = AUDIO.decode(Source.of(levels, rate_hz=16000), DEFAULT)
+    assert np.array_equal(got.array, levels.astype(np.float32) / 32768)
+
+
+def test_limits():
+    with pytest.raises(DecodeError, match=r"more than 1000 samples \(max_values\)"):
+        AUDIO.decode(Source.of(m4a()), AUDIO.config(max_values=1000))
+    with pytest.raises(DecodeError, match=r"amplitude 3000"):
+        AUDIO.decode(Source.of(np.full((1, 900), 3000, np.float32), rate_hz=16000), DEFAULT)
+
+
+def test_small_spaces_are_data():
+    config = AUDIO.config(clips=1, clip_s=1.28, mels=64, frames=128)
+    assert AUDIO.preprocess(media(tone(2.0), 16000), config).shape == (1, 1, 64, 128)
+    with pytest.raises(InputError, match="multiple of 200"):
+        AUDIO.config(rate_hz=22_050)
