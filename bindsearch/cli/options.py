@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -60,8 +61,10 @@ def print_facts(facts: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"{name:<{width}}  {text}")
 
 
-def open_space(name: str | None, device: str | None, dtype: str | None, preset: str | None) -> Space:
-    """Load a space from flags, falling back to the settings."""
+def open_space(
+    name: str | None, device: str | None, dtype: str | None, preset: str | Mapping[str, str] | None
+) -> Space:
+    """Load a space from flags, falling back to the settings; an index's preset ids are taken as they are."""
     from bindsearch.config import setting
     from bindsearch.models.spaces import load_space
 

@@ -167,7 +167,9 @@ def query(
         found,
         wanted,
         many=many,
-        load=lambda: open_space(space or found.manifest.space_name, device, dtype, preset or "index"),
+        load=lambda: open_space(
+            space or found.manifest.space_name, device, dtype, preset or dict(found.manifest.preset_ids)
+        ),
         k=k,
         where=where,
         modality=only,

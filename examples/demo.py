@@ -1,0 +1,65 @@
+"""The whole walk on a world drawn for the purpose: write media, embed, index, ask by text, image, sound and a sum.
+
+`python examples/demo.py FOLDER` (or `make demo`). Every step is a command that you can type yourself; it is printed first.
+The scenes are from the split "demo": bindsearch-mini was never trained on them.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from bindsearch.world.scene import sample, split_seeds
+from bindsearch.world.write import write_world
+
+SCENES = 240
+
+
+def run(*words: str) -> None:
+    """Print a bindsearch command, then run it."""
+    print(f"\n$ bindsearch {shlex.join(words)}", flush=True)
+    subprocess.run([sys.executable, "-m", "bindsearch", *words], check=True)
+
+
+def write_question(folder: Path, name: str, modality: str, kind: str, start: int = 10_000, **wanted: str) -> Path:
+    """Write one file of a scene that is not in the world, the first whose attributes are the wanted ones."""
+    for number in range(start, start + 5_000):
+        seed = split_seeds("demo", 1, number)
+        label = sample(seed, kind).labels()[0]
+        if all(label[attribute] == value for attribute, value in wanted.items()):
+            scratch = folder / f".{name}"
+            write_world(1, scratch, seed=int(seed[0]), size_px=256, kind=kind, modalities=(modality,))
+            made = next(scratch.glob("scene-*"))
+            target = folder / f"{name}{made.suffix}"
+            made.replace(target)
+            for rest in scratch.iterdir():
+                rest.unlink()
+            scratch.rmdir()
+            return target
+    raise SystemExit(f"no {kind} scene with {wanted} among 5000 seeds")
+
+
+def main() -> None:
+    home = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
+    world, embeddings, index, questions = home / "world", home / "embeddings", home / "index", home / "questions"
+    questions.mkdir(parents=True, exist_ok=True)
+    bird = write_question(questions, "bird", "image", "full", subject="bird")
+    dog = write_question(questions, "dog", "audio", "subject", subject="dog")
+    beach = write_question(questions, "beach", "image", "setting", setting="beach")
+
+    run("world", "write", str(SCENES), "-o", str(world))
+    run("embed", str(world), "-o", str(embeddings))
+    run("index", str(embeddings), "-o", str(index), "--force")
+    run("query", str(index), "--text", "a red car in the city", "-k", "5")
+    run("query", str(index), "--image", str(bird), "-k", "5")
+    run("query", str(index), "--audio", str(dog), "-k", "5")
+    page, sheet = home / "answers.html", home / "answers.png"
+    both = ("--image", str(beach), "--audio", str(dog))
+    run("query", str(index), *both, "-k", "12", "--html", str(page), "--sheet", str(sheet))
+    print(f"\nA picture of an empty beach plus the bark of a dog: open {page} or {sheet}")
+
+
+if __name__ == "__main__":
+    main()
