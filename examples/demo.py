@@ -1,6 +1,6 @@
 """The whole walk on a world drawn for the purpose: write media, embed, index, ask by text, image, sound and a sum.
 
-`python examples/demo.py FOLDER` (or `make demo`). Every step is a command that you can type yourself; it is printed first.
+`python examples/demo.py FOLDER` (or `make demo`). Every step is a command that you can type yourself, printed first.
 The scenes are from the split "demo": bindsearch-mini was never trained on them.
 """
 

@@ -1,0 +1,152 @@
+"""The command line as a process: exit codes, stdout and stderr, documentation that cannot drift."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+
+def bindsearch(*words: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user would, with nothing inherited that could choose a space or an index."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("BINDSEARCH_")}
+    command = [sys.executable, "-m", "bindsearch", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**clean, **environment}, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embed and index a small folder in the seeded tiny space, by the commands themselves."""
+    home = tmp_path_factory.mktemp("walk")
+    media = home / "media"
+    media.mkdir()
+    rng = np.random.default_rng(5)
+    for name in ("red", "green", "blue"):
+        pixels = np.repeat(np.repeat(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), 10, axis=0), 10, axis=1)
+        Image.fromarray(pixels).save(media / f"{name}.png")
+        (media / f"about-{name}.txt").write_text(f"a {name} picture\n", encoding="utf-8")
+    (media / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    (media / "notes.xyz").write_text("no media", encoding="utf-8")
+    made = bindsearch("embed", media, "-o", home / "embeddings", "--space", "tiny", "--max-bad", "0.5", "--json")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["embedded"] == {"image": 3, "text": 3}
+    built = bindsearch("index", home / "embeddings", "-o", home / "index", "--json")
+    assert built.returncode == 0, built.stderr
+    assert json.loads(built.stdout)["count"] == 6
+    return home
+
+
+def test_json_alone_on_stdout(walk: Path) -> None:
+    done = bindsearch("query", walk / "index", "--text", "a red picture", "-k", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    hits = json.loads(done.stdout)
+    assert [hit["rank"] for hit in hits] == [1, 2, 3]
+    assert hits[0]["key"] == "about-red.txt"
+    assert hits[0]["score"] == pytest.approx(1.0, abs=2e-3)
+
+
+def test_contributions_add_up_to_the_score(walk: Path) -> None:
+    terms = ("--image", walk / "media" / "red.png@0.7", "--text", "green", "--minus-item", "blue.png@0.2")
+    done = bindsearch("query", walk / "index", *terms, "--explain", "--json")
+    assert done.returncode == 0, done.stderr
+    for hit in json.loads(done.stdout):
+        assert sum(hit["contributions"].values()) == pytest.approx(hit["score"], abs=1e-5)
+
+
+def test_a_vector_or_an_item_needs_no_torch(walk: Path) -> None:
+    code = (
+        "import sys\nfrom bindsearch.cli import run\n"
+        f"code = run(['query', {str(walk / 'index')!r}, '--item', 'red.png', '--json'])\n"
+        "print(code, 'torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "0 False"
+    assert json.loads(done.stdout)[0]["key"] == "red.png"
+
+
+def test_pages_and_sheets_are_written(walk: Path) -> None:
+    page, sheet = walk / "answers.html", walk / "answers.png"
+    done = bindsearch("query", walk / "index", "--text", "a <b>picture</b>", "--html", page, "--sheet", sheet)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text(encoding="utf-8")
+    assert "red.png" in text and "<b>picture</b>" not in text
+    with Image.open(sheet) as picture:
+        assert picture.format == "PNG" and min(picture.size) > 200
+
+
+def test_too_many_bad_inputs_exit_4(walk: Path, tmp_path: Path) -> None:
+    done = bindsearch("embed", walk / "media", "-o", tmp_path / "e", "--space", "tiny", "--max-bad", "0")
+    assert done.returncode == 4
+    assert "--max-bad" in done.stderr
+    assert "broken.png" in (tmp_path / "e" / "bad.jsonl").read_text(encoding="utf-8")
+
+
+def test_another_space_exits_5_and_names_both(walk: Path) -> None:
+    done = bindsearch("query", walk / "index", "--text", "x", "--space", "tiny:8")
+    assert done.returncode == 5
+    assert "tiny:0@" in done.stderr and "tiny:8@" in done.stderr
+
+
+def test_missing_things_exit_3(walk: Path, tmp_path: Path) -> None:
+    assert bindsearch("embed", tmp_path / "nowhere", "-o", tmp_path / "e", "--space", "tiny").returncode == 3
+    assert bindsearch("query", tmp_path / "nowhere", "--text", "x").returncode == 3
+    assert bindsearch("query", walk / "index", "--item", "no-such-key").returncode == 3
+
+
+def test_usage_exits_2(walk: Path) -> None:
+    done = bindsearch("query", walk / "index")
+    assert done.returncode == 2
+    assert "--text" in done.stderr
+    assert bindsearch("query", walk / "index", "--txt", "x").returncode == 2
+    unknown = bindsearch("query", walk / "index", "--text", "x", "--where", "modalty == 'image'")
+    assert unknown.returncode == 2
+    assert "modality" in unknown.stderr
+    assert bindsearch("embed", walk / "media", "-o", walk / "x", "--space", "bindsearch-mni").returncode == 2
+
+
+def test_weights_that_are_not_there_exit_7(walk: Path, tmp_path: Path) -> None:
+    words = ("embed", walk / "media", "-o", tmp_path / "e", "--space", "imagebind-huge")
+    done = bindsearch(*words, BINDSEARCH_OFFLINE="1", BINDSEARCH_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 7
+    assert "models fetch" in done.stderr
+
+
+def test_the_index_comes_from_the_environment(walk: Path, tmp_path: Path) -> None:
+    done = bindsearch("query", "--item", "red.png", "--json", cwd=tmp_path, BINDSEARCH_INDEX=str(walk / "index"))
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "bindsearch.toml").write_text(f"index = {str(walk / 'index')!r}\n", encoding="utf-8")
+    assert bindsearch("query", "--item", "red.png", cwd=tmp_path).returncode == 0
+    shown = bindsearch("config", "show", "--json", cwd=tmp_path)
+    assert json.loads(shown.stdout)["index"]["origin"] == "bindsearch.toml"
+
+
+def test_many_queries_from_a_file(walk: Path) -> None:
+    lines = [{"text": "a red picture"}, {"item": "blue.png", "k": 2}]
+    path = walk / "queries.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    done = bindsearch("query", walk / "index", "--from", path, "--json")
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert len(answers) == 2
+
+
+def test_doctor_reports_this_machine() -> None:
+    done = bindsearch("doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    findings = {(row["topic"], row["name"]): row["value"] for row in json.loads(done.stdout)}
+    assert findings["wheel", "torch"].startswith("2.")
+    assert ("openmp", "runtimes") in findings
+    assert "tiny" in {name for topic, name in findings if topic == "space"}
+
+
+def test_docs_are_fresh() -> None:
+    done = subprocess.run([sys.executable, ROOT / "tools" / "make_docs.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
