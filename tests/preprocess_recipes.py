@@ -1,11 +1,13 @@
-"""The recipes of the preprocessing goldens' inputs: numpy only, checked against the recorded SHA-256 before use."""
+"""Recipes of the preprocessing goldens' inputs, checked against the recorded SHA-256, and files by other writers."""
 
 import hashlib
 import json
 import math
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 
 GOLDEN = Path(__file__).parent / "golden" / "imagebind"
@@ -53,3 +55,12 @@ def video_frames(case, facts):
     video = np.ascontiguousarray(blocks.repeat(8, 1).repeat(8, 2)[:, :h, :w])
     assert hashlib.sha256(video.tobytes()).hexdigest() == facts["input_sha256"], f"{case}: numpy's stream has changed"
     return video
+
+
+def ffmpeg_grey16(array, codec):
+    """Encode (H, W) uint16 as a 16-bit PNG or TIFF with FFmpeg's own writer."""
+    context = av.CodecContext.create(codec, "w")
+    context.height, context.width = array.shape
+    context.pix_fmt, context.time_base = {"png": "gray16be", "tiff": "gray16le"}[codec], Fraction(1, 25)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="gray16le").reformat(format=context.pix_fmt)
+    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])

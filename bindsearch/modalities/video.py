@@ -250,14 +250,15 @@ class VideoModality(Modality[VideoConfig]):
             if not media.rate_hz:
                 raise InputError(f"{media.name or 'video'}: the media have no rate_hz.")
             picks = [rows for _, rows in clip_frames(media.array.shape[0], media.rate_hz, config)]
-        scaled = resize_short_side(media.array, config.size_px)
+        wanted, places = np.unique(np.asarray(picks), return_inverse=True)
+        scaled = resize_short_side(media.array[wanted], config.size_px)
         scaled = normalise(scaled.transpose(0, 3, 1, 2), config.mean, config.std)
         offsets = crop_offsets(scaled.shape[2], scaled.shape[3], config)
         side = config.size_px
         out = np.empty((len(picks) * len(offsets), 3, config.frames, side, side), np.float32)
-        for number, rows in enumerate(picks):
+        for number, rows in enumerate(places.reshape(len(picks), -1)):
             for inner, (top, left) in enumerate(offsets):
-                crop = scaled[list(rows), :, top : top + side, left : left + side]
+                crop = scaled[rows, :, top : top + side, left : left + side]
                 out[number * len(offsets) + inner] = crop.transpose(1, 0, 2, 3)
         return out
 
