@@ -87,11 +87,11 @@ class KnownUnits:
         return int(rows.stop) - int(rows.start)
 
     def _is_same(self, item: Item, rows: slice) -> bool:
-        stages = {self._bad_stages[each] for each in self.ids[rows].tolist() if each in self._bad_stages}
+        bad = [self._bad[each] for each in self.ids[rows].tolist() if each in self._bad]
         now_s = np.nan if item.mtime_s is None else item.mtime_s
         if not np.array_equal(self.mtimes_s[rows], np.full(rows.stop - rows.start, now_s), equal_nan=True):
-            return not stages and self._has_same_bytes(item, int(self.ids[rows.start]))
-        return not ("read" in stages and _can_be_read(item))
+            return not bad and self._has_same_bytes(item, int(self.ids[rows.start]))
+        return None not in bad or not _can_be_read(item)
 
     def _has_same_bytes(self, item: Item, known: int) -> bool:
         try:
@@ -104,10 +104,10 @@ class KnownUnits:
         return EmbeddingStore.open(self._out, partial=True)
 
     @cached_property
-    def _bad_stages(self) -> Mapping[int, str]:
-        """Stage of each bad row, by id."""
-        table = self._store.items(("id", "stage"), status="bad")
-        return dict(zip(table.column("id").to_pylist(), table.column("stage").to_pylist(), strict=True))
+    def _bad(self) -> Mapping[int, str | None]:
+        """Checksum of each bad row by id; None where the bytes could not be read."""
+        table = self._store.items(("id", "sha256"), status="bad")
+        return dict(zip(table.column("id").to_pylist(), table.column("sha256").to_pylist(), strict=True))
 
     @cached_property
     def _checksums(self) -> Mapping[int, str]:

@@ -51,7 +51,7 @@ class Failed:
     Attributes:
         stage: list, read, decode, preprocess, worker (time limit or a killed process) or encode.
         reason: what is wrong, without the item's name; the same words each time.
-        sha256: of the bytes, where they could be read.
+        sha256: of the bytes; None where they cannot be read.
         seconds: wall time that it took.
     """
 
@@ -122,7 +122,6 @@ def has_spans(item: Item) -> bool:
 def _guarded(item: Item, work: Any) -> Outcome:
     """Do work on an item and turn whatever it raises into a Failed, but for what is no fault of the item."""
     started = time.perf_counter()
-    digest: str | None = None
     try:
         outcome: Outcome = work(started)
         return outcome
@@ -138,10 +137,8 @@ def _guarded(item: Item, work: Any) -> Outcome:
         stage, reason = "decode", "needs more memory than there is"
     except Exception as error:  # the readers of foreign formats raise anything on hostile bytes
         stage, reason = "decode", f"{type(error).__name__}: {error}"
-    if stage != "read":
-        digest = _sha256_if_any(item)
     reason = _ADDRESS.sub("", " ".join(reason.split()))[:500]
-    return Failed(stage, reason, digest, time.perf_counter() - started)
+    return Failed(stage, reason, _sha256_if_any(item), time.perf_counter() - started)
 
 
 def _sha256_if_any(item: Item) -> str | None:
