@@ -52,6 +52,13 @@ class Term:
     source: Any = None
     item_id: int | None = None
 
+    @property
+    def short(self) -> str:
+        """The label without the folders of a path."""
+        if self.modality == "text" or "/" not in self.label.rstrip("/"):
+            return self.label
+        return self.label.rstrip("/").rpartition("/")[2]
+
 
 class Embedding:
     """A query: terms of one space, added up. Immutable; +, -, * and / by numbers give new ones.
@@ -169,12 +176,12 @@ class Embedding:
         return tuple(names)
 
     def describe(self) -> str:
-        """Write the query as a line: "image bird.jpg + 0.5 × audio waves.wav − text night"."""
+        """Write the query as a line, without folders: "image bird.jpg + 0.5 × audio waves.wav − text night"."""
         words: list[str] = []
-        for term, name in zip(self.terms, self.names(), strict=True):
+        for term in self.terms:
             size = abs(term.weight)
             sign = "− " if term.weight < 0 else ("+ " if words else "")
-            words.append(f"{sign}{'' if size == 1 else f'{size:g} × '}{name}")
+            words.append(f"{sign}{'' if size == 1 else f'{size:g} × '}{term.modality} {term.short}")
         return " ".join(words)
 
     def __repr__(self) -> str:

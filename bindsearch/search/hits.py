@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from bindsearch.index.manifest import Manifest
     from bindsearch.index.snapshot import Snapshot
     from bindsearch.query import Embedding
     from bindsearch.types import FloatArray, IntArray
@@ -77,6 +78,24 @@ class Hits(Sequence[Hit]):
     def index_path(self) -> str:
         """The folder of the index that answered."""
         return str(self._snapshot.path)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the index as it was searched."""
+        return self._snapshot.manifest
+
+    @property
+    def preset_ids(self) -> Mapping[str, str]:
+        """Modality -> preset that the index's items were read with."""
+        return self._snapshot.manifest.preset_ids
+
+    def item(self, item_id: int) -> Hit:
+        """Give any item of the index as it was searched, with rank 0 and score 0: to show a term that is an item.
+
+        Raises:
+            MissingInputError: no such item.
+        """
+        return _make_hit(0, 0.0, self._snapshot.table(np.array([item_id], dtype=np.int64)).to_pylist()[0], {})
 
     def contributions(self) -> NDArray[np.float64]:
         """Say what each term of the query adds to each score: (k, terms) float64; (k, 0) for a bare array."""

@@ -1,0 +1,302 @@
+"""A small picture of anything: thumbnails, false colour, waves, lines, words; what cannot be read says why.
+
+Nothing here raises for bad media: an item whose file is gone or broken becomes a preview that says so.
+"""
+
+from __future__ import annotations
+
+import io
+import mimetypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bindsearch.errors import BindSearchError, DecodeError
+from bindsearch.listing.naming import to_path
+from bindsearch.registry import MODALITIES
+from bindsearch.sources import Source
+from bindsearch.types import Hit, Media, Span
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from bindsearch.query import Term
+    from bindsearch.types import FloatArray
+
+SIZE_PX = 320
+_SOUND_S = 15.0
+_VIDEO_BYTES = 2 << 20
+_WORDS = 600
+_POINTS = 240
+_MP3_RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+_VIDEO_TYPES = ("video/mp4", "video/webm")
+
+# levels from low to high, evenly spaced
+_HEAT = ((4, 3, 18), (52, 12, 86), (118, 22, 110), (188, 48, 84), (236, 98, 40), (252, 172, 46), (255, 250, 200))
+_FAR = ((252, 244, 190), (158, 216, 108), (66, 176, 124), (38, 126, 142), (56, 82, 138), (54, 40, 104), (28, 12, 52))
+_NOTHING = (120, 120, 126)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share a scale.
+
+    Attributes:
+        name: what they show.
+        lines: (curves, points) float32 in [-1, 1].
+        filled: two curves, low and high, whose space between is filled: an envelope.
+    """
+
+    name: str
+    lines: FloatArray
+    filled: bool = False
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What there is to see of an item or a term.
+
+    Attributes:
+        title: its name, for people.
+        modality: of it.
+        picture: RGB, at most SIZE_PX on a side, or None.
+        panels: curves, for sounds and motion.
+        words: for texts.
+        clip: bytes that a browser plays, and their type; or None.
+        note: a fact: "3.2 s", "1.1–6.8 m".
+        trouble: why there is nothing to see; empty where there is.
+    """
+
+    title: str
+    modality: str
+    picture: Image | None = None
+    panels: tuple[Panel, ...] = ()
+    words: str = ""
+    clip: tuple[bytes, str] | None = None
+    note: str = ""
+    trouble: str = ""
+
+
+def preview_hit(hit: Hit, presets: Mapping[str, str], with_clip: bool = False) -> Preview:
+    """Show an item of an index.
+
+    Args:
+        hit: the item. Not modified.
+        presets: modality -> preset id that the index was built with, so that depth is read in its unit.
+        with_clip: also make the bytes that a browser plays.
+    """
+    words = hit.columns.get("caption")
+    if hit.modality == "text" and not hit.source.lower().endswith(".txt"):
+        if words:  # a literal text: the source is the table that held it
+            return Preview(hit.key, "text", words=str(words)[:_WORDS])
+        return Preview(hit.key, "text", trouble="the words stand in " + hit.source)
+    member = hit.columns.get("member")
+    source = Source.tar_member(to_path(hit.source), member) if member else Source.of(to_path(hit.source))
+    return preview(source, hit.modality, hit.span, presets.get(hit.modality, "default"), hit.key, with_clip)
+
+
+def preview_term(term: Term, presets: Mapping[str, str], with_clip: bool = False) -> Preview:
+    """Show a term of a query; arguments as in `preview_hit`."""
+    preset = presets.get(term.modality, "default")
+    if term.modality == "text" and term.item_id is None:
+        return Preview(term.label, "text", words=str(term.source or term.label)[:_WORDS])
+    if term.source is None or term.modality not in MODALITIES:
+        return Preview(term.label, term.modality, trouble="a vector" if term.item_id is None else "an item")
+    try:
+        source = Source.of(term.source)
+    except BindSearchError as error:
+        return Preview(term.label, term.modality, trouble=str(error))
+    return preview(source, term.modality, None, preset, term.label, with_clip)
+
+
+def preview(
+    source: Source, modality: str, span: Span | None, preset: str, title: str, with_clip: bool = False
+) -> Preview:
+    """Show a source.
+
+    Args:
+        source: where the bytes come from. Not modified.
+        modality: as what to read it.
+        span: the part to show, in seconds; None: the whole.
+        preset: id or name of the preset to read it with.
+        title: its name, for people.
+        with_clip: also make the bytes that a browser plays.
+
+    Returns:
+        A preview; where the source cannot be read, one that says so.
+    """
+    try:
+        if modality == "text":
+            from bindsearch.modalities.text import decode_text
+
+            words = source.value if source.kind == "text" else decode_text(source.read_bytes(1 << 20), title)
+            return Preview(title, modality, words=words[:_WORDS])
+        media = _decode(source, modality, span, preset)
+        with_clip = with_clip and (span is None or modality != "video")  # a browser would play the whole video
+        shown: Preview = _SHOW[modality](media, source, title, with_clip)
+        return shown
+    except DecodeError as error:
+        return Preview(title, modality, trouble=error.what)
+    except Exception as error:  # a preview is never worth failing an answer for
+        return Preview(title, modality, trouble=f"{type(error).__name__}: {error}")
+
+
+def _decode(source: Source, modality: str, span: Span | None, preset: str) -> Media:
+    kind = MODALITIES[modality]
+    name = preset.partition(":")[0]
+    numbers = {"size_px": SIZE_PX, "clips": 3, "crops": 1} if modality == "video" else {}
+    config = kind.config(name if name in kind.presets else "default", **numbers)
+    media: Media = kind.decode(source, config, span)
+    return media
+
+
+# ---- one function a modality -----------------------------------------------------------------------------------------
+
+
+def _show_image(media: Media, source: Source, title: str, with_clip: bool) -> Preview:
+    del source, with_clip
+    height, width = media.array.shape[:2]
+    return Preview(title, "image", _thumbnail(media.array), note=f"{width} × {height}")
+
+
+def _show_video(media: Media, source: Source, title: str, with_clip: bool) -> Preview:
+    frames = media.array
+    clip = None
+    kind = mimetypes.guess_type(source.name)[0]
+    if with_clip and kind in _VIDEO_TYPES and source.kind != "value" and (source.size or _VIDEO_BYTES) < _VIDEO_BYTES:
+        clip = source.read_bytes(_VIDEO_BYTES), str(kind)
+    count = media.notes.get("frames")
+    note = f"{count / media.rate_hz:.1f} s" if isinstance(count, int) and media.rate_hz else ""
+    return Preview(title, "video", _thumbnail(frames[len(frames) // 2]), clip=clip, note=note)
+
+
+def _show_audio(media: Media, source: Source, title: str, with_clip: bool) -> Preview:
+    del source
+    wave = media.array.mean(axis=0, dtype=np.float64).astype(np.float32)  # (T,)
+    rate_hz = float(media.rate_hz or 16000)
+    edges = np.linspace(0, wave.size, min(_POINTS, wave.size) + 1).astype(np.int64)
+    envelope = np.stack([np.minimum.reduceat(wave, edges[:-1]), np.maximum.reduceat(wave, edges[:-1])])
+    loudest = max(float(np.abs(envelope).max()), 1e-6)
+    return Preview(
+        title,
+        "audio",
+        _spectrogram(wave, rate_hz),
+        (Panel("wave", (envelope / loudest).astype(np.float32), filled=True),),
+        clip=_sound(wave[: int(_SOUND_S * rate_hz)], rate_hz) if with_clip else None,
+        note=f"{wave.size / rate_hz:.1f} s",
+    )
+
+
+def _show_depth(media: Media, source: Source, title: str, with_clip: bool) -> Preview:
+    del source, with_clip
+    near_is_high = "disparity" in media.unit
+    picture, low, high = _false_colour(media.array, _FAR[::-1] if near_is_high else _FAR)
+    return Preview(title, "depth", picture, note="inverse depth" if near_is_high else f"{low:.1f}–{high:.1f} m")
+
+
+def _show_thermal(media: Media, source: Source, title: str, with_clip: bool) -> Preview:
+    del source, with_clip
+    picture, _, _ = _false_colour(media.array, _HEAT)
+    return Preview(title, "thermal", picture, note=f"{media.array.shape[1]} × {media.array.shape[0]}")
+
+
+def _show_imu(media: Media, source: Source, title: str, with_clip: bool) -> Preview:
+    del source, with_clip
+    signal = media.array  # (6, T)
+    edges = np.linspace(0, signal.shape[1], min(_POINTS, signal.shape[1]) + 1).astype(np.int64)
+    means = np.add.reduceat(signal.astype(np.float64), edges[:-1], axis=1) / np.diff(edges)
+    panels = []
+    for name, three in (("acceleration", means[:3]), ("rotation", means[3:])):
+        middle = (three.max() + three.min()) / 2
+        reach = max(float(three.max() - three.min()) / 2, 1e-9)
+        panels.append(Panel(name, ((three - middle) / reach).astype(np.float32)))
+    seconds = f"{signal.shape[1] / media.rate_hz:.1f} s" if media.rate_hz else ""
+    return Preview(title, "imu", panels=tuple(panels), note=seconds)
+
+
+_SHOW: dict[str, Any] = {
+    "image": _show_image,
+    "video": _show_video,
+    "audio": _show_audio,
+    "depth": _show_depth,
+    "thermal": _show_thermal,
+    "imu": _show_imu,
+}
+
+
+# ---- arrays to pictures ----------------------------------------------------------------------------------------------
+
+
+def _thumbnail(array: NDArray[np.uint8]) -> Image:
+    """Make a picture of (H, W, 3) uint8 that is at most SIZE_PX on a side. Extreme shapes are cut to 4:1."""
+    from PIL import Image
+
+    height, width = array.shape[:2]
+    if max(height, width) > 4 * min(height, width):
+        keep = 4 * min(height, width)
+        top, left = max(0, (height - keep) // 2), max(0, (width - keep) // 2)
+        array = array[top : top + keep, left : left + keep]
+    picture = Image.fromarray(np.ascontiguousarray(array))
+    picture.thumbnail((SIZE_PX, SIZE_PX), Image.Resampling.LANCZOS)
+    if max(picture.size) < SIZE_PX // 2:  # tiny pictures stay sharp when shown large
+        scale = SIZE_PX // (2 * max(picture.size)) + 1
+        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    return picture
+
+
+def _false_colour(grid: FloatArray, palette: tuple[tuple[int, int, int], ...]) -> tuple[Image, float, float]:
+    """Colour (H, W) values between their 2nd and 98th percentile; 0, negative and NaN are grey: nothing was measured.
+
+    Returns:
+        The thumbnail and the two percentiles.
+    """
+    valid = np.isfinite(grid) & (grid > 0)
+    low, high = np.percentile(grid[valid], [2, 98]) if valid.any() else (0.0, 1.0)
+    levels = np.clip((np.where(valid, grid, low) - low) / max(float(high - low), 1e-9), 0, 1)
+    colours = apply_palette(levels, palette)
+    colours[~valid] = _NOTHING
+    return _thumbnail(colours), float(low), float(high)
+
+
+def apply_palette(levels: NDArray[Any], palette: tuple[tuple[int, int, int], ...]) -> NDArray[np.uint8]:
+    """Colour (H, W) levels in [0, 1] by linear steps through a palette: (H, W, 3) uint8."""
+    stops = np.linspace(0, 1, len(palette))
+    channels = [np.interp(levels, stops, [colour[axis] for colour in palette]) for axis in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def _spectrogram(wave: FloatArray, rate_hz: float) -> Image:
+    """Picture a wave (T,): time to the right, pitch upwards on a log scale from 60 Hz, 60 dB of loudness in colour."""
+    from PIL import Image
+
+    window = max(64, int(0.04 * rate_hz))
+    steps = min(_POINTS, max(2, wave.size // 32))
+    starts = np.linspace(0, max(0, wave.size - window), steps).astype(np.int64)
+    padded = np.pad(wave, (0, max(0, window - wave.size)))
+    frames = padded[starts[:, None] + np.arange(window)] * np.hanning(window)
+    power = np.abs(np.fft.rfft(frames, axis=1)) ** 2  # (steps, bins)
+    pitches_hz = np.geomspace(60, max(120.0, rate_hz / 2 * 0.98), 96)
+    bins = pitches_hz / rate_hz * window
+    rows = np.stack([np.interp(bins, np.arange(power.shape[1]), step) for step in power], axis=1)
+    decibels = 10 * np.log10(rows + 1e-12)
+    levels = np.clip((decibels - decibels.max()) / 60 + 1, 0, 1)[::-1]
+    return Image.fromarray(apply_palette(levels, _HEAT)).resize((SIZE_PX, SIZE_PX // 2), Image.Resampling.BICUBIC)
+
+
+def _sound(wave: FloatArray, rate_hz: float) -> tuple[bytes, str]:
+    """Encode a wave (T,) for a browser: MP3 where this libsndfile writes it, else 16-bit WAV."""
+    import soundfile
+
+    rate = round(rate_hz)
+    if rate not in _MP3_RATES_HZ:
+        seconds = np.arange(0, wave.size / rate_hz, 1 / 22050)
+        wave, rate = np.interp(seconds, np.arange(wave.size) / rate_hz, wave).astype(np.float32), 22050
+    stream = io.BytesIO()
+    if "MP3" in soundfile.available_formats():
+        soundfile.write(stream, np.clip(wave, -1, 1), rate, format="MP3")
+        return stream.getvalue(), "audio/mpeg"
+    soundfile.write(stream, np.clip(wave, -1, 1), rate, format="WAV", subtype="PCM_16")
+    return stream.getvalue(), "audio/wav"

@@ -1,0 +1,341 @@
+"""Hits to things people look at: a table, JSON, a page, a contact sheet, a notebook cell.
+
+Every function takes Hits, or the Answers to many queries. Text from files, keys and captions is escaped for where it
+goes: HTML by the template engine, the terminal by showing control characters.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import sys
+import unicodedata
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bindsearch.preview import Panel, Preview, preview_hit, preview_term
+from bindsearch.search import Answers, Hits, display_key
+from bindsearch.types import Hit
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PAGE_BYTES = 32 << 20
+"""Upper limit of the pictures and sounds on one page; what comes later is left out and says so."""
+NOTEBOOK_BYTES = 6 << 20
+_CAPTION_CELLS = 60
+_LINE_CELLS = 160
+
+
+def as_answers(found: Hits | Answers) -> Answers:
+    """Give the answers to one query as the answers to a list of one."""
+    return Answers((found,)) if isinstance(found, Hits) else found
+
+
+# ---- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def to_json(found: Hits | Answers) -> str:
+    """Write hits as JSON: a list of hits; for many queries a list of {"query": id, "hits": [...]}.
+
+    Fields of a hit: rank, score (cosine), key, modality, source, start_s, end_s, id, then the other columns of the item
+    table (attributes as an object), and contributions where they were asked for.
+    """
+    answers = as_answers(found)
+    lists = [hits.to_json(answers.explain) for hits in answers.hits]
+    if not answers.many:
+        return json.dumps(lists[0], indent=1, ensure_ascii=False, allow_nan=False)
+    named = [{"query": hits.query_id, "hits": rows} for hits, rows in zip(answers.hits, lists, strict=True)]
+    return json.dumps(named, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+# ---- the terminal ----------------------------------------------------------------------------------------------------
+
+
+def to_table(found: Hits | Answers, explain: bool = False, width: int | None = None) -> str:
+    """Write hits as lines for a terminal: rank, score, modality, key, caption.
+
+    Args:
+        found: the answers. Not modified.
+        explain: add a line a hit that says what each term adds.
+        width: columns of the terminal; None: those of the terminal, and no limit where stdout is none.
+    """
+    answers = as_answers(found)
+    if width is None and sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+    bold = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    parts = []
+    for hits in answers.hits:
+        head = ""
+        if answers.many:
+            asked = visible(hits.query.describe() if hits.query is not None else "a vector")
+            head = f"query {hits.query_id}: {asked}\n"
+        parts.append(head + _table(hits, explain or answers.explain, width, bold))
+    return "\n\n".join(parts)
+
+
+def _table(hits: Hits, explain: bool, width: int | None, bold: bool) -> str:
+    if not len(hits):
+        return "no item passes"
+    rows = [
+        (f"{hit.rank}", f"{hit.score:7.4f}", hit.modality, visible(display_key(hit)), visible(caption_of(hit)))
+        for hit in hits
+    ]
+    widths = [max(cells(row[column]) for row in rows) for column in range(4)]
+    room = (width or _LINE_CELLS) - sum(widths) - 8
+    if width is not None and room < 20:  # the key gives way, to half the line at most
+        widths[3] = max(min(widths[3], width // 2), widths[3] + room - 20)
+        room = width - sum(widths) - 8
+    lines = []
+    for hit, row in zip(hits, rows, strict=True):
+        rank, score, modality, key, caption = row
+        score = f"\x1b[1m{score}\x1b[0m" if bold else score
+        key = pad(cut(key, widths[3]), widths[3])
+        caption = cut(caption, max(0, min(room, _CAPTION_CELLS) if width is not None else _CAPTION_CELLS))
+        lines.append(f"{rank:>{widths[0]}}  {score}  {pad(modality, widths[2])}  {key}  {caption}".rstrip())
+        if explain and hit.contributions:
+            added = "  ".join(f"{value:+.4f} {visible(name)}" for name, value in _parts(hits, hit))
+            lines.append(f"{'':>{widths[0]}}  = {cut(added, width - widths[0] - 4) if width else added}")
+    return "\n".join(lines)
+
+
+def _parts(hits: Hits, hit: Hit) -> list[tuple[str, float]]:
+    """Name what each term adds to a hit's score, briefly: "image bird.jpg", "−text night"."""
+    terms = hits.query.terms if hits.query is not None else ()
+    names = [f"{'−' if term.weight < 0 else ''}{term.modality} {term.short}" for term in terms]
+    return list(zip(names, hit.contributions.values(), strict=False))
+
+
+def caption_of(hit: Hit) -> str:
+    """Give the words that go with a hit: its caption, or nothing."""
+    return str(hit.columns.get("caption") or "")
+
+
+def visible(text: str) -> str:
+    r"""Show control characters and lone surrogates as \xNN, so that a key or a caption cannot steer a terminal."""
+    unsafe = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        char if unicodedata.category(char) not in unsafe else ascii(char)[1:-1] for char in text.replace("\n", " ")
+    )
+
+
+def cells(text: str) -> int:
+    """Count the columns that a text takes in a terminal: wide characters two, combining marks none."""
+    return sum(
+        0 if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me") else
+        2 if unicodedata.east_asian_width(char) in ("W", "F") else 1
+        for char in text
+    )  # fmt: skip
+
+
+def cut(text: str, width: int) -> str:
+    """Shorten a text to so many columns, with an ellipsis."""
+    if cells(text) <= width:
+        return text
+    kept, used = "", 0
+    for char in text:
+        if used + cells(char) > width - 1:
+            break
+        kept, used = kept + char, used + cells(char)
+    return f"{kept}…" if width > 0 else ""
+
+
+def pad(text: str, width: int) -> str:
+    """Fill a text with blanks to so many columns."""
+    return text + " " * max(0, width - cells(text))
+
+
+# ---- HTML ------------------------------------------------------------------------------------------------------------
+
+
+def write_html(found: Hits | Answers, path: str | Path) -> Path:
+    """Write a page: one file without anything outside it. Folders on the way are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page_html(found), encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+def page_html(found: Hits | Answers, limit_bytes: int = PAGE_BYTES) -> str:
+    """Make a page of the query with its terms and the hits with pictures, players, waves and lines."""
+    answers = as_answers(found)
+    named = [hits.query.describe() for hits in answers.hits if hits.query is not None]
+    title = f"{named[0]:.80} — bindsearch" if named else "bindsearch"
+    return str(_templates().get_template("page.html").render(title=title, **_content(answers, limit_bytes)))
+
+
+def notebook_html(hits: Hits, limit_bytes: int = NOTEBOOK_BYTES) -> str:
+    """Make a fragment for a notebook cell; smaller than a page, so that notebooks stay light."""
+    return str(_templates().get_template("hits.html").render(**_content(Answers((hits,)), limit_bytes)))
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Any:
+    import jinja2
+
+    folder = Path(__file__).parent / "pages"
+    loader = jinja2.FileSystemLoader(folder)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+
+
+@dataclass
+class _Budget:
+    """Bytes that the page's pictures and sounds may still take."""
+
+    left: int
+    dropped: int = field(default=0)
+
+    def uri(self, data: bytes, kind: str) -> str | None:
+        """Make a data URI, or None where the page is full."""
+        if len(data) > self.left:
+            self.dropped += 1
+            return None
+        self.left -= len(data)
+        return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _content(answers: Answers, limit_bytes: int) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    budget = _Budget(limit_bytes)
+    shown = [_answer(hits, answers, budget) for hits in answers.hits]
+    css = (Path(__file__).parent / "pages" / "hits.css").read_text(encoding="utf-8")
+    return {"answers": shown, "css": Markup(css)}  # noqa: S704  # our own file, no input in it
+
+
+def _answer(hits: Hits, answers: Answers, budget: _Budget) -> dict[str, Any]:
+    best = max((abs(hit.score) for hit in hits), default=1.0) or 1.0
+    rows = []
+    for hit in hits:
+        widest = max((abs(value) for value in hit.contributions.values()), default=1.0) or 1.0
+        rows.append(
+            {
+                "rank": hit.rank,
+                "score": f"{hit.score:.3f}",
+                "exact": f"{hit.score:.7f}",
+                "share": f"{max(0.0, hit.score) / best * 100:.1f}",
+                "key": visible(display_key(hit)),
+                "caption": caption_of(hit) if hit.modality != "text" else "",
+                "view": _view(preview_hit(hit, hits.preset_ids, with_clip=True), budget),
+                "parts": [
+                    {"name": name, "value": value, "width": f"{abs(value) / widest * 100:.0f}"}
+                    for name, value in _parts(hits, hit)
+                ]
+                if answers.explain
+                else [],
+            }
+        )
+    return {
+        "name": f"query {hits.query_id}" if answers.many else "",
+        "terms": _terms(hits, budget),
+        "facts": _facts(hits),
+        "hits": rows,
+    }
+
+
+def _terms(hits: Hits, budget: _Budget) -> list[dict[str, Any]]:
+    terms = []
+    for place, (term, view) in enumerate(term_previews(hits, with_clip=True)):
+        terms.append(
+            {
+                "sign": "−" if term.weight < 0 else ("+" if place else ""),
+                "weight": f"{abs(term.weight):g}" if abs(term.weight) != 1 else "",
+                "label": "" if view.words else term.short,
+                "view": _view(view, budget),
+            }
+        )
+    return terms
+
+
+def term_previews(hits: Hits, with_clip: bool = False) -> list[tuple[Any, Preview]]:
+    """Show the terms of the query of some hits: pairs of term and preview."""
+    if hits.query is None:
+        return []
+    found = []
+    for term in hits.query.terms:
+        if term.item_id is not None:  # an item of the index: shown as it is shown among the hits
+            item = hits.item(term.item_id)
+            found.append((term, preview_hit(item, hits.preset_ids, with_clip)))
+        else:
+            found.append((term, preview_term(term, hits.query.identity.preset_ids, with_clip)))
+    return found
+
+
+def _facts(hits: Hits) -> str:
+    manifest = hits.manifest
+    counts = ", ".join(f"{count:,} {name}" for name, count in manifest.modalities.items())
+    return f"{len(hits)} of {manifest.count:,} items ({counts}) · {hits.index_path} · {manifest.space_id}"
+
+
+def _view(shown: Preview, budget: _Budget) -> dict[str, Any]:
+    """Turn a preview into what the template writes down."""
+    view: dict[str, Any] = {
+        "title": shown.title,
+        "modality": shown.modality,
+        "words": shown.words,
+        "note": shown.note,
+        "trouble": shown.trouble,
+        "panels": [_panel(panel) for panel in shown.panels],
+        "picture": None,
+        "sound": None,
+        "video": None,
+    }
+    if shown.picture is not None:
+        view["picture"] = budget.uri(*_encode(shown.picture))
+    if shown.clip is not None:
+        kind = "video" if shown.modality == "video" else "sound"
+        view[kind] = budget.uri(*shown.clip)
+    if shown.picture is not None and view["picture"] is None:
+        view["trouble"] = "left out: the page is full"
+    return view
+
+
+def _encode(picture: Image) -> tuple[bytes, str]:
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=84)
+    return stream.getvalue(), "image/jpeg"
+
+
+def _panel(panel: Panel) -> dict[str, Any]:
+    """Turn curves into SVG paths on a canvas that is 100 high."""
+    heights = 50 - 46 * panel.lines.astype(float)  # (curves, points)
+    count = heights.shape[1]
+    if panel.filled:
+        low, high = heights
+        points = [f"{x} {low[x]:.1f}" for x in range(count)] + [f"{x} {high[x]:.1f}" for x in reversed(range(count))]
+        paths = [f"M{'L'.join(points)}Z"]
+    else:
+        paths = [f"M{'L'.join(f'{x} {line[x]:.1f}' for x in range(count))}" for line in heights]
+    return {"name": panel.name, "width": max(count - 1, 1), "paths": paths, "filled": panel.filled}
+
+
+# ---- the contact sheet -----------------------------------------------------------------------------------------------
+
+
+def write_sheet(found: Hits | Answers, path: str | Path) -> Path:
+    """Write a contact sheet as PNG; see `sheet.contact_sheet`. Folders on the way are made."""
+    from bindsearch.sheet import Row, Tile, contact_sheet
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    answers = as_answers(found)
+    rows = []
+    for hits in answers.hits:
+        asked = []
+        for place, (term, shown) in enumerate(term_previews(hits)):
+            sign = "− " if term.weight < 0 else ("+ " if place else "")
+            weight = f"{abs(term.weight):g} × " if abs(term.weight) != 1 else ""
+            asked.append(Tile(shown, f"{sign}{weight}{term.modality}", "" if shown.words else term.short))
+        answered = [
+            Tile(preview_hit(hit, hits.preset_ids), f"{hit.rank}   {hit.score:.3f}", visible(display_key(hit)))
+            for hit in hits
+        ]
+        name = f"query {hits.query_id}: " if answers.many else ""
+        rows.append(Row(name + (hits.query.describe() if hits.query is not None else "a vector"), asked, answered))
+    contact_sheet(rows, _facts(answers.hits[0]) if answers.hits else "").save(path, "PNG", optimize=True)
+    return path

@@ -1,0 +1,213 @@
+"""The contact sheet: a query's terms, then its hits, as tiles of one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from bindsearch.preview import Panel, Preview
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+COLUMNS = 5
+_TILE_PX, _PICTURE_PX, _GAP_PX, _EDGE_PX, _HEAD_PX = 220, 165, 14, 24, 34
+_TEXT_PX = 46
+_LARGEST_PX = 30_000
+_PAPER, _CARD, _WELL, _INK, _SOFT, _FRAME = "#f6f6f4", "#ffffff", "#ecedf0", "#1d1f23", "#6a6f78", "#d9dbdf"
+_TERM = "#2f6fde"
+_BADGES = {
+    "image": "#2f6fde",
+    "video": "#7a4fd0",
+    "audio": "#c07a12",
+    "text": "#4d5663",
+    "depth": "#12877b",
+    "thermal": "#c8453d",
+    "imu": "#3f8a2f",
+}
+_LINES = ("#c8453d", "#3f8a2f", "#2f6fde")
+_FONTS = ("NotoSans-{}.ttf", "DejaVuSans{}.ttf", "Arial{}.ttf", "Helvetica{}.ttc")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture with its two lines.
+
+    Attributes:
+        shown: what there is to see.
+        head: rank and score, or sign, weight and modality.
+        label: key, or name of the term.
+    """
+
+    shown: Preview
+    head: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One query.
+
+    Attributes:
+        title: the query as a line.
+        terms: its terms.
+        hits: its answers, best first.
+    """
+
+    title: str
+    terms: Sequence[Tile]
+    hits: Sequence[Tile]
+
+
+def contact_sheet(rows: Sequence[Row], foot: str = "", columns: int = COLUMNS) -> Image:
+    """Draw queries and their answers.
+
+    Args:
+        rows: the queries. Not modified.
+        foot: a line at the bottom.
+        columns: tiles side by side.
+
+    Returns:
+        An RGB picture; rows that would make it higher than 30,000 pixels are left out, and the foot says so.
+    """
+    from PIL import Image, ImageDraw
+
+    step = _TILE_PX + _GAP_PX
+    tall = _PICTURE_PX + _TEXT_PX + _GAP_PX
+    heights = [_HEAD_PX + (bool(row.terms) * tall) + -(-len(row.hits) // columns) * tall + _GAP_PX for row in rows]
+    kept = 0
+    while kept < len(rows) and sum(heights[: kept + 1]) < _LARGEST_PX:
+        kept += 1
+    if kept < len(rows):
+        foot += f" · {len(rows) - kept} more queries are left out"
+    size = (2 * _EDGE_PX + columns * step - _GAP_PX, 2 * _EDGE_PX + sum(heights[:kept]) + 18)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    top = _EDGE_PX
+    for row, height in zip(rows[:kept], heights, strict=False):
+        draw.text((_EDGE_PX, top), _fit(row.title, 17, size[0] - 2 * _EDGE_PX), _INK, _font(17, bold=True))
+        place = top + _HEAD_PX
+        for number, tile in enumerate(row.terms[:columns]):
+            _draw_tile(sheet, draw, tile, (_EDGE_PX + number * step, place), is_term=True)
+        place += tall * bool(row.terms)
+        for number, tile in enumerate(row.hits):
+            at = (_EDGE_PX + number % columns * step, place + number // columns * tall)
+            _draw_tile(sheet, draw, tile, at, is_term=False)
+        top += height
+    draw.text((_EDGE_PX, size[1] - _EDGE_PX - 8), _fit(foot, 12, size[0] - 2 * _EDGE_PX), _SOFT, _font(12))
+    return sheet
+
+
+def _draw_tile(sheet: Image, draw: Any, tile: Tile, at: tuple[int, int], is_term: bool) -> None:
+    left, top = at
+    shown = tile.shown
+    box = (left, top, left + _TILE_PX - 1, top + _PICTURE_PX + _TEXT_PX - 1)
+    draw.rounded_rectangle(box, 8, _CARD, _TERM if is_term else _FRAME, 3 if is_term else 1)
+    inner = (left + 4, top + 4, left + _TILE_PX - 5, top + _PICTURE_PX - 1)
+    draw.rectangle(inner, _WELL)
+    if shown.trouble or (shown.picture is None and not shown.panels and not shown.words):
+        _draw_words(draw, shown.trouble or "nothing to show", inner, _SOFT, 12)
+    elif shown.words:
+        _draw_words(draw, shown.words, inner, _INK, 15)
+    else:
+        _draw_media(sheet, draw, shown, inner)
+    line = top + _PICTURE_PX + 4
+    draw.text((left + 10, line), tile.head, _INK, _font(13, bold=True))
+    badge, font = shown.modality, _font(11, bold=True)
+    if not is_term:
+        width = draw.textlength(badge, font)
+        right = left + _TILE_PX - 9
+        draw.rounded_rectangle((right - width - 10, line + 1, right, line + 16), 3, _BADGES.get(badge, _SOFT))
+        draw.text((right - width - 5, line + 1), badge, _CARD, font)
+    draw.text((left + 10, line + 19), _fit(tile.label, 12, _TILE_PX - 20, keep_end=True), _SOFT, _font(12))
+
+
+def _draw_media(sheet: Image, draw: Any, shown: Preview, box: tuple[int, int, int, int]) -> None:
+    """Draw a picture, curves, or a picture above curves."""
+    left, top, right, bottom = box
+    middle = bottom
+    if shown.picture is not None:
+        from PIL import Image as Pictures
+
+        if shown.panels:
+            middle = top + (bottom - top) * 62 // 100
+            sheet.paste(shown.picture.resize((right - left + 1, middle - top)), (left, top))
+        else:
+            scale = min((right - left + 1) / shown.picture.width, (bottom - top + 1) / shown.picture.height)
+            size = max(1, int(shown.picture.width * scale)), max(1, int(shown.picture.height * scale))
+            small = shown.picture.resize(size, Pictures.Resampling.LANCZOS)
+            sheet.paste(small, ((left + right + 1 - size[0]) // 2, (top + bottom + 1 - size[1]) // 2))
+    if shown.panels:
+        start = middle if shown.picture is not None else top
+        share = (bottom - start + 1) // len(shown.panels)
+        for number, panel in enumerate(shown.panels):
+            _draw_panel(draw, panel, (left, start + number * share, right, start + (number + 1) * share - 1))
+
+
+def _draw_panel(draw: Any, panel: Panel, box: tuple[int, int, int, int]) -> None:
+    left, top, right, bottom = box
+    middle, reach = (top + bottom) / 2, (bottom - top) / 2 * 0.9
+    draw.line((left, middle, right, middle), _FRAME)
+    count = panel.lines.shape[1]
+    xs = [left + (right - left) * number / max(count - 1, 1) for number in range(count)]
+    if panel.filled:
+        for number, x in enumerate(xs):
+            low, high = panel.lines[:, number].tolist()
+            draw.line((x, middle - reach * high, x, middle - reach * low + 1), _BADGES["audio"])
+        return
+    for colour, line in zip(_LINES, panel.lines, strict=False):
+        points = [(x, middle - reach * y) for x, y in zip(xs, line.tolist(), strict=True)]
+        draw.line(points, colour, 1)
+    draw.rectangle((left + 2, top + 1, left + 8 + draw.textlength(panel.name, _font(10)), top + 14), _WELL)
+    draw.text((left + 4, top + 1), panel.name, _SOFT, _font(10))
+
+
+def _draw_words(draw: Any, words: str, box: tuple[int, int, int, int], colour: str, size: int) -> None:
+    """Wrap words into a box, in its middle; what does not fit ends in an ellipsis."""
+    left, top, right, bottom = box
+    room, height, font = right - left - 20, size + 5, _font(size)
+    most = max(1, (bottom - top - 12) // height)
+    lines: list[str] = []
+    for word in words.split():
+        joined = f"{lines[-1]} {word}" if lines else word
+        if lines and draw.textlength(joined, font) <= room:
+            lines[-1] = joined
+        elif len(lines) == most:
+            lines[-1] = _fit(f"{lines[-1]} …", size, room)
+            break
+        else:
+            lines.append(_fit(word, size, room))
+    place = (top + bottom - len(lines) * height) / 2
+    for number, line in enumerate(lines):
+        draw.text((left + 10, place + number * height), line, colour, font)
+
+
+@lru_cache(maxsize=16)
+def _font(size: int, bold: bool = False) -> Any:
+    """Load a font with many alphabets where the machine has one, else Pillow's own."""
+    from PIL import ImageFont
+
+    for pattern in _FONTS:
+        plain = "Regular" if pattern.startswith("Noto") else ""
+        weight = ("-Bold" if "DejaVu" in pattern else "Bold") if bold else plain
+        try:
+            return ImageFont.truetype(pattern.format(weight), size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)
+
+
+def _fit(text: str, size: int, width: int, keep_end: bool = False) -> str:
+    """Shorten a text to a width in pixels, with an ellipsis at its end, or at its start where the end says more."""
+    font = _font(size)
+    text = "".join(char if char.isprintable() else " " for char in text)[:2000]
+    if font.getlength(text) <= width:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        part = f"…{text[-middle:]}" if keep_end else f"{text[:middle]}…"
+        low, high = (middle, high) if font.getlength(part) <= width else (low, middle - 1)
+    return (f"…{text[-low:]}" if keep_end else f"{text[:low]}…") if low else "…"
