@@ -33,10 +33,11 @@ class KnownUnits:
 
         Args:
             out: folder of the store.
-            generations: oldest first, all of them finished.
+            generations: oldest first, all of them finished; imported ones have no plan and are passed over.
             origins: names of this run's sources; a row from one of them that is not listed again is gone. Stdin ("-")
                 has no memory: nothing is gone because it was not typed again.
         """
+        generations = [each for each in generations if not each.record.get("imported")]
         self._out, self._generations = out, generations
         columns: dict[str, list[np.ndarray]] = {name: [] for name in ("id", "unit", "print", "mtime", "listed")}
         dead = _NO_IDS

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from bindsearch.config import canonical_json
 from bindsearch.embed.batching import ShardRows
 from bindsearch.embed.decoding import Cut, Decoded, Outcome
 from bindsearch.embed.plan import planned_items
@@ -25,14 +24,13 @@ from bindsearch.embed.report import Display, EmbedReport, Progress
 from bindsearch.embed.workers import DecodePool
 from bindsearch.errors import BindSearchError
 from bindsearch.listing import BrokenItem, Listing
-from bindsearch.store import EmbeddingStore, Generation, Identity, commit_shard, generation_folders
-from bindsearch.store.files import commit_bytes, commit_json, sweep_temps
+from bindsearch.store import LEDGER, Generation, Identity, commit_shard, commit_store, generation_folders
+from bindsearch.store.files import sweep_temps
 from bindsearch.store.generation import PLAN
-from bindsearch.store.identity import MANIFEST, Manifest
+from bindsearch.store.identity import Manifest
 from bindsearch.types import Item
 
 LOG = logging.getLogger(__name__)
-LEDGER = "bad.jsonl"
 LOCK = "run.lock"
 
 
@@ -100,11 +98,11 @@ class _Run:
             self.report.kept_shards += len(generation.shard_names) - len(generation.pending())
             self.execute(generation)
         if unfinished:
-            self.finish()
+            commit_store(self.folder)
         fresh = self.planner.plan(listing, self.folder)
         if fresh is not None:
             self.execute(fresh)
-            self.finish()
+            commit_store(self.folder)
         self.count_store()
         return self.report
 
@@ -145,6 +143,10 @@ class _Run:
             KeyboardInterrupt: a signal came; the shard in hand is committed.
         """
         pending = generation.pending()
+        if pending and generation.record.get("imported"):
+            raise BindSearchError(
+                f"{generation.folder}: a shard of imported embeddings is damaged. Import them again, to another folder."
+            )
         shards = generation.record["shards"]
         items = (item for number in pending for item in planned_items(generation, number))
         outcomes = self.pool.map(items, self.planner.task(generation.identity.preset_ids, cut=False))
@@ -186,13 +188,6 @@ class _Run:
         self.report.shards += 1
         self.report.embedded.update(row["modality"] for row in rows.good)
         self.report.bad.update(row["modality"] for row in rows.bad)
-
-    def finish(self) -> None:
-        """Write the ledger and then the manifest, which makes the latest generation the one that readers see."""
-        store = EmbeddingStore.open(self.folder, partial=True)
-        lines = "".join(canonical_json(row) + "\n" for row in store.bad())
-        commit_bytes(self.folder / LEDGER, lines.encode("ascii"))
-        commit_json(self.folder / MANIFEST, store.manifest.to_json())
 
     def count_store(self) -> None:
         """Put into the report what the store holds now."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from bindsearch.errors import InputError, MissingInputError, UnsupportedError
-from bindsearch.listing.folders import TAR_SUFFIX, FolderWalk, file_facts
+from bindsearch.listing.folders import TAR_SUFFIX, FolderWalk, file_facts, read_caption
 from bindsearch.listing.items import literal_item
 from bindsearch.listing.naming import Namer, is_uri, place_of, suffix_of, to_path, to_text
 from bindsearch.listing.tables import TABLE_SUFFIXES, Manifest
@@ -134,7 +134,8 @@ class Listing:
             return
         size_bytes, mtime_s = file_facts(path) if path is not None else (None, None)
         source = place_of(path) if path is not None else name
-        yield Item(to_text(key), modality, source, size_bytes=size_bytes, mtime_s=mtime_s)
+        caption = read_caption(path) if path is not None and modality == "text" else None
+        yield Item(to_text(key), modality, source, size_bytes=size_bytes, mtime_s=mtime_s, caption=caption)
 
 
 def collect(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bindsearch.listing.items import BrokenItem
 from bindsearch.listing.naming import CAPTION_SUFFIX, Namer, place_of, suffix_of, to_text
-from bindsearch.listing.tars import CAPTION_BYTES, make_caption, scan_tar
+from bindsearch.listing.tars import CAPTION_BYTES, caption_of_bytes, scan_tar
 from bindsearch.types import Item
 
 TAR_SUFFIX = ".tar"
@@ -121,7 +121,7 @@ class FolderWalk:
                 size_bytes=size_bytes,
                 mtime_s=mtime_s,
                 group=to_text(group) if stems[stem] > 1 else None,
-                caption=None if modality == "text" else texts.get(stem),
+                caption=texts.get(stem),
             )
 
 
@@ -147,6 +147,6 @@ def read_caption(path: Path) -> str | None:
         return None
     try:
         with path.open("rb") as file:
-            return make_caption(file.read(CAPTION_BYTES))
+            return caption_of_bytes(file.read(CAPTION_BYTES))
     except OSError:
         return None

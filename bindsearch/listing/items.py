@@ -56,16 +56,27 @@ class BrokenItem(Item):
 
 LONGEST_TEXT_BYTES = 1 << 20
 """Upper limit of a text that stands in a manifest or a line."""
+LONGEST_CAPTION = 2000
+"""Characters of a text that hits can show."""
 
 
 def literal_item(base: Item, text: str) -> Item:
-    """Make a literal text's item of all else that is known; one that is too long is a BrokenItem."""
+    """Make a literal text's item of all else that is known; one that is too long is a BrokenItem.
+
+    Its beginning becomes its caption, where it has none: the words lie in no file of their own, and hits show them.
+    """
     text = to_text(text)
     size_bytes = len(text.encode("utf-8"))
     if size_bytes > LONGEST_TEXT_BYTES:
         reason = f"a text of {size_bytes} bytes, over the limit of {LONGEST_TEXT_BYTES}"
         return BrokenItem(base.key, "text", base.source, reason=reason, stage="read")
-    return replace(base, modality="text", literal=text, size_bytes=size_bytes)
+    caption = base.caption or make_caption(text)
+    return replace(base, modality="text", literal=text, size_bytes=size_bytes, caption=caption)
+
+
+def make_caption(text: str) -> str | None:
+    """Make a caption of a text: its beginning, without NUL characters; None where it is blank."""
+    return text.strip().replace("\x00", "")[:LONGEST_CAPTION] or None
 
 
 _TERM = re.compile(r"\s*([+-]?)\s*([a-z_]+)\s*(?:\*\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?))?\s*")

@@ -53,6 +53,8 @@ class Manifest:
             if number == 0:
                 self._check_columns(tuple(row))
             values = {name: value for name, value in row.items() if not _is_blank(value)}
+            if "\x00" in str(values.get("key", "")):
+                raise InputError(f"{where}: the key holds a NUL character.")
             yield self._item(values, f"{self.path.name}#{number}", where)
 
     def _rows(self) -> Iterator[Mapping[str, Any]]:
@@ -78,12 +80,12 @@ class Manifest:
         span = _span_of(values, where)
         attributes = {key: _plain(value) for key, value in values.items() if key not in _OWN}
         base = Item(
-            key=str(values.get("key", name)),
+            key=to_text(str(values.get("key", name))),
             modality="",
             source="",
             span=span,
-            caption=str(values["caption"]) if "caption" in values else None,
-            group=str(values["group"]) if "group" in values else None,
+            caption=_text_of(values.get("caption")),
+            group=_text_of(values.get("group")),
             attributes=attributes,
         )
         if self.text_column:
@@ -107,7 +109,7 @@ class Manifest:
         written = str(values["path"])
         modality = str(values["modality"]) if "modality" in values else self.namer.of_named(written)
         if "text" in values and base.caption is None:
-            base = replace(base, caption=str(values["text"]))
+            base = replace(base, caption=_text_of(values["text"]))
         key = base.key if "key" in values else to_text(written.removeprefix("./"))
         source = self._source(written)
         if modality is None:
@@ -164,6 +166,10 @@ def check_modality(name: str, where: str) -> None:
 
 def _is_blank(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _text_of(value: Any) -> str | None:
+    return None if value is None else to_text(str(value)).replace("\x00", "")
 
 
 def _plain(value: Any) -> Any:

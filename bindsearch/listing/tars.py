@@ -11,12 +11,11 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from bindsearch.errors import InputError
-from bindsearch.listing.items import BrokenItem
+from bindsearch.listing.items import BrokenItem, make_caption
 from bindsearch.listing.naming import CAPTION_SUFFIX, Namer, place_of, suffix_of, to_text
 from bindsearch.types import Item
 
-CAPTION_BYTES = 4096
-CAPTION_CHARACTERS = 1000
+CAPTION_BYTES = 8192
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _BLOCK_BYTES = 512
@@ -49,10 +48,9 @@ def _alternatives(piece: str, pattern: str) -> list[str]:
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
 
 
-def make_caption(data: bytes) -> str | None:
-    """Make a caption of the first bytes of a text file: at most 1,000 characters, None where it is blank."""
-    text = data[:CAPTION_BYTES].decode("utf-8-sig", "replace").strip().replace("\x00", "")
-    return text[:CAPTION_CHARACTERS] or None
+def caption_of_bytes(data: bytes) -> str | None:
+    """Make a caption of a text file's first bytes, whatever they hold."""
+    return make_caption(data[:CAPTION_BYTES].decode("utf-8-sig", "replace"))
 
 
 def scan_tar(path: Path, key: str, namer: Namer, ignored: Counter[str]) -> Iterator[Item]:
@@ -108,7 +106,7 @@ def _items_of_sample(
         base = PurePosixPath(member.name).name
         look = None if base.startswith(".") else namer.look(member.name)
         if base.lower() == f"{PurePosixPath(sample).name.lower()}{CAPTION_SUFFIX}" and member.size:
-            caption = make_caption(_peek(path, member))
+            caption = caption_of_bytes(_peek(path, member))
         if look is None:
             ignored[suffix_of(member.name)] += 1
             continue
@@ -128,7 +126,7 @@ def _items_of_sample(
         found.append(item)
     group = to_text(f"{key}/{sample}") if len(found) > 1 else None
     for item in found:
-        yield replace(item, group=group, caption=None if item.modality == "text" else caption)
+        yield replace(item, group=group, caption=caption)
 
 
 def _peek(path: Path, member: tarfile.TarInfo) -> bytes:

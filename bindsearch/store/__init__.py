@@ -2,10 +2,11 @@
 
 from bindsearch.store.generation import Generation, generation_folders
 from bindsearch.store.identity import UNKNOWN_SPACE, Identity, Manifest
-from bindsearch.store.reader import EmbeddingStore, open_store, unit_rows
+from bindsearch.store.reader import LEDGER, EmbeddingStore, commit_store, open_store, unit_rows
 from bindsearch.store.shard import Shard, commit_shard, item_schema
 
 __all__ = [
+    "LEDGER",
     "UNKNOWN_SPACE",
     "EmbeddingStore",
     "Generation",
@@ -13,6 +14,7 @@ __all__ = [
     "Manifest",
     "Shard",
     "commit_shard",
+    "commit_store",
     "generation_folders",
     "item_schema",
     "open_store",

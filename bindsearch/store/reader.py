@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bindsearch.config import canonical_json
 from bindsearch.errors import BindSearchError, InputError, MissingInputError
+from bindsearch.store.files import commit_bytes, commit_json
 from bindsearch.store.generation import Generation, generation_folders
-from bindsearch.store.identity import Manifest
+from bindsearch.store.identity import MANIFEST, Manifest
 from bindsearch.store.shard import Shard, item_schema
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from bindsearch.types import FloatArray, IntArray
 
 BLOCK_ROWS = 65536
+LEDGER = "bad.jsonl"
 
 
 class EmbeddingStore:
@@ -170,10 +173,6 @@ class EmbeddingStore:
             rows = self._rows_of(np.asarray(which, dtype=np.int64))
         return unit_rows(self._half(rows))
 
-    def half_vectors(self) -> np.ndarray:
-        """Read all rows as they lie on disk: (n, d) float16."""
-        return self._half(np.arange(len(self)))
-
     def iter_blocks(self, rows: int = BLOCK_ROWS) -> Iterator[tuple[IntArray, FloatArray, pa.Table]]:
         """Go through the current items in blocks, reading each shard once.
 
@@ -186,14 +185,18 @@ class EmbeddingStore:
         Raises:
             BindSearchError: a shard was altered.
         """
-        for shard, kept, ids in zip(self._shards, self._kept, self._ids, strict=True):
-            if not len(ids):
-                continue
+        for half, table in self.iter_half_blocks(rows):
+            yield np.asarray(table.column("id").to_numpy(), dtype=np.int64), unit_rows(half), table
+
+    def iter_half_blocks(self, rows: int = BLOCK_ROWS) -> Iterator[tuple[np.ndarray, pa.Table]]:
+        """Go through the current items as `iter_blocks` does, with the vectors as they lie on disk: (n, d) float16."""
+        for shard, kept in zip(self._shards, self._kept, strict=True):
             good = kept[kept < shard.rows]
+            if not len(good):
+                continue
             half, table = shard.half_rows()[good], shard.table().take(good)
-            for start in range(0, len(ids), rows):
-                part = slice(start, start + rows)
-                yield ids[part], unit_rows(half[part]), table.slice(start, rows)
+            for start in range(0, len(good), rows):
+                yield half[start : start + rows], table.slice(start, rows)
 
     def verify(self) -> dict[str, Any]:
         """Read every byte and compare checksums, row counts and unit length.
@@ -226,6 +229,19 @@ class EmbeddingStore:
             good = kept[kept < shard.rows]
             out[here] = shard.half_rows()[good[rows[here] - self._starts[number]]]
         return out
+
+
+def commit_store(folder: Path) -> EmbeddingStore:
+    """Make all generations in a folder the ones that readers see: write the ledger of bad inputs, then the manifest.
+
+    Raises:
+        BindSearchError: the disk is full.
+    """
+    store = EmbeddingStore.open(folder, partial=True)
+    lines = "".join(canonical_json(row) + "\n" for row in store.bad())
+    commit_bytes(folder / LEDGER, lines.encode("ascii"))
+    commit_json(folder / MANIFEST, store.manifest.to_json())
+    return store
 
 
 def open_store(path: str | os.PathLike[str], partial: bool = False) -> EmbeddingStore:

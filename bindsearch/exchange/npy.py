@@ -1,0 +1,65 @@
+"""A folder with embeddings.npy, items.parquet and identity.json; or any .npy file of vectors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bindsearch.errors import InputError
+from bindsearch.exchange.rows import Export, Import, check_matrix, identity_of, identity_text
+from bindsearch.store import item_schema
+from bindsearch.store.files import commit_bytes
+
+VECTORS, ITEMS, IDENTITY = "embeddings.npy", "items.parquet", "identity.json"
+_ROWS = 8192
+
+
+def write(export: Export, out: Path) -> None:
+    """Write the folder; vectors float16, row i of the table for row i."""
+    import pyarrow.parquet as pq
+
+    out.mkdir(parents=True, exist_ok=True)
+    shape = (export.rows, export.identity.dim)
+    with (out / VECTORS).open("wb") as file, pq.ParquetWriter(out / ITEMS, item_schema(), compression="zstd") as items:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        for half, table in export.blocks:
+            file.write(np.ascontiguousarray(half).tobytes())
+            items.write_table(table.cast(item_schema()))
+        file.flush()
+        os.fsync(file.fileno())
+    commit_bytes(out / IDENTITY, (identity_text(export.identity) + "\n").encode("ascii"))
+
+
+def read(path: Path) -> Import:
+    """Read such a folder, or a .npy file alone.
+
+    Raises:
+        InputError: not there, no vectors, or a table of another number of rows.
+    """
+    import pyarrow.parquet as pq
+
+    file = path / VECTORS if path.is_dir() else path
+    try:
+        vectors = check_matrix(np.load(file, mmap_mode="r", allow_pickle=False), str(file))
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{file}: no .npy file of vectors: {error}") from error
+    items = path / ITEMS
+    if not path.is_dir() or not items.exists():
+        return Import(None, _blocks(vectors, None))
+    table = pq.read_table(items)
+    if table.num_rows != len(vectors):
+        raise InputError(f"{path}: {len(vectors)} vectors, but {table.num_rows} rows in {ITEMS}.")
+    identity = path / IDENTITY
+    text = json.dumps(json.loads(identity.read_bytes())) if identity.exists() else None
+    return Import(identity_of(text, identity), _blocks(vectors, table))
+
+
+def _blocks(vectors: np.ndarray, table: Any) -> Iterator[tuple[np.ndarray, Sequence[Mapping[str, Any]]]]:
+    for start in range(0, len(vectors), _ROWS):
+        part = np.asarray(vectors[start : start + _ROWS])
+        yield part, [{}] * len(part) if table is None else table.slice(start, _ROWS).to_pylist()
