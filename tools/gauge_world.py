@@ -1,7 +1,7 @@
-"""Gauge the world's rendering before binding anything to it: what a small supervised network and a nearest neighbour can name.
+"""Gauge the world's rendering before binding anything to it, with a small supervised network and a nearest neighbour.
 
-A modality is good to bind when the network names subject and setting after a few minutes and the nearest neighbour on raw
-input does not: then the task is learnable and no lookup.
+A modality is good to bind when the network names subject and setting after a few minutes and the nearest neighbour on
+raw input does not: then the task is learnable and no lookup.
 
     python tools/gauge_world.py image --n 40000 --epochs 4
 """
@@ -31,19 +31,31 @@ def raw_input(modality: str, scenes: Scenes) -> np.ndarray:
     return audio_rows(scenes, {"mels": 64, "frames": 204, "clips": 1})[:, None].astype(np.float32) / MEL_SCALE
 
 
-def nearest_neighbour(modality: str, train: np.ndarray, test: np.ndarray, labels: tuple[np.ndarray, np.ndarray]) -> float:
+def nearest_neighbour(
+    modality: str, train: np.ndarray, test: np.ndarray, labels: tuple[np.ndarray, np.ndarray]
+) -> float:
     """Accuracy of the nearest neighbour in raw pixels, or in the mean log-mel."""
-    flat = [part.reshape(len(part), -1) if modality == "image" else part.mean(axis=-1).reshape(len(part), -1) for part in (train, test)]
+    flat = [
+        part.reshape(len(part), -1) if modality == "image" else part.mean(axis=-1).reshape(len(part), -1)
+        for part in (train, test)
+    ]
     one, two = (torch.from_numpy(np.ascontiguousarray(part)) for part in flat)
     near = torch.cdist(two, one).argmin(dim=1).numpy()
     return float((labels[0][near] == labels[1]).mean())
 
 
 def small_net(channels: int, classes: tuple[int, int]) -> nn.Module:
-    """A convolutional network of four stages with one output row for both attributes."""
+    """Build a convolutional network of four stages with one output row for both attributes."""
     widths, layers, last = (32, 64, 128, 192), [], channels
     for width in widths:
-        layers += [nn.Conv2d(last, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [
+            nn.Conv2d(last, width, 3, 2, 1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, 1, 1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
         last = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(last, sum(classes)))
 
@@ -62,7 +74,9 @@ def train_net(net: nn.Module, x: torch.Tensor, labels: torch.Tensor, epochs: int
             which = torch.from_numpy(order[at : at + batch])
             with torch.autocast("cpu", torch.bfloat16):
                 out = net(x[which].contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(out[:, :24].float(), labels[which, 0]) + F.cross_entropy(out[:, 24:].float(), labels[which, 1])
+            loss = F.cross_entropy(out[:, :24].float(), labels[which, 0]) + F.cross_entropy(
+                out[:, 24:].float(), labels[which, 1]
+            )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -98,7 +112,12 @@ def gauge(modality: str, n: int, epochs: int, seed: int) -> dict[str, Any]:
         result["net_setting"] = float((named[1] == test.setting).mean())
         result["train_s"] = round(time.time() - start)
         per = [round(float((named[0] == k)[test.subject == k].mean()), 2) for k in range(24)]
-        print("per subject", per, "per setting", [round(float((named[1] == k)[test.setting == k].mean()), 2) for k in range(8)])
+        print(
+            "per subject",
+            per,
+            "per setting",
+            [round(float((named[1] == k)[test.setting == k].mean()), 2) for k in range(8)],
+        )
     return result
 
 

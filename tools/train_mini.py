@@ -1,7 +1,7 @@
 """Train bindsearch-mini from nothing: draw the world, bind text, then audio, to images, write the bundled space.
 
-    python tools/train_mini.py runs/mini            # resumes where it was stopped
-    python tools/train_mini.py runs/mini --stage image-text
+python tools/train_mini.py runs/mini            # resumes where it was stopped
+python tools/train_mini.py runs/mini --stage image-text
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import Any
 import torch
 
 from bindsearch.modalities.bpe import closed_id_map
+from bindsearch.models.architecture import load_preprocess
 from bindsearch.models.bind import ArchitectureConfig, Tower, load_architecture
+from bindsearch.models.manifest import SpaceManifest
+from bindsearch.models.weights import getters, save_space
 from bindsearch.train.binding import image_audio_stage, image_text_stage
 from bindsearch.train.config import TrainConfig, load_train_config
 from bindsearch.train.loop import train_stage
@@ -27,8 +30,7 @@ PACKAGE = Path(str(resources.files("bindsearch")))
 
 def load_numbers(space: str) -> dict[str, dict[str, Any]]:
     """Read a space's preprocessing numbers, with the id map of the world's words."""
-    data = json.loads((PACKAGE / "models" / "configs" / f"{space}.json").read_text(encoding="utf-8"))
-    numbers: dict[str, dict[str, Any]] = data["preprocess"]
+    numbers = load_preprocess(space)
     numbers["text"]["id_map"] = list(closed_id_map(vocabulary()))
     return numbers
 
@@ -39,7 +41,9 @@ def run_stages(config: TrainConfig, folder: Path, only: str | None) -> dict[str,
     numbers = load_numbers(config.space)
     rows, words = architecture.towers["text"].stem.vocabulary, len(numbers["text"]["id_map"])
     if rows != words:
-        raise SystemExit(f"{config.space}.json: vocabulary is {rows}, the world's words need {words}. Write {words} there.")
+        raise SystemExit(
+            f"{config.space}.json: vocabulary is {rows}, the world's words need {words}. Write {words} there."
+        )
     trained: dict[str, Tower] = {}
     for number, stage_config in enumerate(config.stages):
         if stage_config.modality == "text":
@@ -55,11 +59,30 @@ def run_stages(config: TrainConfig, folder: Path, only: str | None) -> dict[str,
     return trained
 
 
+def write_space(config: TrainConfig, towers: dict[str, Tower], folder: Path) -> None:
+    """Write the trained towers as a space in float16, with the numbers that preprocessing needs."""
+    stages = [f"{stage.name}: {stage.steps} steps of {stage.batch}" for stage in config.stages]
+    manifest = SpaceManifest(
+        name=config.space,
+        architecture=load_architecture(config.space),
+        modalities=("image", "text", "audio"),
+        preprocess=load_numbers(config.space),
+        source={"made_by": "tools/train_mini.py", "seed": config.seed, "stages": stages},
+        licence="Apache-2.0",
+    )
+    written = save_space(folder, manifest, {name: getters(tower) for name, tower in towers.items()}, dtype="float16")
+    size = sum(record.size_bytes for record in written.towers.values())
+    print(f"{written.space_id}: {size / 1e6:.2f} MB in {folder}", flush=True)
+
+
 def main() -> None:
     """Train, then write the space."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="checkpoints, pools and curves")
     parser.add_argument("--config", type=Path, default=PACKAGE / "train" / "mini.json")
+    parser.add_argument(
+        "--output", type=Path, default=PACKAGE / "models" / "spaces" / "bindsearch-mini", help="space to write"
+    )
     parser.add_argument("--stage", help="stop after this stage")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -67,6 +90,8 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     began = time.time()
     towers = run_stages(load_train_config(arguments.config), arguments.folder, arguments.stage)
+    if "audio" in towers:
+        write_space(load_train_config(arguments.config), towers, arguments.output)
     print(f"trained {', '.join(towers)} in {(time.time() - began) / 60:.1f} min", flush=True)
 
 

@@ -72,11 +72,15 @@ class Validation:
         return normalise_images(self.pixels[part], self.numbers["image"], None)
 
 
-def image_text_stage(config: TrainConfig, stage: StageConfig, architecture: ArchitectureConfig, numbers: Numbers, folder: Path) -> Stage:
+def image_text_stage(
+    config: TrainConfig, stage: StageConfig, architecture: ArchitectureConfig, numbers: Numbers, folder: Path
+) -> Stage:
     """Prepare the stage that trains the image and the text tower together, from a seed."""
     towers = {name: build_tower(architecture, name, seed=config.seed) for name in ("vision", "text")}
     scenes = pool_scenes(stage.first_scene, stage.pool, stage.partial)
-    pixels = render_pool("image", folder / "pool", (stage.first_scene, stage.pool), stage.partial, dict(numbers["image"]))
+    pixels = render_pool(
+        "image", folder / "pool", (stage.first_scene, stage.pool), stage.partial, dict(numbers["image"])
+    )
     drawer, text = BatchDrawer(scenes, stage), TextRows(numbers["text"])
     validation = Validation(config, numbers, "text")
 
@@ -88,13 +92,24 @@ def image_text_stage(config: TrainConfig, stage: StageConfig, architecture: Arch
         return Batch(lambda: towers["vision"](images), lambda: towers["text"](ids), mask)
 
     return Stage(
-        stage, config.seed, dict(towers), draw, _scale(stage, towers["text"]), lambda: validation.measure(towers), folder,
+        stage,
+        config.seed,
+        dict(towers),
+        draw,
+        _scale(stage, towers["text"]),
+        lambda: validation.measure(towers),
+        folder,
         (config.checkpoint_every_s, config.measure_every, config.log_every),
     )
 
 
 def image_audio_stage(
-    config: TrainConfig, stage: StageConfig, architecture: ArchitectureConfig, numbers: Numbers, trained: dict[str, Tower], folder: Path
+    config: TrainConfig,
+    stage: StageConfig,
+    architecture: ArchitectureConfig,
+    numbers: Numbers,
+    trained: dict[str, Tower],
+    folder: Path,
 ) -> Stage:
     """Prepare the stage that binds audio to the trained image tower, whose embeddings are made once."""
     tower = build_tower(architecture, "audio", seed=config.seed)
@@ -113,7 +128,13 @@ def image_audio_stage(
         return Batch(lambda: anchors[rows], lambda: tower(sounds), mask)
 
     return Stage(
-        stage, config.seed, {"audio": tower}, draw, _scale(stage, tower), lambda: validation.measure({**trained, "audio": tower}), folder,
+        stage,
+        config.seed,
+        {"audio": tower},
+        draw,
+        _scale(stage, tower),
+        lambda: validation.measure({**trained, "audio": tower}),
+        folder,
         (config.checkpoint_every_s, config.measure_every, config.log_every),
     )
 

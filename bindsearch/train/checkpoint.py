@@ -14,7 +14,9 @@ from bindsearch.errors import MismatchError
 STATE = "state"
 
 
-def save_checkpoint(path: Path, towers: dict[str, nn.Module], optimiser: torch.optim.Optimizer, notes: dict[str, Any]) -> None:
+def save_checkpoint(
+    path: Path, towers: dict[str, nn.Module], optimiser: torch.optim.Optimizer, notes: dict[str, Any]
+) -> None:
     """Write towers, optimiser moments and notes; a kill at any moment leaves the old or the new one.
 
     Args:

@@ -85,7 +85,8 @@ def learning_rate(config: StageConfig, step: int) -> float:
 
 def build_optimiser(towers: dict[str, nn.Module], config: StageConfig) -> torch.optim.AdamW:
     """Build AdamW; matrices and kernels decay, tables, norms, biases and scales do not."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for tower in towers.values():
         for key, parameter in tower.named_parameters():
             plain = parameter.ndim < 2 or key.endswith(("pos_embed", "cls_token", "bias_k", "bias_v"))
@@ -134,8 +135,10 @@ def train_stage(stage: Stage, stop_after: int | None = None, say: Callable[[str]
         loss = train_step(stage, optimiser, step)
         notes["step"], notes["seconds"] = step + 1, round(before + time.monotonic() - began, 1)
         if (step + 1) % log_every == 0:
-            say(f"{config.name}: step {step + 1}/{config.steps} loss {loss:.4f} scale {float(stage.scale()):.2f} "
-                f"{notes['seconds']:.0f} s")
+            say(
+                f"{config.name}: step {step + 1}/{config.steps} loss {loss:.4f} scale {float(stage.scale()):.2f} "
+                f"{notes['seconds']:.0f} s"
+            )
         if (step + 1) % measure_every == 0 or step + 1 == config.steps:
             figures = {"step": step + 1, "loss": round(loss, 4), **stage.measure()}
             notes["curve"].append(figures)
@@ -159,7 +162,7 @@ def train_step(stage: Stage, optimiser: torch.optim.Optimizer, step: int) -> flo
         anchors, others = batch.anchors(), batch.others()
     loss = info_nce(anchors, others, stage.scale(), batch.no_negative)
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     parameters = [parameter for tower in stage.towers.values() for parameter in tower.parameters()]
     torch.nn.utils.clip_grad_norm_(parameters, stage.config.clip_norm)
     optimiser.step()

@@ -1,4 +1,4 @@
-"""Figures on unseen scenes: does the best of all answers carry the query's subject, its setting, both?"""
+"""Figures on unseen scenes: whether the best of all answers carries the query's subject, its setting, both."""
 
 from __future__ import annotations
 

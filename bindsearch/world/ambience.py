@@ -19,7 +19,7 @@ def surf(seeds: Seeds) -> Array:
     """Waves that rise slowly and break."""
     beat = wide(spread(seeds, "surf.rate", 0.7, 1.1)) * TIME + wide(draw(seeds, "surf.phase"))
     beat = beat - np.floor(beat)
-    swell = np.where(beat < 0.72, (beat / np.float32(0.72)) ** 2.5, ((1 - beat) / np.float32(0.28)) ** 1.5)
+    swell: Array = np.where(beat < 0.72, (beat / np.float32(0.72)) ** 2.5, ((1 - beat) / np.float32(0.28)) ** 1.5)
     return band(white(seeds, "surf"), 900 * octave(seeds, "surf.hz"), 1.3) * (np.float32(0.12) + swell)
 
 
@@ -30,7 +30,7 @@ def rustle(seeds: Seeds) -> Array:
 
 
 def traffic(seeds: Seeds) -> Array:
-    """A rumble under a siren that wails up and down."""
+    """Rumble under a siren that wails up and down."""
     rumble = band(white(seeds, "traffic"), 260 * octave(seeds, "traffic.hz"), 1.2)
     turn = np.sin(TAU * (wide(spread(seeds, "siren.rate", 1.1, 1.7)) * TIME + wide(draw(seeds, "siren.phase"))))
     hz = wide(850 * octave(seeds, "siren.hz", 0.6)) * np.exp2(np.float32(0.45) * turn)
@@ -39,20 +39,21 @@ def traffic(seeds: Seeds) -> Array:
 
 
 def wind(seeds: Seeds) -> Array:
-    """A whistle that wanders, breathy."""
+    """Whistle, wandering and breathy."""
     bend = slow(seeds, "wind.bend", 2.2) * 2 - 1
     hz = wide(700 * octave(seeds, "wind.hz", 0.6)) * np.exp2(np.float32(0.7) * bend)
     jitter = band(white(seeds, "wind.jitter"), 60, 1.0)
     whistle = np.sin(tone(hz * (1 + np.float32(0.12) * jitter)))
     breath = band(white(seeds, "wind"), 500 * octave(seeds, "wind.low"), 1.2)
-    return (whistle + np.float32(0.35) * breath) * (np.float32(0.25) + slow(seeds, "wind.gust", 2.0))
+    out: Array = (whistle + np.float32(0.35) * breath) * (np.float32(0.25) + slow(seeds, "wind.gust", 2.0))
+    return out
 
 
 def steps(seeds: Seeds) -> Array:
     """Footsteps in crusted snow: two crunches a second, each a crackle."""
     beat = wide(spread(seeds, "steps.rate", 1.9, 2.6)) * TIME + wide(draw(seeds, "steps.phase"))
     beat = beat - np.floor(beat)
-    crunch = np.where(beat < 0.5, np.abs(np.sin(np.float32(np.pi) * beat * 2)) ** np.float32(0.5), 0)
+    crunch: Array = np.where(beat < 0.5, np.abs(np.sin(np.float32(np.pi) * beat * 2)) ** np.float32(0.5), 0)
     noise = white(seeds, "steps")
     crackle = noise * (draw(seeds, "steps.crackle", noise.shape[1]) < 0.012)
     return band(crackle, 1700 * octave(seeds, "steps.hz"), 1.4) * (crunch + np.float32(0.03))
@@ -71,7 +72,7 @@ def crickets(seeds: Seeds) -> Array:
 
 
 def drips(seeds: Seeds) -> Array:
-    """Drops that ring and come back as echoes."""
+    """Drip; drops ring and come back as echoes."""
     drops = pings(seeds, "drips", 4, (800, 1500), 0.045, bend=3.0)
     gaps = (spread(seeds, "drips.gap", 0.11, 0.18) * RATE_HZ).astype(int)
     total = drops.copy()
@@ -82,13 +83,16 @@ def drips(seeds: Seeds) -> Array:
 
 
 def frying(seeds: Seeds) -> Array:
-    """A pan that sizzles, a humming fridge and a clink or two."""
+    """Sizzle like a pan, over a humming fridge and a clink or two."""
     noise = white(seeds, "frying")
-    spit = level(band(noise * (draw(seeds, "frying.spit", noise.shape[1]) < 0.004), 3000 * octave(seeds, "frying.hz", 0.6), 1.2))
+    spit = level(
+        band(noise * (draw(seeds, "frying.spit", noise.shape[1]) < 0.004), 3000 * octave(seeds, "frying.hz", 0.6), 1.2)
+    )
     hum_hz = wide(100 * octave(seeds, "frying.hum", 0.3))
     hum = np.sin(TAU * hum_hz * TIME) + np.float32(0.6) * np.sin(TAU * 3 * hum_hz * TIME)
     clink = pings(seeds, "frying.clink", 2, (2200, 3200), 0.08)
-    return spit + np.float32(0.35) * hum + np.float32(1.6) * clink
+    out: Array = spit + np.float32(0.35) * hum + np.float32(1.6) * clink
+    return out
 
 
 AMBIENCES: dict[str, Callable[[Seeds], Array]] = {

@@ -71,14 +71,19 @@ def _voice(scenes: Scenes, voice: dict[str, Any]) -> Array:
     hz = hz * wide(scenes.voice)
     if "vibrato" in voice:
         rate, depth = voice["vibrato"]
-        hz = hz * (1 + np.float32(depth) * np.sin(TAU * (np.float32(rate) * wide(tempo) * TIME + wide(draw(seeds, "voice.vibrato")))))
+        hz = hz * (
+            1
+            + np.float32(depth)
+            * np.sin(TAU * (np.float32(rate) * wide(tempo) * TIME + wide(draw(seeds, "voice.vibrato"))))
+        )
     sound = _tones(voice, hz, seeds) * loud
     if voice.get("noise", 0) or "puffs" in voice:
         sound = sound + _breath(scenes, voice, beat, loud)
     if "tremolo" in voice:
         rate, depth = voice["tremolo"]
         sound = sound * tremolo(seeds, "voice.tremolo", rate * tempo, depth)
-    return sound
+    out: Array = sound
+    return out
 
 
 def _tones(voice: dict[str, Any], hz: Array, seeds: Seeds) -> Array:
@@ -103,7 +108,7 @@ def _breath(scenes: Scenes, voice: dict[str, Any], beat: Array, loud: Array) -> 
 
 
 def _room(voice: Array, ground: Array, seeds: Seeds) -> Array:
-    """Mix at the scene's own ratio, then echo, colour, add a noise floor and set the loudness; spectra become poor guides."""
+    """Mix at the scene's own ratio, then echo, colour, add hiss and set the loudness: spectra become poor guides."""
     ratio = np.float32(10) ** (spread(seeds, "room.ratio", -3.0, 9.0) / 20)
     mix = level(_coloured(voice, seeds, "room.voice") * wide(ratio) + _coloured(ground, seeds, "room.ground"))
     delay = (spread(seeds, "room.delay", 0.01, 0.06) * RATE_HZ).astype(int)
@@ -114,7 +119,8 @@ def _room(voice: Array, ground: Array, seeds: Seeds) -> Array:
     hiss = np.float32(10) ** (spread(seeds, "room.hiss", -46.0, -20.0) / 20)
     mix = mix + wide(hiss) * _coloured(white(seeds, "room.noise"), seeds, "room.noise.colour")
     loudness = np.float32(10) ** (spread(seeds, "room.loudness", -32.0, -16.0) / 20)
-    return np.clip(mix * wide(loudness), -1, 1).astype(np.float32)
+    out: Array = np.clip(mix * wide(loudness), -1, 1).astype(np.float32)
+    return out
 
 
 def _coloured(sound: Array, seeds: Seeds, name: str, reach_db: float = 9.0) -> Array:

@@ -8,18 +8,33 @@ from typing import Any
 import numpy as np
 
 from bindsearch.world.scene import Seeds, draw, spread
-from bindsearch.world.shapes import Array, Canvas, bar, box, column, dots, ellipse, polygon, wave
+from bindsearch.world.shapes import Array, Canvas, bar, box, column, dots, ellipse, wave
 
 TAU = np.float32(2 * np.pi)
-SKIES = ((0.45, 0.68, 0.95), (0.75, 0.8, 0.86), (0.95, 0.7, 0.55), (0.35, 0.5, 0.75), (0.8, 0.75, 0.9), (0.6, 0.82, 0.8))
-EARTHS = ((0.84, 0.74, 0.5), (0.55, 0.5, 0.45), (0.9, 0.86, 0.78), (0.45, 0.55, 0.35), (0.7, 0.52, 0.42), (0.62, 0.66, 0.72))
+SKIES = (
+    (0.45, 0.68, 0.95),
+    (0.75, 0.8, 0.86),
+    (0.95, 0.7, 0.55),
+    (0.35, 0.5, 0.75),
+    (0.8, 0.75, 0.9),
+    (0.6, 0.82, 0.8),
+)
+EARTHS = (
+    (0.84, 0.74, 0.5),
+    (0.55, 0.5, 0.45),
+    (0.9, 0.86, 0.78),
+    (0.45, 0.55, 0.35),
+    (0.7, 0.52, 0.42),
+    (0.62, 0.66, 0.72),
+)
 
 
 def tint(seeds: Seeds, name: str, choices: tuple[tuple[float, float, float], ...], jitter: float = 0.12) -> Array:
     """Choose a colour a seed and jitter it: (n, 3) float32."""
     code = np.floor(draw(seeds, name) * len(choices)).astype(int)
     base = np.asarray(choices, dtype=np.float32)[code]
-    return np.clip(base + spread(seeds, name + ".jitter", -jitter, jitter, 3), 0.02, 1.0)
+    out: Array = np.clip(base + spread(seeds, name + ".jitter", -jitter, jitter, 3), 0.02, 1.0)
+    return out
 
 
 def sky(canvas: Canvas, seeds: Seeds) -> None:
@@ -37,17 +52,20 @@ def ripple(canvas: Canvas, seeds: Seeds, name: str, periods: tuple[float, float]
     """Give a wavy profile over x, (n, 1, W), within ±depth."""
     a, b = spread(seeds, name + ".a", *periods), spread(seeds, name + ".b", *periods)
     p = draw(seeds, name + ".p", 2)
-    return np.float32(depth) * (
+    out: Array = np.float32(depth) * (
         np.float32(0.65) * np.sin(TAU * (canvas.x * column(a) + column(p[:, 0])))
         + np.float32(0.35) * np.sin(TAU * (canvas.x * column(2.3 * b) + column(p[:, 1])))
     )
+    return out
 
 
 def beach(canvas: Canvas, seeds: Seeds) -> None:
     """Sea with crests, a foaming shore, dotted sand and a parasol."""
     sky(canvas, seeds)
     horizon = spread(seeds, "beach.h", 0.26, 0.46)
-    shore = column(horizon + spread(seeds, "beach.shore", 0.16, 0.3)) + ripple(canvas, seeds, "beach.edge", (0.5, 1.3), 0.03)
+    shore = column(horizon + spread(seeds, "beach.shore", 0.16, 0.3)) + ripple(
+        canvas, seeds, "beach.edge", (0.5, 1.3), 0.03
+    )
     sea = tint(seeds, "beach.sea", ((0.12, 0.42, 0.6), (0.2, 0.6, 0.62), (0.35, 0.45, 0.52), (0.1, 0.25, 0.4)))
     canvas.paint(canvas.coverage(below(canvas, horizon)), sea)
     swell = np.sin(TAU * (canvas.x * column(spread(seeds, "beach.f", 1.5, 3.5)) + column(draw(seeds, "beach.p"))))
@@ -63,7 +81,9 @@ def beach(canvas: Canvas, seeds: Seeds) -> None:
     canvas.paint(specks * ground, sand * np.float32(0.62))
     px, py = column(spread(seeds, "beach.px", 0.08, 0.92)), column(spread(seeds, "beach.py", 0.5, 0.64))
     u, v = canvas.x - px, canvas.y - py
-    canvas.paint(canvas.coverage(bar(u, v, (0.0, 0.0, 0.02, 0.3), 0.009, 0.009)), tint(seeds, "beach.pole", ((0.4, 0.3, 0.2),)))
+    canvas.paint(
+        canvas.coverage(bar(u, v, (0.0, 0.0, 0.02, 0.3), 0.009, 0.009)), tint(seeds, "beach.pole", ((0.4, 0.3, 0.2),))
+    )
     canopy = np.maximum(ellipse(u, v, 0.17, 0.14), v)
     gores = np.floor(u * np.float32(17.0)) % 2
     one, two = tint(seeds, "beach.one", SKIES, 0.3), tint(seeds, "beach.two", EARTHS, 0.3)
@@ -85,9 +105,15 @@ def forest(canvas: Canvas, seeds: Seeds) -> None:
         x = (k + where[:, k]) / 8
         stem = bar(canvas.x, canvas.y, (x + lean[:, k], -0.1, x, floor + feet[:, k]), widths[:, k] * 0.8, widths[:, k])
         canvas.paint(canvas.coverage(stem), wood * spread(seeds, f"forest.s{k}", 0.6, 1.1)[:, None])
-    roof = canvas.y - column(spread(seeds, "forest.roof", 0.12, 0.26)) + ripple(canvas, seeds, "forest.r", (2.0, 4.0), 0.06)
+    roof = (
+        canvas.y
+        - column(spread(seeds, "forest.roof", 0.12, 0.26))
+        + ripple(canvas, seeds, "forest.r", (2.0, 4.0), 0.06)
+    )
     leaves = dots(canvas.x, canvas.y, 9.0, 0.45, draw(seeds, "forest.leaf"))
-    canvas.paint(canvas.coverage(np.maximum(leaves, roof - np.float32(0.12))), tint(seeds, "forest.l2", greens) * np.float32(0.8))
+    canvas.paint(
+        canvas.coverage(np.maximum(leaves, roof - np.float32(0.12))), tint(seeds, "forest.l2", greens) * np.float32(0.8)
+    )
     canvas.paint(canvas.coverage(roof), tint(seeds, "forest.l1", greens))
     bush = below(canvas, spread(seeds, "forest.bush", 0.9, 0.96)) * np.float32(-1)
     tufts = wave(canvas.x * column(spread(seeds, "forest.t", 9.0, 14.0)) + column(draw(seeds, "forest.tp")))
@@ -95,7 +121,7 @@ def forest(canvas: Canvas, seeds: Seeds) -> None:
 
 
 def city(canvas: Canvas, seeds: Seeds) -> None:
-    """A row of houses with lit windows, a kerb and a road with a dashed line."""
+    """Paint a row of houses with lit windows, a kerb and a road with a dashed line."""
     sky(canvas, seeds)
     street = spread(seeds, "city.road", 0.72, 0.84)
     heights = draw(seeds, "city.h", 6)
@@ -113,7 +139,10 @@ def city(canvas: Canvas, seeds: Seeds) -> None:
         glass = np.clip((rows - np.float32(0.45)) * 5, 0, 1) * np.clip((columns - np.float32(0.4)) * 5, 0, 1)
         canvas.paint(house * glass, pane)
     canvas.paint(canvas.coverage(below(canvas, street - 0.03)), tint(seeds, "city.kerb", ((0.75, 0.75, 0.75),)))
-    canvas.paint(canvas.coverage(below(canvas, street)), tint(seeds, "city.tar", ((0.25, 0.25, 0.28), (0.4, 0.4, 0.42), (0.35, 0.3, 0.3))))
+    canvas.paint(
+        canvas.coverage(below(canvas, street)),
+        tint(seeds, "city.tar", ((0.25, 0.25, 0.28), (0.4, 0.4, 0.42), (0.35, 0.3, 0.3))),
+    )
     middle = (street + 1.0) / 2
     dash = canvas.coverage(np.abs(canvas.y - column(middle)) - np.float32(0.016))
     gaps = wave(canvas.x * np.float32(4.5) + column(draw(seeds, "city.dash"))) > np.float32(0.45)
@@ -124,7 +153,10 @@ def desert(canvas: Canvas, seeds: Seeds) -> None:
     """Dunes behind dunes with wind ripples, a sun and cactuses."""
     sky(canvas, seeds)
     sx, sy = column(draw(seeds, "desert.sx")), column(spread(seeds, "desert.sy", 0.08, 0.2))
-    canvas.paint(canvas.coverage(ellipse(canvas.x - sx, canvas.y - sy, 0.085, 0.085)), tint(seeds, "desert.sun", ((1.0, 0.95, 0.7), (1.0, 0.8, 0.5))))
+    canvas.paint(
+        canvas.coverage(ellipse(canvas.x - sx, canvas.y - sy, 0.085, 0.085)),
+        tint(seeds, "desert.sun", ((1.0, 0.95, 0.7), (1.0, 0.8, 0.5))),
+    )
     sand = tint(seeds, "desert.sand", EARTHS)
     base = spread(seeds, "desert.h", 0.32, 0.44)
     for k, (drop, depth) in enumerate(((0.0, 0.07), (0.16, 0.09), (0.36, 0.08))):
@@ -135,9 +167,13 @@ def desert(canvas: Canvas, seeds: Seeds) -> None:
         canvas.paint(dune * np.clip((lines - np.float32(0.7)) * 4, 0, 1) * np.float32(0.4), sand * np.float32(0.5))
     green = tint(seeds, "desert.green", ((0.2, 0.45, 0.22), (0.35, 0.42, 0.25), (0.15, 0.32, 0.28)))
     for k in range(2):
-        u = (canvas.x - column((draw(seeds, f"desert.x{k}") + k) * 0.5)) * column(np.where(draw(seeds, f"desert.f{k}") < 0.5, -1, 1))
+        u = (canvas.x - column((draw(seeds, f"desert.x{k}") + k) * 0.5)) * column(
+            np.where(draw(seeds, f"desert.f{k}") < 0.5, -1, 1)
+        )
         v = canvas.y - column(spread(seeds, f"desert.y{k}", 0.5, 0.72))
-        arms = np.minimum(bar(u, v, (0.0, -0.24, 0.0, 0.1), 0.034, 0.034), bar(u, v, (0.0, -0.04, 0.1, -0.06), 0.022, 0.022))
+        arms = np.minimum(
+            bar(u, v, (0.0, -0.24, 0.0, 0.1), 0.034, 0.034), bar(u, v, (0.0, -0.04, 0.1, -0.06), 0.022, 0.022)
+        )
         arms = np.minimum(arms, bar(u, v, (0.1, -0.06, 0.1, -0.17), 0.022, 0.022))
         arms = np.minimum(arms, bar(u, v, (0.0, 0.02, -0.09, 0.0), 0.02, 0.02))
         arms = np.minimum(arms, bar(u, v, (-0.09, 0.0, -0.09, -0.1), 0.02, 0.02))
@@ -157,7 +193,10 @@ def snow(canvas: Canvas, seeds: Seeds) -> None:
         canvas.paint(canvas.coverage(face), rock * np.float32(0.85 + 0.12 * k))
         jag = np.float32(0.05) * wave(canvas.x * np.float32(11.0) + column(draw(seeds, f"snow.j{k}")))
         canvas.paint(canvas.coverage(np.maximum(face, canvas.y - column(top + 0.13) - jag)), white)
-    canvas.paint(canvas.coverage(below(canvas, column(ground) + ripple(canvas, seeds, "snow.g", (0.5, 1.0), 0.03))), white * np.float32(0.94))
+    canvas.paint(
+        canvas.coverage(below(canvas, column(ground) + ripple(canvas, seeds, "snow.g", (0.5, 1.0), 0.03))),
+        white * np.float32(0.94),
+    )
     green = tint(seeds, "snow.tree", ((0.12, 0.3, 0.2), (0.2, 0.3, 0.35), (0.25, 0.35, 0.2)))
     for k in range(4):
         u = canvas.x - column((k + draw(seeds, f"snow.c{k}")) / 4)
@@ -172,46 +211,79 @@ def snow(canvas: Canvas, seeds: Seeds) -> None:
 
 
 def meadow(canvas: Canvas, seeds: Seeds) -> None:
-    """A rolling field full of flowers and blades, a fence across it."""
+    """Paint a rolling field full of flowers and blades, a fence across it."""
     sky(canvas, seeds)
     hill = column(spread(seeds, "meadow.h", 0.34, 0.52)) + ripple(canvas, seeds, "meadow.r", (0.4, 0.9), 0.05)
     grass = tint(seeds, "meadow.grass", ((0.4, 0.62, 0.25), (0.65, 0.65, 0.3), (0.3, 0.5, 0.4), (0.72, 0.62, 0.35)))
     field = canvas.coverage(below(canvas, hill))
     canvas.paint(field, grass)
-    blades = wave(canvas.x * column(spread(seeds, "meadow.b", 20.0, 26.0)) + np.float32(0.4) * np.sin(canvas.y * np.float32(30.0)))
+    blades = wave(
+        canvas.x * column(spread(seeds, "meadow.b", 20.0, 26.0)) + np.float32(0.4) * np.sin(canvas.y * np.float32(30.0))
+    )
     canvas.paint(field * np.clip((blades - np.float32(0.6)) * 3, 0, 1) * np.float32(0.4), grass * np.float32(0.55))
     rail = spread(seeds, "meadow.fence", 0.4, 0.56)
     wood = tint(seeds, "meadow.wood", ((0.55, 0.4, 0.28), (0.92, 0.9, 0.86), (0.4, 0.36, 0.34)))
-    fence = np.minimum(np.abs(canvas.y - column(rail)) - np.float32(0.011), np.abs(canvas.y - column(rail + 0.07)) - np.float32(0.011))
-    post = np.abs((wave(canvas.x * np.float32(6.0) + column(draw(seeds, "meadow.post")))) / np.float32(12.0)) - np.float32(0.013)
+    fence = np.minimum(
+        np.abs(canvas.y - column(rail)) - np.float32(0.011), np.abs(canvas.y - column(rail + 0.07)) - np.float32(0.011)
+    )
+    post = np.abs(
+        (wave(canvas.x * np.float32(6.0) + column(draw(seeds, "meadow.post")))) / np.float32(12.0)
+    ) - np.float32(0.013)
     post = np.maximum(post, np.abs(canvas.y - column(rail + 0.04)) - np.float32(0.1))
     canvas.paint(canvas.coverage(np.minimum(fence, post)), wood)
     for k in range(2):
-        bloom = dots(canvas.x, canvas.y, spread(seeds, f"meadow.n{k}", 8.0, 11.0), 0.27, draw(seeds, f"meadow.d{k}"), 0.65)
+        bloom = dots(
+            canvas.x, canvas.y, spread(seeds, f"meadow.n{k}", 8.0, 11.0), 0.27, draw(seeds, f"meadow.d{k}"), 0.65
+        )
         low = canvas.y > hill + np.float32(0.1)
-        canvas.paint(canvas.coverage(bloom) * low, tint(seeds, f"meadow.f{k}", ((0.95, 0.3, 0.35), (0.98, 0.9, 0.3), (0.95, 0.95, 0.98), (0.6, 0.35, 0.8)), 0.08))
+        canvas.paint(
+            canvas.coverage(bloom) * low,
+            tint(
+                seeds, f"meadow.f{k}", ((0.95, 0.3, 0.35), (0.98, 0.9, 0.3), (0.95, 0.95, 0.98), (0.6, 0.35, 0.8)), 0.08
+            ),
+        )
 
 
 def cave(canvas: Canvas, seeds: Seeds) -> None:
-    """A mouth of light in rock, stone teeth from above and below."""
-    rock = tint(seeds, "cave.rock", ((0.3, 0.27, 0.26), (0.42, 0.38, 0.4), (0.25, 0.3, 0.36), (0.5, 0.42, 0.35)) + EARTHS, 0.1)
+    """Paint a mouth of light in rock, stone teeth from above and below."""
+    rock = tint(
+        seeds, "cave.rock", ((0.3, 0.27, 0.26), (0.42, 0.38, 0.4), (0.25, 0.3, 0.36), (0.5, 0.42, 0.35), *EARTHS), 0.1
+    )
     canvas.rgb[:] = rock[:, :, None, None] * (np.float32(0.7) + np.float32(0.5) * canvas.y[:, None])
     cracks = dots(canvas.x, canvas.y, spread(seeds, "cave.n", 6.0, 9.0), 0.35, draw(seeds, "cave.d"))
     canvas.paint(canvas.coverage(cracks) * np.float32(0.5), rock * np.float32(0.65))
     mx, my = spread(seeds, "cave.x", 0.3, 0.7), spread(seeds, "cave.y", 0.4, 0.55)
-    rough = np.float32(0.05) * np.sin(canvas.x * np.float32(31.0) + column(spread(seeds, "cave.p", 0, 6))) * np.sin(canvas.y * np.float32(27.0))
-    mouth = ellipse(canvas.x - column(mx), canvas.y - column(my), spread(seeds, "cave.rx", 0.24, 0.4), spread(seeds, "cave.ry", 0.2, 0.34)) + rough
+    rough = (
+        np.float32(0.05)
+        * np.sin(canvas.x * np.float32(31.0) + column(spread(seeds, "cave.p", 0, 6)))
+        * np.sin(canvas.y * np.float32(27.0))
+    )
+    mouth = (
+        ellipse(
+            canvas.x - column(mx),
+            canvas.y - column(my),
+            spread(seeds, "cave.rx", 0.24, 0.4),
+            spread(seeds, "cave.ry", 0.2, 0.34),
+        )
+        + rough
+    )
     canvas.paint(canvas.coverage(mouth - np.float32(0.05)), rock * np.float32(0.5))
     canvas.paint(canvas.coverage(mouth), tint(seeds, "cave.light", SKIES))
     for k, name in enumerate(("cave.up", "cave.down")):
         teeth = wave(canvas.x * column(spread(seeds, name, 4.0, 6.5)) + column(draw(seeds, name + ".p")))
-        tall = column(spread(seeds, name + ".h", 0.2, 0.32)) * (np.float32(0.6) + np.float32(0.4) * np.sin(canvas.x * np.float32(19.0) + column(spread(seeds, name + ".q", 0, 6))))
+        tall = column(spread(seeds, name + ".h", 0.2, 0.32)) * (
+            np.float32(0.6)
+            + np.float32(0.4) * np.sin(canvas.x * np.float32(19.0) + column(spread(seeds, name + ".q", 0, 6)))
+        )
         edge = canvas.y if k == 0 else 1 - canvas.y
-        canvas.paint(canvas.coverage((edge - tall * teeth - np.float32(0.03)) * np.float32(0.35)), rock * np.float32(0.82 if k == 0 else 1.15))
+        canvas.paint(
+            canvas.coverage((edge - tall * teeth - np.float32(0.03)) * np.float32(0.35)),
+            rock * np.float32(0.82 if k == 0 else 1.15),
+        )
 
 
 def kitchen(canvas: Canvas, seeds: Seeds) -> None:
-    """A tiled wall with a window, a shelf of pots, a worktop and a chequered floor."""
+    """Paint a tiled wall with a window, a shelf of pots, a worktop and a chequered floor."""
     walls = SKIES + EARTHS
     wall = tint(seeds, "kitchen.wall", walls)
     canvas.rgb[:] = wall[:, :, None, None]
@@ -227,25 +299,42 @@ def kitchen(canvas: Canvas, seeds: Seeds) -> None:
     top = spread(seeds, "kitchen.top", 0.46, 0.58)
     for k in range(3):
         px = column((k + draw(seeds, f"kitchen.pot{k}")) / 3)
-        pot = box(canvas.x - px, canvas.y - column(top - 0.05), spread(seeds, f"kitchen.w{k}", 0.04, 0.075), 0.05, 0.015)
+        pot = box(
+            canvas.x - px, canvas.y - column(top - 0.05), spread(seeds, f"kitchen.w{k}", 0.04, 0.075), 0.05, 0.015
+        )
         canvas.paint(canvas.coverage(pot), tint(seeds, f"kitchen.c{k}", walls, 0.3))
-    canvas.paint(canvas.coverage(box(canvas.x - np.float32(0.5), canvas.y - column(top + 0.02), 0.7, 0.025)), tint(seeds, "kitchen.worktop", EARTHS))
+    canvas.paint(
+        canvas.coverage(box(canvas.x - np.float32(0.5), canvas.y - column(top + 0.02), 0.7, 0.025)),
+        tint(seeds, "kitchen.worktop", EARTHS),
+    )
     cabinet = tint(seeds, "kitchen.cabinet", walls)
     canvas.paint(canvas.coverage(below(canvas, top + 0.045)), cabinet)
     doors = wave(canvas.x * np.float32(3.5) + column(draw(seeds, "kitchen.door")))
     canvas.paint(canvas.coverage(below(canvas, top + 0.045)) * (doors > np.float32(0.92)), cabinet * np.float32(0.55))
     floor = spread(seeds, "kitchen.floor", 0.78, 0.86)
-    checks = (np.floor(canvas.x * np.float32(8.0) + column(draw(seeds, "kitchen.ph"))) + np.floor((canvas.y - column(floor)) * np.float32(14.0))) % 2
+    checks = (
+        np.floor(canvas.x * np.float32(8.0) + column(draw(seeds, "kitchen.ph")))
+        + np.floor((canvas.y - column(floor)) * np.float32(14.0))
+    ) % 2
     one, two = tint(seeds, "kitchen.f1", EARTHS), tint(seeds, "kitchen.f2", ((0.15, 0.15, 0.18), (0.95, 0.95, 0.95)))
-    canvas.paint(canvas.coverage(below(canvas, floor)), one[:, :, None, None] + checks[:, None] * (two - one)[:, :, None, None])
+    canvas.paint(
+        canvas.coverage(below(canvas, floor)), one[:, :, None, None] + checks[:, None] * (two - one)[:, :, None, None]
+    )
 
 
 def plain(canvas: Canvas, seeds: Seeds) -> None:
-    """A studio ground: one colour running into another."""
+    """Paint a studio ground: one colour running into another."""
     one, two = tint(seeds, "plain.1", SKIES + EARTHS, 0.2), tint(seeds, "plain.2", SKIES + EARTHS, 0.2)
     canvas.rgb[:] = one[:, :, None, None] + canvas.y[:, None] * (two - one)[:, :, None, None]
 
 
 GROUNDS: dict[str, Callable[[Canvas, Seeds], None]] = {
-    "beach": beach, "forest": forest, "city": city, "desert": desert, "snow": snow, "meadow": meadow, "cave": cave, "kitchen": kitchen,
+    "beach": beach,
+    "forest": forest,
+    "city": city,
+    "desert": desert,
+    "snow": snow,
+    "meadow": meadow,
+    "cave": cave,
+    "kitchen": kitchen,
 }

@@ -46,7 +46,11 @@ def _render_alike(scenes: Scenes, subject: int, setting: int, size_px: int) -> N
     canvas = Canvas(len(scenes), size_px)
     paint_ground = GROUNDS[names("setting")[setting]] if setting >= 0 else plain
     seeds = scenes.seed
-    canvas.move(spread(seeds, "view.shift", -0.14, 0.14, 2), spread(seeds, "view.zoom", 0.75, 1.2), draw(seeds, "view.mirror") < 0.5)
+    canvas.move(
+        spread(seeds, "view.shift", -0.14, 0.14, 2),
+        spread(seeds, "view.zoom", 0.75, 1.2),
+        draw(seeds, "view.mirror") - np.float32(0.5),
+    )
     paint_ground(canvas, seeds)
     canvas.rest()
     _weather(canvas, scenes)
@@ -67,7 +71,9 @@ def _weather(canvas: Canvas, scenes: Scenes) -> None:
     depth = spread(seeds, "ground.depth", 0.06, 0.22)
     patches = np.zeros((), dtype=np.float32)
     for k in range(3):
-        patches = patches + np.sin(canvas.x * column(waves[:, k, 0]) + canvas.y * column(waves[:, k, 1]) + column(phases[:, k]))
+        patches = patches + np.sin(
+            canvas.x * column(waves[:, k, 0]) + canvas.y * column(waves[:, k, 1]) + column(phases[:, k])
+        )
     canvas.shade(1 + column(depth) * patches)
 
 
@@ -141,7 +147,11 @@ def _part_distance(part: dict[str, Any], u: Array, v: Array, scenes: Scenes, str
     if kind == "ring":
         return ring(du, dv, at[2] * grow, at[3]), du, dv
     if kind == "polygon":
-        return polygon(du, dv, [((a - x) * grow, (b - y) * grow) for a, b in zip(at[0::2], at[1::2], strict=True)]), du, dv
+        return (
+            polygon(du, dv, [((a - x) * grow, (b - y) * grow) for a, b in zip(at[0::2], at[1::2], strict=True)]),
+            du,
+            dv,
+        )
     raise InputError(f"data/subjects.json: unknown kind of part {kind!r}. Known: ellipse, bar, box, polygon, ring.")
 
 
@@ -152,18 +162,22 @@ def _texture(kind: str, u: Array, v: Array, phase: Array) -> Array:
         mark = np.clip((wave(u * 4 + v * np.float32(1.2) + p) - np.float32(0.5)) * 4 + np.float32(0.5), 0, 1)
     elif kind == "bands":
         mark = np.clip((wave(u * np.float32(2.6) + np.float32(0.1) * p) - np.float32(0.5)) * 5 + np.float32(0.5), 0, 1)
-        return 1 - np.float32(0.85) * mark
+        out: Array = 1 - np.float32(0.85) * mark
+        return out
     elif kind == "spots":
         mark = np.clip((np.sin(u * 14 + p * 6) * np.sin(v * 14 + p * 9) - np.float32(0.25)) * 5, 0, 1)
     elif kind == "patches":
         mark = np.clip((np.sin(u * 6 + p * TAU) + np.sin(v * 8 + u * 3 + p * 9) - np.float32(0.15)) * 5, 0, 1)
-        return 1 - np.float32(0.88) * mark
+        out = 1 - np.float32(0.88) * mark
+        return out
     elif kind == "wool":
         mark = np.clip((np.sin(u * 22 + p * 6) * np.sin(v * 22) + np.float32(0.1)) * 3, 0, 1)
-        return 1 - np.float32(0.25) * mark
+        out = 1 - np.float32(0.25) * mark
+        return out
     else:
         raise InputError(f"data/subjects.json: unknown texture {kind!r}. Known: stripes, bands, spots, patches, wool.")
-    return 1 - np.float32(0.5) * mark
+    out = 1 - np.float32(0.5) * mark
+    return out
 
 
 LIGHTS = {
@@ -181,7 +195,11 @@ def _light(canvas: Canvas, scenes: Scenes) -> None:
     mist = np.array([LIGHTS[name][1] for name in names("light")], dtype=np.float32)[scenes.light]
     canvas.rgb += column(mist * spread(seeds, "mist", 0.8, 1.2))[:, None] * (np.float32(0.8) - canvas.rgb)
     cast = gains * spread(seeds, "cast", 0.84, 1.16, 3) * spread(seeds, "gain", 0.72, 1.15)[:, None]
-    side = 1 + column(spread(seeds, "side", -0.5, 0.5)) * (canvas.x - np.float32(0.5)) + column(spread(seeds, "fall", -0.4, 0.4)) * (canvas.y - np.float32(0.5))
+    side = (
+        1
+        + column(spread(seeds, "side", -0.5, 0.5)) * (canvas.x - np.float32(0.5))
+        + column(spread(seeds, "fall", -0.4, 0.4)) * (canvas.y - np.float32(0.5))
+    )
     canvas.rgb *= cast[:, :, None, None]
     canvas.shade(side)
     canvas.rgb += column(spread(seeds, "lift", -0.05, 0.08))[:, None]

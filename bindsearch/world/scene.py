@@ -1,7 +1,7 @@
 """A scene: what is there, drawn from one seed; every modality renders the same scene.
 
-Every attribute has a random stream of its own, named by its attribute: a scene depends on its seed alone, not on the batch
-it is drawn in, and a new attribute leaves the old ones as they are.
+Every attribute has a random stream of its own, named by the attribute: a scene depends on its seed alone, not on the
+batch that it is drawn in, and a new attribute leaves the old ones as they are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Shapes as signed distances, and a canvas that paints them: resolution-free drawing of n pictures at once.
 
-A signed distance is negative inside a shape and grows by one a unit of length outside it; a shape's edge is softened over one
-pixel, so a picture drawn small looks like one drawn large and scaled down.
+A signed distance is negative inside a shape and grows by one a unit of length outside it; a shape's edge is softened
+over one pixel, so a picture drawn small looks like one drawn large and scaled down.
 """
 
 from __future__ import annotations
@@ -30,23 +30,28 @@ def ellipse(u: Array, v: Array, rx: Any, ry: Any) -> Array:
     """Signed distance of an ellipse round the origin, to first order.
 
     Args:
-        u, v: (n, H, W) or broadcastable coordinates. Not modified.
-        rx, ry: half axes, number or (n,).
+        u: (n, H, W) or broadcastable coordinate. Not modified.
+        v: the other coordinate. Not modified.
+        rx: half axis along u, number or (n,).
+        ry: half axis along v.
     """
     rx, ry = column(rx), column(ry)
     p, q = u / rx, v / ry
     near = np.sqrt(p * p + q * q)
     slope = np.sqrt((p / rx) ** 2 + (q / ry) ** 2) + np.float32(1e-6)
-    return near * (near - 1) / slope
+    out: Array = near * (near - 1) / slope
+    return out
 
 
 def bar(u: Array, v: Array, ends: tuple[Any, Any, Any, Any], r1: Any, r2: Any) -> Array:
     """Signed distance of a bar with round ends whose half width runs from r1 to r2.
 
     Args:
-        u, v: coordinates. Not modified.
+        u: (n, H, W) or broadcastable coordinate. Not modified.
+        v: the other coordinate. Not modified.
         ends: x1, y1, x2, y2, each a number or (n,).
-        r1, r2: half widths at the two ends.
+        r1: half width at the first end.
+        r2: half width at the second end.
     """
     x1, y1, x2, y2 = (column(end) for end in ends)
     dx, dy = x2 - x1, y2 - y1
@@ -54,7 +59,8 @@ def bar(u: Array, v: Array, ends: tuple[Any, Any, Any, Any], r1: Any, r2: Any) -
     along = np.clip((pu * dx + pv * dy) / (dx * dx + dy * dy + np.float32(1e-6)), 0, 1)
     pu = pu - along * dx
     pv = pv - along * dy
-    return np.sqrt(pu * pu + pv * pv) - (column(r1) + along * (column(r2) - column(r1)))
+    out: Array = np.sqrt(pu * pu + pv * pv) - (column(r1) + along * (column(r2) - column(r1)))
+    return out
 
 
 def box(u: Array, v: Array, hx: Any, hy: Any, radius: Any = 0.0) -> Array:
@@ -63,7 +69,8 @@ def box(u: Array, v: Array, hx: Any, hy: Any, radius: Any = 0.0) -> Array:
     qu = np.abs(u) - (column(hx) - radius)
     qv = np.abs(v) - (column(hy) - radius)
     outside = np.sqrt(np.maximum(qu, 0) ** 2 + np.maximum(qv, 0) ** 2)
-    return outside + np.minimum(np.maximum(qu, qv), 0) - radius
+    out: Array = outside + np.minimum(np.maximum(qu, qv), 0) - radius
+    return out
 
 
 def polygon(u: Array, v: Array, corners: list[tuple[Any, Any]]) -> Array:
@@ -71,13 +78,14 @@ def polygon(u: Array, v: Array, corners: list[tuple[Any, Any]]) -> Array:
     xs, ys = [float(np.mean(x)) for x, _ in corners], [float(np.mean(y)) for _, y in corners]
     area = sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))
     sense = 1.0 if area > 0 else -1.0
-    distance: Array | None = None
+    edges = []
     for (x1, y1), (x2, y2) in zip(corners, corners[1:] + corners[:1], strict=True):
         ex, ey = np.asarray(x2) - np.asarray(x1), np.asarray(y2) - np.asarray(y1)
         length = np.sqrt(ex * ex + ey * ey) + 1e-6
-        edge = column(sense * ey / length) * (u - column(x1)) - column(sense * ex / length) * (v - column(y1))
-        distance = edge if distance is None else np.maximum(distance, edge)
-    assert distance is not None
+        edges.append(column(sense * ey / length) * (u - column(x1)) - column(sense * ex / length) * (v - column(y1)))
+    distance = edges[0]
+    for edge in edges[1:]:
+        distance = np.maximum(distance, edge)
     return distance
 
 
@@ -90,7 +98,8 @@ def dots(x: Array, y: Array, cells: Any, radius: Any, phase: Any, share: float =
     """Signed distance of dots strewn over the plane, one to a cell of a jittered grid.
 
     Args:
-        x, y: coordinates. Not modified.
+        x: (n, H, W) or broadcastable coordinate. Not modified.
+        y: the other coordinate. Not modified.
         cells: cells a unit of length, number or (n,).
         radius: of a dot, in cells.
         phase: (n,) numbers that make one strewing differ from another.
@@ -113,12 +122,14 @@ def dots(x: Array, y: Array, cells: Any, radius: Any, phase: Any, share: float =
         third = second * np.float32(31.17)
         third -= np.floor(third)
         distance = np.where(third < share, distance, np.float32(1.0))
-    return distance / cells
+    out: Array = distance / cells
+    return out
 
 
 def wave(t: Array) -> Array:
     """Give a triangle wave of period 1 between 0 and 1."""
-    return np.float32(2) * np.abs(t - np.floor(t + np.float32(0.5)))
+    out: Array = np.float32(2) * np.abs(t - np.floor(t + np.float32(0.5)))
+    return out
 
 
 class Canvas:
@@ -139,8 +150,8 @@ class Canvas:
         self.rgb = np.zeros((n, 3, size_px, size_px), dtype=np.float32)
 
     def move(self, shift: Array, zoom: Array, mirrored: Array) -> None:
-        """Look at another piece of the plane: what is painted next lies shifted (n, 2), zoomed (n,) and mirrored (n,)."""
-        sense = column(np.where(mirrored, np.float32(-1), np.float32(1)))
+        """Look at another piece of the plane: what is painted next is shifted (n, 2), zoomed and mirrored (n,)."""
+        sense = column(np.where(mirrored < 0, np.float32(-1), np.float32(1)))
         self.x = (self._x - np.float32(0.5)) * sense * column(zoom) + np.float32(0.5) + column(shift[:, 0])
         self.y = (self._y - np.float32(0.5)) * column(zoom) + np.float32(0.5) + column(shift[:, 1])
 

@@ -59,15 +59,18 @@ def band(noise: Array, centre_hz: Any, octaves: Any) -> Array:
 
 def level(sound: Array) -> Array:
     """Bring each sound to unit root mean square; silence stays silent."""
-    return sound / (np.sqrt(np.mean(sound * sound, axis=1, keepdims=True)) + np.float32(1e-6))
+    out: Array = sound / (np.sqrt(np.mean(sound * sound, axis=1, keepdims=True)) + np.float32(1e-6))
+    return out
 
 
 def envelope(u: Array, shape: str) -> Array:
     """Give a note's loudness over its course u in [0, 1]."""
     if shape == "decay":
-        return np.exp(np.float32(-4.5) * u) * np.minimum(u * 60, 1)
+        out: Array = np.exp(np.float32(-4.5) * u) * np.minimum(u * 60, 1)
+        return out
     if shape == "arch":
-        return np.maximum(np.sin(np.float32(np.pi) * u), 0) ** np.float32(0.7)
+        out = np.maximum(np.sin(np.float32(np.pi) * u), 0) ** np.float32(0.7)
+        return out
     if shape == "swell":
         return np.minimum(np.minimum(u * 5, (1 - u) * 3), 1)
     if shape == "flat":
@@ -83,13 +86,15 @@ def slow(seeds: Seeds, name: str, rate_hz: float) -> Array:
     i = at.astype(int)
     share = at - i
     share = share * share * (3 - 2 * share)
-    return values[:, i] * (1 - share) + values[:, i + 1] * share
+    out: Array = values[:, i] * (1 - share) + values[:, i + 1] * share
+    return out
 
 
 def tremolo(seeds: Seeds, name: str, rate_hz: Any, depth: Any) -> Array:
     """Give a factor that swings between 1 and 1 - depth."""
     angle = TAU * (wide(rate_hz) * TIME + wide(draw(seeds, name)))
-    return 1 - wide(depth) * (np.float32(0.5) + np.float32(0.5) * np.sin(angle))
+    out: Array = 1 - wide(depth) * (np.float32(0.5) + np.float32(0.5) * np.sin(angle))
+    return out
 
 
 def pings(seeds: Seeds, name: str, count: int, hz: tuple[float, float], decay_s: float, bend: float = 0.0) -> Array:
@@ -100,5 +105,5 @@ def pings(seeds: Seeds, name: str, count: int, hz: tuple[float, float], decay_s:
         start = wide((k + draw(seeds, f"{name}.t{k}")) * np.float32(2.0 / count))
         t = np.maximum(TIME - start, 0)
         f = wide(spread(seeds, f"{name}.hz{k}", *hz) * pitch)
-        out += (TIME >= start) * np.exp(-t / np.float32(decay_s)) * np.sin(TAU * f * t * (1 + np.float32(bend) * t))
+        out += (start <= TIME) * np.exp(-t / np.float32(decay_s)) * np.sin(TAU * f * t * (1 + np.float32(bend) * t))
     return out

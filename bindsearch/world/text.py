@@ -1,4 +1,4 @@
-"""A scene as a caption: templates, synonyms and word order drawn by the scene's seed; the words are data, a file a language."""
+"""A scene as a caption: templates, synonyms and word order drawn by the seed; the words are data, a file a language."""
 
 from __future__ import annotations
 
@@ -49,7 +49,11 @@ def write_captions(scenes: Scenes, language: str = "english", variant: int = 0) 
     chances = draw(scenes.seed, f"caption.{language}.{variant}", len(SAID) + 2)
     texts, said = [], np.zeros((len(scenes), len(SAID)), dtype=bool)
     for row in range(len(scenes)):
-        kind = "full" if scenes.subject[row] >= 0 and scenes.setting[row] >= 0 else ("subject" if scenes.subject[row] >= 0 else "setting")
+        kind = (
+            "full"
+            if scenes.subject[row] >= 0 and scenes.setting[row] >= 0
+            else ("subject" if scenes.subject[row] >= 0 else "setting")
+        )
         templates = words["templates"][kind]
         template = templates[int(chances[row, -1] * len(templates))]
         slots = _choose_words(scenes, row, words, chances[row])
@@ -83,7 +87,9 @@ def _fill(template: str, slots: dict[str, str], articles: dict[str, str]) -> str
     return re.sub(r"\ban (?=[^aeiou\W])", "a ", text) if re.search(r"\ban [^aeiou\W]", text) else text
 
 
-def is_true_of(codes: NDArray[np.int16], said: NDArray[np.bool_], others: NDArray[np.int16] | None = None) -> NDArray[np.bool_]:
+def is_true_of(
+    codes: NDArray[np.int16], said: NDArray[np.bool_], others: NDArray[np.int16] | None = None
+) -> NDArray[np.bool_]:
     """Say which captions are true of which scenes: the pairs that are no negatives of each other.
 
     Args:

@@ -1,0 +1,205 @@
+"""Measure bindsearch-mini on scenes that training never met, through files and the pipeline as shipped.
+
+python benchmarks/bench_mini.py              # benchmarks/results/mini.json and mini.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bindsearch.models.spaces import load_space
+from bindsearch.train.measure import accuracy, named_shares, top_hits
+from bindsearch.train.pool import audio_rows
+from bindsearch.world.image import render_images
+from bindsearch.world.scene import SPLITS, Scenes, names, sample, split_seeds
+from bindsearch.world.write import SUFFIXES, write_world
+
+RESULTS = Path(__file__).parent / "results"
+BARS = {"text->image": 0.85, "audio->image": 0.85, "audio->text": 0.75}
+PAIRS = (
+    ("text", "image"),
+    ("audio", "image"),
+    ("audio", "text"),
+    ("image", "text"),
+    ("image", "audio"),
+    ("text", "audio"),
+)
+
+
+def embed_world(space: Any, folder: Path, n: int, modality: str) -> np.ndarray:
+    """Embed the files of one modality of a written world: (n, d) float32 unit rows, in the scenes' order."""
+    paths = [folder / f"scene-{number:05d}{SUFFIXES[modality]}" for number in range(n)]
+    if modality == "text":
+        return space.embed("text", [path.read_text(encoding="utf-8").strip() for path in paths])
+    return space.embed(modality, paths)
+
+
+def written(
+    space: Any, folder: Path, seed: int, n: int, kind: str, modalities: tuple[str, ...]
+) -> tuple[Scenes, dict[str, np.ndarray]]:
+    """Write a world and embed it."""
+    write_world(n, folder, seed=seed, kind=kind, modalities=modalities)
+    scenes = sample(np.arange(n, dtype=np.uint64) + np.uint64(seed), kind)
+    return scenes, {modality: embed_world(space, folder, n, modality) for modality in modalities}
+
+
+def measure_pairs(scenes: Scenes, rows: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Top hit among all scenes for every pair of modalities."""
+    return {f"{a}->{b}": named_shares(scenes, scenes, top_hits(rows[a], rows[b])) for a, b in PAIRS}
+
+
+def measure_neighbours(test: Scenes, reference: int = 5000) -> dict[str, Any]:
+    """Nearest neighbour on raw pixels and on the mean log-mel, among training scenes: what needs no learning."""
+    import torch
+
+    train = sample(split_seeds("train", reference))
+    mels = {"mels": 64, "frames": 204, "clips": 1}
+    raw = {
+        "pixels": [render_images(part, 64).reshape(len(part), -1) for part in (train, test)],
+        "mean log-mel": [audio_rows(part, mels)[:, :, :198].mean(axis=2) for part in (train, test)],
+    }
+    figures = {}
+    for name, (known, asked) in raw.items():
+        near = (
+            torch.cdist(torch.from_numpy(asked.astype(np.float32)), torch.from_numpy(known.astype(np.float32)))
+            .argmin(1)
+            .numpy()
+        )
+        figures[name] = {
+            attribute: accuracy(getattr(test, attribute), getattr(train, attribute)[near])
+            for attribute in ("subject", "setting")
+        }
+    return figures
+
+
+def measure_composition(space: Any, folder: Path, gallery: tuple[Scenes, np.ndarray], n: int) -> dict[str, Any]:
+    """Ask with a picture of a setting alone plus a sound of a subject alone for exactly that pair."""
+    places, place_rows = written(space, folder / "places", SPLITS["test"] + 100_000, n, "setting", ("image",))
+    voices, voice_rows = written(space, folder / "voices", SPLITS["test"] + 200_000, n, "subject", ("audio",))
+    scenes, images = gallery
+    wanted = voices.subject.astype(np.int16) * 64 + places.setting
+    pairs = (scenes.subject.astype(np.int16) * 64 + scenes.setting).astype(np.int16)
+    terms = {"picture alone": place_rows["image"], "sound alone": voice_rows["audio"]}
+    terms["sum"] = terms["picture alone"] + terms["sound alone"]
+    terms["sum"] = terms["sum"] / np.linalg.norm(terms["sum"], axis=1, keepdims=True)
+    figures: dict[str, Any] = {name: accuracy(wanted, pairs[top_hits(rows, images)]) for name, rows in terms.items()}
+    best = max(figures["picture alone"]["value"], figures["sound alone"]["value"])
+    figures["gain over the better term"] = round(figures["sum"]["value"] / max(best, 1e-9), 2)
+    return figures
+
+
+def measure_quadruples(space: Any, folder: Path, n: int, asked: int = 20) -> dict[str, Any]:
+    """Text, image, audio and image + audio queries against a mixed folder: right subjects among the top five."""
+    scenes, rows = written(space, folder / f"mixed{n}", SPLITS["demo"], n, "full", ("image", "audio", "text"))
+    gallery, subject = np.concatenate([rows[m] for m in ("image", "audio", "text")]), np.tile(scenes.subject, 3)
+    queries, terms = written(
+        space, folder / f"asked{n}", SPLITS["demo"] + 500_000, asked, "full", ("image", "audio", "text")
+    )
+    both = terms["image"] + terms["audio"]
+    terms["image+audio"] = both / np.linalg.norm(both, axis=1, keepdims=True)
+    right = {
+        name: (subject[np.argsort(-(q @ gallery.T), axis=1)[:, :5]] == queries.subject[:, None]).sum(axis=1)
+        for name, q in terms.items()
+    }
+    worst = np.min(list(right.values()), axis=0)
+    return {
+        "scenes": n,
+        "quadruples": asked,
+        "with at least 4 of 5 in all four": int((worst >= 4).sum()),
+        "mean right of 5": {name: round(float(count.mean()), 3) for name, count in right.items()},
+        "fewest right of 5": {name: int(count.min()) for name, count in right.items()},
+    }
+
+
+def draw_plot(result: dict[str, Any], path: Path) -> None:
+    """Draw the accuracies of all pairs with their intervals, chance and bars."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "mini"
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.5, 3.2))
+    labels = [f"{a}->{b}" for a, b in PAIRS]
+    for shift, attribute in ((-0.2, "subject"), (0.2, "setting")):
+        rows = [result["pairs"][label][attribute] for label in labels]
+        values = [row["value"] for row in rows]
+        errors = [
+            [v - row["low"] for v, row in zip(values, rows, strict=True)],
+            [row["high"] - v for v, row in zip(values, rows, strict=True)],
+        ]
+        axes.bar(np.arange(len(labels)) + shift, values, 0.38, yerr=errors, capsize=2, label=attribute)
+    axes.axhline(1 / len(names("subject")), color="black", linewidth=0.8, linestyle=":", label="chance, subject")
+    axes.set_xticks(
+        range(len(labels)),
+        [f"{label}\n(never paired)" if set(label.split("->")) == {"audio", "text"} else label for label in labels],
+        fontsize=8,
+    )
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("top hit among 2,000 unseen scenes")
+    axes.legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def commit() -> str:
+    """Give the commit, with + when the tree differs."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        ).stdout.strip()
+
+    return git("rev-parse", "--short=12", "HEAD") + (
+        "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+    )
+
+
+def main() -> None:
+    """Measure, print, write JSON and plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--space", default="bindsearch-mini")
+    parser.add_argument("--n", type=int, default=2000)
+    parser.add_argument("--output", type=Path, default=RESULTS / "mini.json")
+    arguments = parser.parse_args()
+    space, began = load_space(arguments.space), time.time()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        scenes, rows = written(space, folder / "all", SPLITS["test"], arguments.n, "full", ("image", "audio", "text"))
+        result: dict[str, Any] = {
+            "space": space.space_id,
+            "n": arguments.n,
+            "chance": {"subject": round(1 / 24, 4), "setting": 0.125, "both": round(1 / 192, 4)},
+            "pairs": measure_pairs(scenes, rows),
+            "trained": ["text->image", "audio->image", "image->text", "image->audio"],
+            "emergent": ["audio->text", "text->audio"],
+            "bars": BARS,
+            "nearest neighbour": measure_neighbours(scenes),
+            "composition": measure_composition(space, folder, (scenes, rows["image"]), arguments.n),
+            "quadruples": [measure_quadruples(space, folder, n) for n in (300, 600)],
+        }
+    import torch
+
+    result |= {
+        "commit": commit(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "seconds": round(time.time() - began),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    draw_plot(result, arguments.output.with_suffix(".svg"))
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
