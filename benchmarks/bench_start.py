@@ -66,9 +66,8 @@ def bare_program(folder: Path) -> list[str]:
 def write_index(folder: Path) -> Path:
     """Build an index of 10k seeded unit vectors in the space of bindsearch-mini, through the importer."""
     from bindsearch.exchange import import_store
-    from bindsearch.models.spaces import load_space
-
     from bindsearch.index.folder import build_index
+    from bindsearch.models.spaces import load_space
 
     space = load_space("bindsearch-mini")
     rows = np.random.default_rng(7).standard_normal((ITEMS, space.dim)).astype(np.float32)

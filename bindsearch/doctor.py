@@ -16,7 +16,18 @@ from typing import Any
 from bindsearch.config import cache_dir, config_files, setting_with_origin
 
 WHEELS = (
-    *("torch", "torchvision", "torchaudio", "numpy", "faiss-cpu", "faiss-gpu", "pyarrow", "safetensors", "Pillow", "av"),
+    *(
+        "torch",
+        "torchvision",
+        "torchaudio",
+        "numpy",
+        "faiss-cpu",
+        "faiss-gpu",
+        "pyarrow",
+        "safetensors",
+        "Pillow",
+        "av",
+    ),
     *("soundfile", "h5py", "open_clip_torch", "timm", "typer"),
 )
 OPENMP = re.compile(r"lib(?:gomp|iomp5|omp)[^/]*\.so[^/]*$")
@@ -60,7 +71,9 @@ def _machine() -> list[Finding]:
     return [
         Finding("machine", "python", f"{platform.python_version()} ({sys.executable})"),
         Finding("machine", "system", f"{platform.system()} {platform.release()} {platform.machine()}"),
-        Finding("machine", "cores", f"{threads} usable of {os.cpu_count()}; {', '.join(useful) or 'no vector flags seen'}"),
+        Finding(
+            "machine", "cores", f"{threads} usable of {os.cpu_count()}; {', '.join(useful) or 'no vector flags seen'}"
+        ),
         Finding("machine", "memory", _memory()),
     ]
 

@@ -59,14 +59,13 @@ def models_fetch(
     quiet: QuietOption = False,
 ) -> None:
     """Fetch released weights: show the licence, download with resume, verify, convert to one file a tower."""
-    from bindsearch.models import fetch
+    from bindsearch.models.fetch import fetch_space, licence_of
 
-    licence = fetch.licence_of(name)
-    say(licence)
+    say(licence_of(name))
     if not accept_licence and not typer.confirm("Do you accept this licence?", err=True):
         say("not fetched: the licence was not accepted.")
         raise typer.Exit(2)
-    folder = fetch.fetch_space(name, source=source, url=url, sha256=sha256, dtype=dtype, progress=not quiet, say=say)
+    folder = fetch_space(name, source=source, url=url, sha256=sha256, dtype=dtype, progress=not quiet, say=say)
     typer.echo(str(folder))
 
 
