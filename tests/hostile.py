@@ -303,6 +303,13 @@ def _sounds(to: _Folder, rng: random.Random) -> None:
     to.add("noise.opus", "audio", "an Ogg head, then random bytes", b"OggS" + rng.randbytes(4000))
     to.add("cut_head.flac", "audio", "cut inside the head", sound_bytes(kind="FLAC")[:30])
     to.add("no_rate.wav", "audio", "a rate of 0 Hz", _wav(bytes(8000), rate=0))
+    to.add("slow.wav", "audio", "a rate of 1 Hz: hours of sound in a few bytes", _wav(bytes(8000), rate=1))
+    to.add(
+        "prime.wav",
+        "audio",
+        "legal: a rate of 16,127 Hz, which shares no divisor with 16,000",
+        _wav(bytes(16_000), rate=16_127),
+    )
     to.add("no_channels.wav", "audio", "0 channels", _wav(bytes(8000), channels=0))
     to.add(
         "playlist.mp3", "audio", "a playlist that points at another file", f"#EXTM3U\n#EXTINF:1,\n{_SECRET}\n".encode()

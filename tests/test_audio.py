@@ -109,7 +109,7 @@ def test_filterbank_equals_torchaudio():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("rate", [8000, 11025, 12000, 32000, 44100, 96000])
+@pytest.mark.parametrize("rate", [8000, 11025, 12000, 16127, 32000, 44100, 96000])
 def test_resampling_equals_torchaudio(rate):
     import torch
     import torchaudio
@@ -119,6 +119,29 @@ def test_resampling_equals_torchaudio(rate):
     ours = mel.resample(wave, rate, 16000)
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).max() <= 1e-6
+
+
+def test_both_ways_to_resample_agree(monkeypatch):
+    wave = np.random.default_rng(4).normal(0, 0.2, (2, 9000)).astype(np.float32)
+    for old, new in ((441, 160), (2, 1), (1, 2), (160, 441)):
+        table = mel.resample(wave, old * 100, new * 100)
+        direct = mel._resample_directly(wave, old, new)
+        assert direct.shape == table.shape
+        assert np.abs(direct - table).max() < 1e-6
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("rate", [1009, 44_099, 999_983])
+def test_odd_rates_cost_neither_time_nor_memory(rate):
+    wave = tone(2.0, rate, hz=300.0)
+    x = AUDIO.preprocess(media(wave, rate), DEFAULT)
+    assert np.abs(x - AUDIO.preprocess(media(tone(2.0, hz=300.0), 16000), DEFAULT))[:, :, 20:30, 10:150].max() < 0.2
+
+
+def test_rates_that_no_recorder_has_are_refused():
+    for rate in (1, 999, 5_000_000):
+        with pytest.raises(DecodeError, match=f"{rate} samples a second, expected 1000 to 1000000"):
+            AUDIO.decode(Source.of(np.zeros((1, 9000), np.float32), rate_hz=rate), DEFAULT)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ from bindsearch.types import Media, Span
 if TYPE_CHECKING:
     import numpy as np
 
+RATES_HZ = (1000, 1_000_000)
+"""Rates of recordings that are taken for real; others come from damaged heads."""
+
 _BLOCK_SAMPLES = 1 << 18
 
 
@@ -49,7 +52,7 @@ class AudioConfig(ModalityConfig):
     channel: str = "mean"
     centre: str = "copy"
     max_amplitude: float = 16.0
-    max_values: int = 200_000_000
+    max_values: int = 100_000_000
     window_s: float | None = 10.0
     long_s: float = 60.0
 
@@ -92,6 +95,9 @@ class AudioModality(Modality[AudioConfig]):
                 wave = wave[:, int(span[0] * rate) : int(span[1] * rate)]
         else:
             wave, rate = _read(source, config, span)
+        if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
+            what = f"{rate} samples a second, expected {RATES_HZ[0]} to {RATES_HZ[1]}: the head is damaged"
+            raise DecodeError(source.name, what)
         if wave.shape[1] == 0:
             where = "" if span is None else f" in {span[0]:g}-{span[1]:g} s"
             raise DecodeError(source.name, f"no audio samples after decoding{where} (0.00 s)")

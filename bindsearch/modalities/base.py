@@ -89,12 +89,13 @@ class Modality(ABC, Generic[C]):
         Raises:
             DecodeError: the source cannot be read as this modality, whatever its bytes are.
             InputError: the call itself cannot be meant (a span of a still picture, start after end).
+            ImportError: a package that this format needs is not installed.
         """
         if span is not None and not 0 <= span[0] < span[1]:
             raise InputError(f"{source.name}: a span is start < end in seconds, got {span[0]:g}-{span[1]:g}.")
         try:
             return self._decode(source, config, span)
-        except BindSearchError:
+        except (BindSearchError, ImportError):
             raise
         except MemoryError as error:
             raise DecodeError(source.name, "needs more memory than there is") from error

@@ -54,7 +54,7 @@ class ImageConfig(ModalityConfig):
     alpha: str = "composite"
     background: int = 255
     deep_grey: str = "scale"
-    draft_scale: int = 2
+    draft_scale: int = 3
     max_pixels: int = 150_000_000
     max_aspect: float = 50.0
     limit_bytes: int = 256 * 2**20
@@ -199,26 +199,32 @@ def open_picture(data: bytes, name: str, formats: tuple[str, ...] = FORMATS) -> 
     Raises:
         DecodeError: no picture of these formats; the message says what the bytes look like.
     """
-    import io
-
     from PIL import Image, UnidentifiedImageError
 
     if not data:
         raise DecodeError(name, "is empty")
-    readable = [kind for kind in formats if kind in Image.ID or _init(kind)]
     try:
-        with _OPEN_LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # size is checked by the caller; odd metadata is no news
-            picture = Image.open(io.BytesIO(data), formats=readable)
-            if picture.format == "PNG":  # decoding alone would not look at the checksums
-                picture.verify()
-                picture = Image.open(io.BytesIO(data), formats=["PNG"])
-            return picture
+        picture = _open_quietly(data, [kind for kind in formats if kind in Image.ID or _init(kind)])
+        if picture.format == "PNG":  # decoding alone would not look at the checksums
+            picture.verify()
+            picture = _open_quietly(data, ["PNG"])
+        return picture
     except UnidentifiedImageError as error:
         what = f"cannot be opened as a picture; the bytes look like {describe_head(data[:1024])}"
         raise DecodeError(name, what) from error
     except Image.DecompressionBombError as error:
         raise DecodeError(name, f"too many pixels to decode: {error}") from error
+
+
+def _open_quietly(data: bytes, formats: list[str]) -> Image:
+    """Read the header without warnings: the caller checks the size, and odd metadata are no news."""
+    import io
+
+    from PIL import Image
+
+    with _OPEN_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(io.BytesIO(data), formats=formats)
 
 
 def _init(name: str) -> bool:

@@ -14,6 +14,8 @@ PRE_EMPHASIS = 0.97
 LOWPASS_WIDTH = 6
 ROLLOFF = 0.99
 _BLOCK_ROWS = 8192
+_BLOCK_VALUES = 1 << 20
+_MAX_KERNEL_VALUES = 1 << 22
 
 
 def resample(wave: np.ndarray, rate_hz: int, new_rate_hz: int) -> np.ndarray:
@@ -34,6 +36,8 @@ def resample(wave: np.ndarray, rate_hz: int, new_rate_hz: int) -> np.ndarray:
         return wave
     divisor = math.gcd(rate_hz, new_rate_hz)
     old, new = rate_hz // divisor, new_rate_hz // divisor
+    if old * new > _MAX_KERNEL_VALUES:
+        return _resample_directly(wave, old, new)
     kernels, width = _sinc_kernels(old, new)
     channels, length = wave.shape
     rows = length // old + 1
@@ -97,6 +101,28 @@ def filterbank(wave: np.ndarray, rate_hz: int, mels: int, low_hz: float, high_hz
     energies = power[:, :-1] @ mel_bank(mels, size, rate_hz, low_hz, high_hz).T
     logs: np.ndarray = np.log(np.maximum(energies, np.float32(LOG_FLOOR)))
     return logs
+
+
+def _resample_directly(wave: np.ndarray, old: int, new: int) -> np.ndarray:
+    """Do the same for rates without a large common divisor: each output sample gets a kernel of its own.
+
+    A table of all phases would take `old * new` numbers: 705 million from 44,099 to 16,000 Hz.
+    """
+    cut_off = min(old, new) * ROLLOFF
+    reach = math.ceil(LOWPASS_WIDTH * old / cut_off)
+    offsets = np.arange(-reach, reach + 2)
+    target = -(-new * wave.shape[1] // old)
+    padded = np.pad(wave, ((0, 0), (reach, reach + 2)))
+    out = np.empty((wave.shape[0], target), np.float32)
+    step = max(1, _BLOCK_VALUES // offsets.size)
+    for first in range(0, target, step):
+        place = np.arange(first, min(first + step, target)) * old
+        whole, rest = place // new, (place % new) / new
+        time = np.clip((offsets - rest[:, None]) * (cut_off / old), -LOWPASS_WIDTH, LOWPASS_WIDTH)
+        kernel = np.sinc(time) * np.cos(time * (math.pi / LOWPASS_WIDTH / 2)) ** 2 * (cut_off / old)
+        taps = padded[:, whole[:, None] + offsets + reach]
+        out[:, first : first + place.size] = np.einsum("ctk,tk->ct", taps, kernel)
+    return out
 
 
 @lru_cache(maxsize=8)
