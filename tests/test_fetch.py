@@ -361,6 +361,9 @@ def test_a_release_becomes_a_space(server: Server, release: Release, tmp_path: P
     fetch.fetch_release("tiny", release, folder, say=told.append, patience=QUICK)
     assert len(server.asked) == asked
     assert "is here already" in told[-1]
+    with pytest.raises(InputError, match=r"is here in float32\. Make bfloat16 .*models convert"):
+        fetch.fetch_release("tiny", release, folder, dtype="bfloat16", patience=QUICK)
+    assert len(server.asked) == asked
 
 
 def test_a_file_at_hand_is_checked_converted_and_left(

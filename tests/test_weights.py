@@ -120,6 +120,18 @@ def test_bfloat16_halves_the_files_and_keeps_the_ids(checkpoint: Path, folder: P
         assert not np.array_equal(one.encode(modality, x), other.encode(modality, x))
 
 
+def test_a_space_is_recast_without_its_checkpoint(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    weights.convert(checkpoint, tmp_path / "half", dtype="bfloat16", architecture="tiny")
+    weights.convert(folder, tmp_path / "recast", dtype="bfloat16")
+    for path in (tmp_path / "half").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "recast" / path.name).read_bytes()
+    assert load_manifest(tmp_path / "half") == load_manifest(tmp_path / "recast")
+    with pytest.raises(InputError, match="Name another folder"):
+        weights.convert(folder, folder)
+    with pytest.raises(InputError, match="larger and no better"):
+        weights.convert(tmp_path / "half", tmp_path / "full")
+
+
 def test_unknown_dtypes_and_missing_files_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unknown dtype 'int8'.*float32, bfloat16"):
         weights.convert(checkpoint, tmp_path / "x", dtype="int8", architecture="tiny")

@@ -53,8 +53,11 @@ def models_fetch(
     url: Annotated[str | None, typer.Option(help="Another place to download the checkpoint from.")] = None,
     sha256: Annotated[str | None, typer.Option(help="The checksum that the file must have.")] = None,
     dtype: Annotated[
-        str, typer.Option(help="float32 or bfloat16: what the converted towers are stored in.")
-    ] = "float32",
+        str | None,
+        typer.Option(
+            help="float32 or bfloat16: what the converted towers are stored in; default: what is here, else float32."
+        ),
+    ] = None,
     accept_licence: Annotated[bool, typer.Option("--accept-licence", help="Yes to the licence that is shown.")] = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -71,7 +74,7 @@ def models_fetch(
 
 @models_app.command("convert")
 def models_convert(
-    checkpoint: Annotated[Path, typer.Argument(help="imagebind_huge.pth, as released.")],
+    checkpoint: Annotated[Path, typer.Argument(help="imagebind_huge.pth, as released, or a converted folder.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: the cache.")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     quiet: QuietOption = False,

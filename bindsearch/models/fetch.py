@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bindsearch.config import cache_dir, setting
-from bindsearch.errors import MissingInputError, WeightsError
+from bindsearch.errors import InputError, MissingInputError, WeightsError
 from bindsearch.models.download import Fetched, Patience, Wanted, download, silent
 from bindsearch.models.manifest import FILE, load_manifest
 from bindsearch.models.releases import Release, release_of
@@ -41,7 +41,7 @@ def fetch_space(
     source: Path | None = None,
     url: str | None = None,
     sha256: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     progress: bool = False,
     say: Callable[[str], None] = silent,
 ) -> Path:
@@ -52,7 +52,7 @@ def fetch_space(
         source: a checkpoint that the user has; nothing is downloaded, and it is left where it is.
         url: another place to download from.
         sha256: the checksum that the file must have, in place of the table's; its size is not compared then.
-        dtype: "float32" or "bfloat16".
+        dtype: "float32" or "bfloat16"; None takes what is here, else float32.
         progress: bars on stderr.
         say: told what is going on.
 
@@ -77,7 +77,7 @@ def fetch_release(
     release: Release,
     folder: Path,
     source: Path | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     progress: bool = False,
     say: Callable[[str], None] = silent,
     patience: Patience | None = None,
@@ -89,9 +89,9 @@ def fetch_release(
     downloads = folder.parent / "downloads"
     wanted = Wanted(release.url, downloads / release.file, release.size_bytes, release.sha256, release.sha256_origin)
     with _locked(wanted.beside(".lock"), say):
-        if (folder / FILE).is_file() and load_manifest(folder).dtype == dtype and source is None:
-            say(f"{folder}: {name} is here already, {dtype}. Check it: bindsearch models verify {name}")
+        if source is None and _is_here(name, folder, dtype, say):
             return folder
+        dtype = dtype or "float32"
         if source is not None:
             checked = check_file(source, release, progress)
         elif setting("offline") and not wanted.target.is_file():
@@ -107,6 +107,26 @@ def fetch_release(
             wanted.target.unlink()
             say(f"{folder}: converted; the downloaded {release.file} was removed.")
     return folder
+
+
+def _is_here(name: str, folder: Path, dtype: str | None, say: Callable[[str], None]) -> bool:
+    """Say whether the space is at hand as wanted.
+
+    Raises:
+        InputError: it is at hand in float32, from which bfloat16 is made without a download.
+    """
+    if not (folder / FILE).is_file():
+        return False
+    here = load_manifest(folder).dtype
+    if dtype in (None, here):
+        say(f"{folder}: {name} is here already, {here}. Check it: bindsearch models verify {name}")
+        return True
+    if here == "float32":
+        raise InputError(
+            f"{folder}: {name} is here in float32. Make {dtype} of it without a download: "
+            f"bindsearch models convert {folder} -o FOLDER --dtype {dtype}"
+        )
+    return False
 
 
 def check_file(source: Path, release: Release, progress: bool = False) -> Fetched:

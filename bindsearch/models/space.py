@@ -256,7 +256,7 @@ class Space:
         from bindsearch.query import Embedding
 
         label = thing if isinstance(thing, str) else self.modality(modality).source_of(thing).name
-        return Embedding.of(self, modality, self.embed(modality, [thing])[0], label)
+        return Embedding.of(self, modality, self.embed(modality, [thing])[0], label, source=thing)
 
     def image(self, source: Any) -> Embedding:
         """Embed a picture as a query."""

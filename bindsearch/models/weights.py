@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bindsearch.errors import MissingInputError, WeightsError
+from bindsearch.errors import InputError, MissingInputError, WeightsError
 from bindsearch.models.architecture import load_architecture, load_preprocess
 from bindsearch.models.keys import DERIVED, checkpoint_key, tower_key
 from bindsearch.models.manifest import FILE, SpaceManifest, load_manifest, save_manifest
@@ -184,7 +184,7 @@ def convert(
     file; towers are written one at a time.
 
     Args:
-        checkpoint: the released file (torch's zip format).
+        checkpoint: the released file (torch's zip format), or the folder of a converted space, see `recast`.
         folder: made where it is missing; files of an earlier conversion are replaced.
         dtype: "float32" or "bfloat16".
         progress: a bar on stderr.
@@ -202,6 +202,8 @@ def convert(
 
     from bindsearch.models.releases import releases
 
+    if checkpoint.is_dir():
+        return recast(checkpoint, folder, dtype, progress)
     if not checkpoint.is_file():
         raise MissingInputError(f"{checkpoint}: no such file. Bring imagebind_huge.pth, or: bindsearch models fetch.")
     state = read_checkpoint(checkpoint)
@@ -232,6 +234,45 @@ def convert(
     for tower in bar:
         records[tower] = write_tower(folder / f"{tower}.safetensors", towers[tower], dtype)
     written = replace(manifest, towers=records, dtype=dtype)
+    save_manifest(written, folder)
+    return written
+
+
+def recast(space: Path, folder: Path, dtype: str, progress: bool = False) -> SpaceManifest:
+    """Write a space's towers once more, in another type; ids stay.
+
+    Args:
+        space: folder of the space. Not modified.
+        folder: another one.
+        dtype: "bfloat16", or the type that the files have.
+        progress: a bar on stderr.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        InputError: the same folder, or float32 of bfloat16 files, which would only be larger.
+        WeightsError: a file is missing or damaged; disk full.
+    """
+    from tqdm import tqdm
+
+    from bindsearch.models.bind import build_tower
+
+    manifest = load_manifest(space)
+    if folder.resolve() == space.resolve():
+        raise InputError(f"{folder}: the space itself. Name another folder: -o FOLDER")
+    if dtype == "float32" and manifest.dtype != dtype:
+        raise InputError(f"{space}: holds {manifest.dtype}; float32 of it would be larger and no better.")
+    towers = {}
+    for name in tqdm(sorted(manifest.towers), desc="recast", unit="tower", disable=not progress):
+        shapes = {
+            key: tuple(value.shape) for key, value in build_tower(manifest.architecture, name).state_dict().items()
+        }
+        tensors = _mapped(space, manifest, name, shapes)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / manifest.towers[name].file
+        towers[name] = write_tower(path, {key: _getter(tensor) for key, tensor in tensors.items()}, dtype)
+    written = replace(manifest, towers=towers, dtype=dtype)
     save_manifest(written, folder)
     return written
 
