@@ -96,7 +96,7 @@ class Tower(nn.Module):
 
     def logit_scale(self) -> float:
         """Give the multiplier that a softmax over this tower's cosines uses, clamped."""
-        return float(self.scale())
+        return float(self.scale().detach())
 
 
 def build_tower(config: ArchitectureConfig, name: str, seed: int | None = None) -> Tower:

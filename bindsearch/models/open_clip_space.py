@@ -183,7 +183,7 @@ def _encoder(name: str, model: torch.nn.Module, clip: tuple[int, ...], context: 
             return model.encode_image(x[:, :, 0]) if name == "vision" else model.encode_text(x)  # type: ignore[operator, no-any-return]
 
         def logit_scale(self) -> float:
-            return min(float(model.logit_scale.exp()), 100.0)  # type: ignore[operator]
+            return min(float(model.logit_scale.detach().exp()), 100.0)  # type: ignore[operator]
 
     return Encoder()
 

@@ -337,8 +337,8 @@ def _presets(card: SpaceCard, preset: str | Mapping[str, str]) -> dict[str, str]
             raise InputError(f"preset {preset!r}: write NAME, or NAME,modality=NAME,... with each modality once.")
     else:
         named, general = dict(preset), "default"
-    for modality in named:
-        if modality not in card.towers:
+    for modality, name in named.items():
+        if modality not in card.towers and ":" not in name:  # an artefact's ids may speak of more than this space has
             raise UnknownNameError(f"modality of {card.name}", modality, card.towers)
     chosen = {modality: named.get(modality, general) for modality in card.towers}
     if general != "default":
