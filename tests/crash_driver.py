@@ -1,9 +1,10 @@
 """Runs the embedder in forked processes and kills them: a warm parent, so that a kill costs no start-up.
 
 Reads one JSON order a line, answers one JSON line each:
-    {"sources": [...], "out": DIR, "workers": N, "kill": null}                      -> {"died": null, "stage": null}
-    {..., "kill": {"items": 700, "delay_s": 0.01}}     SIGKILL from outside, that long after the 700th item of the run
-    {..., "kill": {"call": "fsync", "file": ".npy.tmp", "when": "half"}}            SIGKILL at a system call of the commit
+    {"sources": [...], "out": DIR, "workers": N, "kill": null}   nobody is killed
+    {..., "kill": {"items": 700, "delay_s": 0.01}}   SIGKILL from outside, that long after the 700th item of the run
+    {..., "kill": {"items": 700, "delay_s": 0, "signal": 15}}   another signal; code 130 is KeyboardInterrupt
+    {..., "kill": {"call": "fsync", "file": ".npy.tmp", "when": "half"}}   SIGKILL at a system call of the commit
 Nothing of this is known to the product: the child's own os.fsync and os.replace are wrapped before the run begins.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import resource
 import signal
 import sys
 import time
@@ -90,31 +92,36 @@ def run_child(order, space, page, progress):
         page[0] = STAGES.index("decode")
         os.write(progress, b"%d\n" % state.done)
 
+    if "largest_file_bytes" in order:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file_bytes"], order["largest_file_bytes"]))
     options = EmbedOptions(batch_size=BATCH, shard_size=SHARD, workers=order["workers"], max_bad=1.0)
     run_embed(order["sources"], order["out"], space, options=options, progress=report)
 
 
-def watch(pid, kill, progress):
+def watch(pid, kill, progress, words):
     """Kill the child from outside when it has done enough items; give how it ended."""
     with os.fdopen(progress) as lines:
         if kill and "items" in kill:
             if kill["items"] > 0:
                 for line in lines:
-                    if int(line) >= kill["items"]:
+                    if line.startswith("error") or int(line) >= kill["items"]:
                         break
             time.sleep(kill["delay_s"])
-            os.kill(pid, signal.SIGKILL)
-        else:
-            for _ in lines:
-                pass
+            os.kill(pid, kill.get("signal", signal.SIGKILL))
+        words += [line for line in lines if line.startswith("error")]
     _, status = os.waitpid(pid, 0)
     return status
+
+
+def say(line, stream=sys.stdout):
+    stream.write(line + "\n")
+    stream.flush()
 
 
 def main():
     space = prepare()
     page = mmap.mmap(-1, 1)
-    print("ready", flush=True)
+    say("ready")
     for line in sys.stdin:
         order = json.loads(line)
         page[0] = STAGES.index("list")
@@ -126,17 +133,22 @@ def main():
             try:
                 run_child(order, space, page, send)
                 code = 0
+            except KeyboardInterrupt:
+                code = 130
             except BaseException as error:
-                print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                words = f"{type(error).__name__}: {error}"
+                os.write(send, b"error " + words.encode() + b"\n")
             finally:
                 os._exit(code)
         os.close(send)
         started = time.perf_counter()
-        status = watch(pid, order["kill"], receive)
+        words = []
+        status = watch(pid, order["kill"], receive, words)
         died = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-        answer = {"died": died, "code": code, "stage": STAGES[page[0]], "seconds": time.perf_counter() - started}
-        print(json.dumps(answer), flush=True)
+        answer = {"died": died, "code": code, "stage": STAGES[page[0]], "words": "".join(words)}
+        answer["seconds"] = time.perf_counter() - started
+        say(json.dumps(answer))
 
 
 if __name__ == "__main__":

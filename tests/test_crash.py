@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -20,6 +22,7 @@ from bindsearch.types import item_id
 
 PICTURES, TEXTS, BAD = 1200, 1800, 25
 MOMENTS = 20
+SHARD_ITEMS = 100
 
 
 class Driver:
@@ -32,8 +35,9 @@ class Driver:
         )
         assert self.process.stdout.readline() == "ready\n"
 
-    def run(self, sources, out, workers=0, kill=None):
+    def run(self, sources, out, workers=0, kill=None, **more):
         order = {"sources": [str(source) for source in sources], "out": str(out), "workers": workers, "kill": kill}
+        order.update(more)
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -76,6 +80,14 @@ def digests(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != "run.lock"
     }
+
+
+@pytest.fixture(scope="module")
+def whole(driver, sources, tmp_path_factory):
+    """What an undisturbed run makes."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert driver.run(sources, out, workers=2)["code"] == 0
+    return out
 
 
 STEPS = {
@@ -132,16 +144,17 @@ def committed(out):
     return store.items(["id"], status=None).num_rows
 
 
-def test_killed_at_every_stage_and_resumed_equals_undisturbed(driver, sources, tmp_path, capsys):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert driver.run(sources, whole, workers=2)["code"] == 0
+@pytest.mark.timeout(900)
+def test_killed_at_every_stage_and_resumed_equals_undisturbed(driver, sources, whole, tmp_path, capsys):
+    broken = tmp_path / "broken"
     total = PICTURES + TEXTS
     kills: Counter[str] = Counter()
     for number, (stage, kill) in enumerate(kill_list(seed=8)):
         before = committed(broken)
         order = dict(kill)
         if stage == "moment":
-            order["items"] = max(0, int(total * order.pop("at")) - before)
+            at = order.pop("at")
+            order["items"] = max(1, int(total * at) - before) if at else 0
         answer = driver.run(sources, broken, workers=2 if number % 5 == 0 else 0, kill=order)
         assert answer["died"] == 9, (stage, kill, answer)
         assert committed(broken) >= before, "a commit was lost"
@@ -150,7 +163,7 @@ def test_killed_at_every_stage_and_resumed_equals_undisturbed(driver, sources, t
     assert final["code"] == 0
 
     with capsys.disabled():
-        print(f"\nkills by stage: {dict(kills)}; {sum(kills.values())} in all")
+        sys.stdout.write(f"\nkills by stage: {dict(kills)}; {sum(kills.values())} in all\n")
     assert sum(count for name, count in kills.items() if name.startswith("moment")) == MOMENTS
     assert all(kills[stage] > 0 for stage in STEPS)
 
@@ -166,3 +179,75 @@ def test_killed_at_every_stage_and_resumed_equals_undisturbed(driver, sources, t
         item_id(row["key"]) for row in store.bad()
     }
     assert np.isfinite(store.vectors()).all()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_the_shard_in_hand(driver, sources, whole, tmp_path, number):
+    out = tmp_path / "out"
+    answer = driver.run(sources, out, workers=2, kill={"items": 130, "delay_s": 0, "signal": number})
+    assert (answer["died"], answer["code"]) == (None, 130)
+    done = committed(out)
+    assert 130 <= done < PICTURES + TEXTS
+    assert done % SHARD_ITEMS == 0
+    assert not list(out.rglob("*.tmp"))
+    assert driver.run(sources, out)["code"] == 0
+    assert digests(out) == digests(whole)
+
+
+def test_a_full_disk_ends_the_run_with_what_was_committed(driver, sources, whole, tmp_path):
+    """No file may grow over a limit: the first one that does is the plan; with more room, a table of a shard."""
+    out = tmp_path / "out"
+    plan = (whole / "g0001" / "plan.parquet").stat().st_size
+    answer = driver.run(sources, out, largest_file_bytes=plan // 2)
+    assert answer["code"] == 1
+    assert "BindSearchError" in answer["words"]
+    assert committed(out) == 0
+    largest = max(path.stat().st_size for path in whole.rglob("text-*") if path.suffix == ".parquet")
+    shutil.copytree(whole, out, dirs_exist_ok=True)
+    for path in [*out.rglob("text-*"), out / "manifest.json", out / "bad.jsonl"]:
+        path.unlink()
+    answer = driver.run(sources, out, largest_file_bytes=largest - 1)
+    assert answer["code"] == 1
+    assert "What was committed stays. Make room and run the same command again" in answer["words"]
+    assert PICTURES <= committed(out) < PICTURES + TEXTS
+    assert not list(out.rglob("*.tmp"))
+    assert driver.run(sources, out)["code"] == 0
+    assert digests(out) == digests(whole)
+
+
+def test_a_disk_without_space_ends_the_run_and_loses_nothing(sources, tmp_path):
+    """A file system of 400 kB in a mount namespace of its own; then the same one grown, and the run resumed."""
+    disk, script = tmp_path / "disk", tmp_path / "script.py"
+    disk.mkdir()
+    script.write_text(FULL_DISK)
+    command = ["unshare", "--mount", "--map-root-user", sys.executable, str(script), str(disk), *map(str, sources)]
+    probe = subprocess.run([*command[:3], "true"], capture_output=True)
+    if probe.returncode:
+        pytest.skip(f"no mount namespaces here: {probe.stderr!r}")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    words, before, after = done.stdout.splitlines()
+    assert "no space left on the device" in words
+    assert 0 < int(before) < int(after) == PICTURES + TEXTS
+
+
+FULL_DISK = """
+import subprocess, sys
+from bindsearch.embed import EmbedOptions, run_embed
+from bindsearch.errors import BindSearchError
+from bindsearch.models.spaces import load_space
+from bindsearch.store import open_store
+
+disk, *sources = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "none", disk], check=True)
+space = load_space("tiny", device="cpu")
+options = EmbedOptions(shard_size=100, workers=0)
+try:
+    run_embed(sources, disk + "/out", space, options=options)
+except BindSearchError as error:
+    print(error)
+print(open_store(disk + "/out", partial=True).items(["id"], status=None).num_rows)
+subprocess.run(["mount", "-o", "remount,size=40m", disk], check=True)
+run_embed(sources, disk + "/out", space, options=options)
+print(open_store(disk + "/out").items(["id"], status=None).num_rows)
+"""

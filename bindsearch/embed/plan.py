@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -206,7 +207,9 @@ class PlanWriter:
 
     def abandon(self) -> None:
         """Remove the folder of a plan that will not be committed."""
-        self._file.close()
+        for part in (self._writer, self._file):
+            with contextlib.suppress(OSError, ValueError):  # what is still in its buffer no longer matters
+                part.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _refuse(self, twice: int) -> None:

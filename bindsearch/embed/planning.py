@@ -21,6 +21,7 @@ from bindsearch.embed.workers import DecodePool
 from bindsearch.errors import InputError, MissingInputError
 from bindsearch.listing import BrokenItem, Listing
 from bindsearch.store import Generation, Identity, generation_folders
+from bindsearch.store.files import full_disk_said
 from bindsearch.types import Item
 
 _CHUNK_ITEMS = 1024
@@ -109,8 +110,9 @@ class Planner:
         known = KnownUnits(self.folder, done, listing.origins)
         writer = PlanWriter(where / f"g{len(done) + 1:04d}", self.options.shard_size)
         try:
-            found = self._plan_items(listing, known, writer)
-            planned, gone = writer.finish(), known.gone()
+            with full_disk_said(writer.folder):
+                found = self._plan_items(listing, known, writer)
+                planned, gone = writer.finish(), known.gone()
             self.report.ignored += listing.ignored
             self.report.hidden, self.report.linked, self.report.gone = listing.hidden, listing.linked, len(gone)
             if not found and not self.report.kept_shards:

@@ -85,7 +85,8 @@ def _blocks(path: Path, column: str) -> Iterator[tuple[np.ndarray, Sequence[Mapp
             lists = batch.column(batch.schema.get_field_index(column))
             lengths = set(lists.value_lengths().to_pylist()) if not pa.types.is_fixed_size_list(lists.type) else set()
             if lists.null_count or len(lengths) > 1:
-                raise InputError(f"{path}: column {column!r}: expected vectors of one length, got {sorted(lengths)}.")
+                got = ", ".join(sorted(map(str, lengths)))
+                raise InputError(f"{path}: column {column!r}: expected vectors of one length, got {got}.")
             flat = lists.flatten().to_numpy(zero_copy_only=False)
             vectors = check_matrix(flat.reshape(len(batch), -1), f"{path}: column {column!r}")
             yield vectors, batch.drop_columns([column]).to_pylist()

@@ -110,7 +110,8 @@ def settle_row(columns: Mapping[str, Any], name: str, modality: str | None, wher
     span = None if own["start_s"] is None else (float(own["start_s"]), float(own["end_s"]))
     own.update(id=item_id(key, span), source=own["source"] or key, status="ok", reason=None, stage=None)
     if own["attributes"] is None:
-        extra = {each: columns[each] for each in columns if each not in own and columns[each] is not None}
+        others = [each for each in columns if each not in own and each != key_column]
+        extra = {each: columns[each] for each in others if columns[each] is not None}
         own["attributes"] = canonical_json(json.loads(json.dumps(extra, default=str))) if extra else None
     return own
 

@@ -16,7 +16,7 @@ import numpy as np
 from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError
 from bindsearch.exchange.rows import Export, Import, settle_row, settle_vectors
 from bindsearch.store import UNKNOWN_SPACE, EmbeddingStore, Identity, commit_shard, commit_store
-from bindsearch.store.files import commit_bytes, commit_json
+from bindsearch.store.files import commit_bytes, commit_json, full_disk_said
 from bindsearch.store.generation import GONE, PLAN, generation_folders
 from bindsearch.store.identity import FORMAT, FORMAT_VERSION
 
@@ -65,7 +65,8 @@ def export_store(
     if not rows:
         raise MissingInputError(f"{embeddings}: nothing to export; it holds {dict(counts)}.")
     blocks = store.iter_half_blocks() if modality is None else _only(store.iter_half_blocks(), modality)
-    module.write(Export(store.manifest.identity, rows, blocks), Path(output))
+    with full_disk_said(Path(output)):
+        module.write(Export(store.manifest.identity, rows, blocks), Path(output))
     return rows
 
 
@@ -111,6 +112,17 @@ def import_store(
     generation = folder / "g0001"
     shutil.rmtree(generation, ignore_errors=True)
     generation.mkdir(parents=True)
+    try:
+        with full_disk_said(folder):
+            return _import(found, folder, path, space_id, modality)
+    except BaseException:
+        if not (generation / PLAN).exists():
+            shutil.rmtree(generation)
+        raise
+
+
+def _import(found: Import, folder: Path, path: Path, space_id: str | None, modality: str | None) -> int:
+    """Write the shards as they are read, then what makes them a store."""
     shards: Rows = []
     identity: Identity | None = None
     used: dict[str, None] = {}
@@ -119,11 +131,11 @@ def import_store(
         good, bad = _part(vectors, rows)
         used.update(dict.fromkeys(row["modality"] for row in rows))
         name = f"imported-{number:05d}"
-        commit_shard(generation, name, vectors[good], [rows[each] for each in good], bad, identity)
+        commit_shard(folder / "g0001", name, vectors[good], [rows[each] for each in good], bad, identity)
         shards.append({"name": name, "kind": "imported", "items": len(rows)})
     if identity is None:
         raise MissingInputError(f"{path}: holds no rows.")
-    _commit(folder, generation, replace(identity, **_named(identity, used)), shards, path)
+    _commit(folder, folder / "g0001", replace(identity, **_named(identity, used)), shards, path)
     return sum(shard["items"] for shard in shards)
 
 

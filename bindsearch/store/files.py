@@ -6,7 +6,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +27,11 @@ def commit_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     Raises:
         BindSearchError: the disk is full; the temporary file is removed and what was there before stays.
     """
+    with full_disk_said(path):
+        _commit_file(path, write)
+
+
+def _commit_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     temp = path.with_name(path.name + TEMP_ENDING)
     try:
         with temp.open("wb") as file:
@@ -33,14 +39,27 @@ def commit_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temp, path)  # noqa: PTH105  # the crash tests step in here, at the call itself
-    except OSError as error:
+    except OSError:
         temp.unlink(missing_ok=True)
-        if error.errno in _FULL:
-            raise BindSearchError(
-                f"{path}: {_FULL[error.errno]}. What was committed stays. Make room and run the same command again."
-            ) from error
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def full_disk_said(path: Path) -> Iterator[None]:
+    """Turn the system's errors of a full disk into one that says what to do; others pass.
+
+    Raises:
+        BindSearchError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise BindSearchError(
+            f"{path}: {_FULL[error.errno]}. What was committed stays. Make room and run the same command again."
+        ) from error
 
 
 def commit_bytes(path: Path, data: bytes) -> dict[str, Any]:

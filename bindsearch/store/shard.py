@@ -114,7 +114,10 @@ class Shard:
 
     def half_rows(self) -> np.ndarray:
         """Read the rows as they lie on disk: (rows, d) float16; checksum compared."""
-        rows = np.load(io.BytesIO(self.read_checked(".npy")), allow_pickle=False)
+        try:
+            rows = np.load(io.BytesIO(self.read_checked(".npy")), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise BindSearchError(f"{self.folder / self.name}.npy: no float16 rows: {error}") from error
         if rows.shape != (self.rows, self.dim) or rows.dtype != np.float16:
             expected = f"({self.rows}, {self.dim}) float16"
             raise self.damaged(self.folder / f"{self.name}.npy", expected, f"{rows.shape} {rows.dtype}")
