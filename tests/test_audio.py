@@ -109,7 +109,7 @@ def test_filterbank_equals_torchaudio():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("rate", [8000, 11025, 12000, 16127, 32000, 44100, 96000])
+@pytest.mark.parametrize("rate", [8000, 11025, 12000, 32000, 44100, 96000])
 def test_resampling_equals_torchaudio(rate):
     import torch
     import torchaudio

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar
@@ -229,11 +230,30 @@ def _read(source: Source, config: AudioConfig, span: Span | None) -> tuple[np.nd
             return _read_av(file, source.name, config, span, head)
 
 
+class _Seekable:
+    """A file that seeks to its nearest end where a damaged head sends it beyond: libsndfile cannot take an error."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._end = file.seek(0, os.SEEK_END)
+        file.seek(0)
+
+    def seek(self, to: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._end}[whence]
+        return self._file.seek(min(max(base + to, 0), self._end))
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, count: int = -1) -> bytes:
+        return self._file.read(max(count, -1))
+
+
 def _read_soundfile(file: IO[bytes], name: str, config: AudioConfig, span: Span | None) -> tuple[np.ndarray, int]:
     import numpy as np
     import soundfile
 
-    with soundfile.SoundFile(file) as sound:
+    with soundfile.SoundFile(_Seekable(file)) as sound:
         rate, channels = sound.samplerate, sound.channels
         wanted = None
         if span is not None:
@@ -313,7 +333,7 @@ def duration_s(source: Source) -> float:
         head = file.read(1024)
         file.seek(0)
         try:
-            with soundfile.SoundFile(file) as sound:
+            with soundfile.SoundFile(_Seekable(file)) as sound:
                 return float(sound.frames / sound.samplerate)
         except soundfile.LibsndfileError:
             file.seek(0)

@@ -14,10 +14,10 @@ Source: golden tokenizer.json; merges file of open_clip (MIT), see clip_bpe_merg
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib.resources
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import pairwise
@@ -29,6 +29,7 @@ from bindsearch.errors import InputError, WeightsError
 MERGES_FILE = "clip_bpe_merges.txt.gz"
 MERGES_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 BYTE_IDS = 512
+_USED_BYTES = 1 << 20
 START_ID, END_ID = 49406, 49407
 VOCABULARY_SIZE = 49408
 WORD_END = "</w>"
@@ -241,8 +242,10 @@ def _merge_lines() -> list[str]:
         raise WeightsError(
             f"{MERGES_FILE}: expected SHA-256 {MERGES_SHA256}, got {found}. Reinstall: pip install -U bindsearch"
         )
-    lines = gzip.decompress(data).decode("utf-8").split("\n")
-    return lines[1 : 1 + VOCABULARY_SIZE - BYTE_IDS - 2]
+    # the file goes on with 213,250 merges that CLIP does not use: they are not even unpacked
+    count = VOCABULARY_SIZE - BYTE_IDS - 2
+    text = zlib.decompressobj(wbits=31).decompress(data, _USED_BYTES)
+    return text.decode("utf-8", "ignore").split("\n", count + 1)[1 : count + 1]
 
 
 @lru_cache(maxsize=1)
