@@ -217,8 +217,9 @@ def test_a_preset_asked_for_with_its_hash_must_be_the_same_numbers() -> None:
     again = load_space("tiny:0", preset={**ids, "points": "default:00000000"})
     assert {m: again.preset_id(m) for m in again.modalities} == ids
     wrong = load_space("tiny:0", preset={"image": "default:00000000"})
-    with pytest.raises(MismatchError, match=rf"image preset default:00000000 .* {ids['image']} here"):
+    with pytest.raises(MismatchError, match=rf"image preset default:00000000 .* here it is {ids['image']}"):
         wrong.embed("image", [np.zeros((9, 9, 3), np.uint8)])
+    assert wrong.preset_id("image") == ids["image"], "ids can still be compared, so that another space is named first"
 
 
 def test_the_same_space_with_another_preset_shares_its_towers() -> None:

@@ -156,21 +156,12 @@ class Space:
         return self.config(modality).id
 
     def config(self, modality: str) -> ModalityConfig:
-        """Give the preprocessing of a modality: its preset with this space's sizes.
-
-        Raises:
-            MismatchError: a preset asked for with its hash resolves to other numbers here.
-        """
+        """Give the preprocessing of a modality: its preset with this space's sizes."""
         self._tower_name(modality)
         if modality not in self._configs:
-            name, _, wanted = self._presets[modality].partition(":")
-            config = self.modality(modality).config(name, **self.card.preprocess.get(modality, {}))
-            if wanted and config.id != self._presets[modality]:
-                raise MismatchError(
-                    f"{self.space_id}: {modality} preset {self._presets[modality]} was asked for, {name!r} is "
-                    f"{config.id} here. Embed again with this version, or leave the hash away."
-                )
-            self._configs[modality] = config
+            name = self._presets[modality].partition(":")[0]
+            numbers = self.card.preprocess.get(modality, {})
+            self._configs[modality] = self.modality(modality).config(name, **numbers)
         return self._configs[modality]
 
     def modality(self, modality: str) -> Modality[Any]:
@@ -241,7 +232,9 @@ class Space:
 
         Raises:
             DecodeError: a source cannot be read.
+            MismatchError: a preset asked for with its hash resolves to other numbers here.
         """
+        self._check_preset(modality)
         kind, config = self.modality(modality), self.config(modality)
         items = [kind.preprocess(kind.decode(kind.source_of(thing), config), config) for thing in sources]
         if not items:
@@ -290,6 +283,16 @@ class Space:
         if modality not in self.card.towers:
             raise UnknownNameError(f"modality of {self.name}", modality, self.card.towers)
         return self.card.towers[modality]
+
+    def _check_preset(self, modality: str) -> None:
+        """Refuse to read media in another way than was asked for; ids are compared first by whoever has them."""
+        here = self.preset_id(modality)
+        wanted = self._presets[modality]
+        if ":" in wanted and wanted != here:
+            raise MismatchError(
+                f"{self.space_id}: {modality} preset {wanted} was asked for, here it is {here}. Embed again with this "
+                "version, or leave the hash away."
+            )
 
     def _check(self, modality: str, x: np.ndarray[Any, Any]) -> None:
         self._tower_name(modality)
