@@ -111,7 +111,7 @@ def test_seeking_and_reading_through_agree(monkeypatch):
     assert np.array_equal(VIDEO.decode(source, DEFAULT).array, seeking.array)
     # a seek that finds nothing falls back to reading through
     monkeypatch.setattr(video, "_worth_seeking", lambda scan, plan: True)
-    monkeypatch.setattr(video, "_seek_frames", lambda *args: {})
+    monkeypatch.setattr(video, "seek_frames", lambda *args: {})
     assert np.array_equal(VIDEO.decode(source, DEFAULT).array, seeking.array)
 
 

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 from bindsearch.errors import DecodeError, InputError
 from bindsearch.modalities.base import Modality, ModalityConfig, check_choice, check_media, check_positive
 from bindsearch.modalities.clips import clip_starts, windows
+from bindsearch.modalities.containers import open_container
 from bindsearch.registry import MODALITIES
 from bindsearch.sources import Source, describe_head
 from bindsearch.types import Media, Span
@@ -279,8 +280,6 @@ def _read_av(file: IO[bytes], name: str, config: AudioConfig, span: Span | None,
     import av
     import numpy as np
 
-    from bindsearch.modalities.video import open_container
-
     with open_container(file, name, head) as container:
         if not container.streams.audio:
             raise DecodeError(name, "has no sound track")
@@ -342,8 +341,6 @@ def duration_s(source: Source) -> float:
 
 def _duration_av(file: IO[bytes], name: str, head: bytes) -> float:
     import av
-
-    from bindsearch.modalities.video import open_container
 
     with open_container(file, name, head) as container:
         if container.duration is None:

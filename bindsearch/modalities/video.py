@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from bindsearch.errors import DecodeError, InputError
 from bindsearch.modalities.base import Modality, ModalityConfig, check_media, check_positive
 from bindsearch.modalities.clips import clip_starts, windows
+from bindsearch.modalities.containers import FrameTimes, open_container, read_frames, read_times, seek_frames
 from bindsearch.modalities.image import CLIP_MEAN, CLIP_STD, normalise
 from bindsearch.registry import MODALITIES
-from bindsearch.sources import Source, describe_head
+from bindsearch.sources import Source
 from bindsearch.types import Media, Span
 
 if TYPE_CHECKING:
     import numpy as np
 
-CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,ogg,asf,ivf,nut,mxf,dv,h264,hevc,"
-    "wav,w64,mp3,aac,flac,aiff,au,caf,amr,ac3,eac3,ape,wv,tta"
-)
-"""Demuxers that are used. Playlists, image sequences and others that open further files or URLs are not among them."""
-
 _SEEK_FRAMES = 250
-_MAX_FRAMES = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -99,16 +93,6 @@ class VideoPlan:
             for number, (start, indices) in enumerate(self.clips)
         ]
         return "\n".join([head, *rows])
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """Times of all frames, from the packets alone: pts in order of display, and those of key frames."""
-
-    pts: list[int] = field(default_factory=list)
-    keys: list[int] = field(default_factory=list)
-    timed: bool = True
-    rate_hz: float = 0.0
 
 
 def clip_frames(frames: int, rate_hz: float, config: VideoConfig) -> list[tuple[float, tuple[int, ...]]]:
@@ -208,7 +192,7 @@ class VideoModality(Modality[VideoConfig]):
             array, rate = _of_array(source)
             return _plan(source.name, array.shape[0], rate, config, span)
         with source.open() as file, _open_video(file, source.name) as container:
-            scan = _scan(container, source.name)
+            scan = read_times(container, source.name)
             return _plan(source.name, len(scan.pts), scan.rate_hz, config, span)
 
     def _decode(self, source: Source, config: VideoConfig, span: Span | None) -> Media:
@@ -218,17 +202,17 @@ class VideoModality(Modality[VideoConfig]):
             return _media(plan, [array[index] for index in plan.wanted])
         with source.open() as file:
             with _open_video(file, source.name) as container:
-                scan = _scan(container, source.name)
+                scan = read_times(container, source.name)
                 stream = container.streams.video[0]
                 width, height = stream.codec_context.width, stream.codec_context.height
                 if width * height > config.max_pixels:
                     raise DecodeError(source.name, f"frames of {width}x{height} pixels, over {config.max_pixels}")
                 plan = _plan(source.name, len(scan.pts), scan.rate_hz, config, span)
-                found = _seek_frames(container, scan, plan.wanted, config) if _worth_seeking(scan, plan) else {}
+                found = seek_frames(container, scan, plan.wanted, config.rotate) if _worth_seeking(scan, plan) else {}
             if len(found) < len(plan.wanted):
                 file.seek(0)
                 with _open_video(file, source.name) as container:
-                    found = _read_frames(container, scan, plan.wanted, config)
+                    found = read_frames(container, scan, plan.wanted, config.rotate)
         if not found:
             raise DecodeError(source.name, "no frame can be decoded")
         at_hand = sorted(found)
@@ -287,27 +271,6 @@ class VideoModality(Modality[VideoConfig]):
         return Media(self.name, video, self.unit, 10.0, f"<example {seed}>")
 
 
-def open_container(file: IO[bytes], name: str, head: bytes) -> Any:
-    """Open a file of video or sound with FFmpeg, from known containers only and without access to other files.
-
-    Args:
-        file: seekable; the caller closes it.
-        name: for messages.
-        head: its first bytes, for messages.
-
-    Raises:
-        DecodeError: no such container.
-    """
-    import av
-
-    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
-    try:
-        return av.open(file, mode="r", container_options=options, metadata_errors="replace")
-    except (av.FFmpegError, ValueError, OSError) as error:
-        what = f"cannot be opened as video or sound; the bytes look like {describe_head(head)}"
-        raise DecodeError(name, what) from error
-
-
 def _open_video(file: IO[bytes], name: str) -> Any:
     head = file.read(1024)
     file.seek(0)
@@ -318,33 +281,6 @@ def _open_video(file: IO[bytes], name: str) -> Any:
         container.close()
         raise DecodeError(name, "has no pictures; for its sound: --modality audio")
     return container
-
-
-def _scan(container: Any, name: str) -> _Scan:
-    """Read the times of all frames from the packets; nothing is decoded."""
-    import av
-
-    stream = container.streams.video[0]
-    times: list[tuple[int | None, bool]] = []
-    try:
-        for packet in container.demux(stream):
-            if packet.size and not packet.is_discard:
-                times.append((packet.pts, packet.is_keyframe))
-            if len(times) > _MAX_FRAMES:
-                raise DecodeError(name, f"more than {_MAX_FRAMES} frames")
-    except av.FFmpegError:
-        pass  # cut short: what came before counts
-    if not times:
-        raise DecodeError(name, "has a picture track without a frame")
-    pts = [time for time, _ in times if time is not None]
-    timed = len(pts) == len(times) and len(set(pts)) == len(pts)
-    keys = sorted(time for time, key in times if key and time is not None)
-    order = sorted(pts) if timed else list(range(len(times)))
-    rate = float(stream.average_rate or stream.guessed_rate or 0)
-    if not 0.001 < rate < 100_000:
-        seconds = float((order[-1] - order[0]) * stream.time_base) if timed and len(order) > 1 else 0.0
-        rate = (len(order) - 1) / seconds if seconds > 0 else 25.0
-    return _Scan(order, keys, timed, rate)
 
 
 def _plan(name: str, frames: int, rate_hz: float, config: VideoConfig, span: Span | None) -> VideoPlan:
@@ -361,64 +297,8 @@ def _plan(name: str, frames: int, rate_hz: float, config: VideoConfig, span: Spa
     return VideoPlan(name, rate_hz, frames, first, clips, config.crops)
 
 
-def _worth_seeking(scan: _Scan, plan: VideoPlan) -> bool:
+def _worth_seeking(scan: FrameTimes, plan: VideoPlan) -> bool:
     return scan.timed and len(scan.keys) > 1 and plan.wanted[-1] > _SEEK_FRAMES
-
-
-def _seek_frames(container: Any, scan: _Scan, wanted: Sequence[int], config: VideoConfig) -> dict[int, np.ndarray]:
-    """Decode single frames from the key frame before each; fewer than wanted where seeking is not exact."""
-    import bisect
-
-    import av
-
-    stream = container.streams.video[0]
-    found: dict[int, np.ndarray] = {}
-    decoder, position = None, -1
-    try:
-        for index in wanted:
-            target = scan.pts[index]
-            key = scan.keys[max(bisect.bisect_right(scan.keys, target) - 1, 0)]
-            if decoder is None or key > position:
-                container.seek(key, stream=stream)
-                decoder = container.decode(stream)
-            for frame in decoder:
-                position = frame.pts if frame.pts is not None else -1
-                if position >= target:
-                    break
-            if position != target:
-                return found
-            found[index] = _to_rgb(frame, config)
-    except av.FFmpegError:
-        return found
-    return found
-
-
-def _read_frames(container: Any, scan: _Scan, wanted: Sequence[int], config: VideoConfig) -> dict[int, np.ndarray]:
-    """Decode from the start and keep the frames that are wanted; what is broken is missing."""
-    import av
-
-    number_of = {time: number for number, time in enumerate(scan.pts)} if scan.timed else {}
-    waiting, found = set(wanted), {}
-    count = 0
-    try:
-        for frame in container.decode(container.streams.video[0]):
-            index = number_of.get(frame.pts, -1) if scan.timed else count
-            count += 1
-            if index in waiting:
-                found[index] = _to_rgb(frame, config)
-            if index >= wanted[-1]:
-                break
-    except av.FFmpegError:
-        pass
-    return found
-
-
-def _to_rgb(frame: Any, config: VideoConfig) -> np.ndarray:
-    import numpy as np
-
-    array: np.ndarray = frame.to_ndarray(format="rgb24")
-    quarter_turns = round(getattr(frame, "rotation", 0) / 90) if config.rotate else 0
-    return np.ascontiguousarray(np.rot90(array, quarter_turns)) if quarter_turns else array
 
 
 def _same_size(frames: list[np.ndarray], name: str) -> list[np.ndarray]:
