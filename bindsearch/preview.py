@@ -89,10 +89,8 @@ def preview_hit(hit: Hit, presets: Mapping[str, str], with_clip: bool = False) -
         with_clip: also make the bytes that a browser plays.
     """
     words = hit.columns.get("caption")
-    if hit.modality == "text" and not hit.source.lower().endswith(".txt"):
-        if words:  # a literal text: the source is the table that held it
-            return Preview(hit.key, "text", words=str(words)[:_WORDS])
-        return Preview(hit.key, "text", trouble="the words stand in " + hit.source)
+    if hit.modality == "text" and words:  # a literal text: its source is the list or table that held it
+        return Preview(hit.key, "text", words=str(words)[:_WORDS])
     member = hit.columns.get("member")
     source = Source.tar_member(to_path(hit.source), member) if member else Source.of(to_path(hit.source))
     return preview(source, hit.modality, hit.span, presets.get(hit.modality, "default"), hit.key, with_clip)
@@ -101,8 +99,8 @@ def preview_hit(hit: Hit, presets: Mapping[str, str], with_clip: bool = False) -
 def preview_term(term: Term, presets: Mapping[str, str], with_clip: bool = False) -> Preview:
     """Show a term of a query; arguments as in `preview_hit`."""
     preset = presets.get(term.modality, "default")
-    if term.modality == "text" and term.item_id is None:
-        return Preview(term.label, "text", words=str(term.source or term.label)[:_WORDS])
+    if term.modality == "text" and isinstance(term.source, str | None):
+        return Preview(term.label, "text", words=(term.source or term.label)[:_WORDS])
     if term.source is None or term.modality not in MODALITIES:
         return Preview(term.label, term.modality, trouble="a vector" if term.item_id is None else "an item")
     try:

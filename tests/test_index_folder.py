@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -198,6 +201,25 @@ Change.TestCase.settings = settings(
     max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestChange = Change.TestCase
+
+
+def test_reading_items_starts_no_threads(folder):
+    """A process that ends right after Arrow's pools have started is aborted, now and then."""
+    code = f"""
+import os, sys
+from bindsearch.search import open_index
+index = open_index({str(folder.path)!r})
+before = len(os.listdir("/proc/self/task"))
+import pyarrow.parquet
+loaded = len(os.listdir("/proc/self/task"))
+index.search(index.item("item/0001"), where="size > 300 and colour = 'red'", modality="image").to_json()
+print(before, loaded - before, len(os.listdir("/proc/self/task")) - loaded)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, env=environment
+    )
+    assert done.stdout.split()[2] == "0", done.stdout
 
 
 # ---- identity --------------------------------------------------------------------------------------------------------

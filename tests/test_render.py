@@ -430,4 +430,27 @@ def test_literal_texts_show_their_words(index):
     hit = index.search(index.item("words.txt"), k=1)[0]
     literal = type(hit)(1, 0.5, 7, "list.txt#3", "text", "/nowhere/list.jsonl", columns={"caption": "a dog at night"})
     assert preview.preview_hit(literal, {}).words == "a dog at night"
-    assert "list.jsonl" in preview.preview_hit(type(hit)(1, 0.5, 7, "x", "text", "/nowhere/list.jsonl"), {}).trouble
+    # a list of texts that is a .txt file itself: the words of this item, not the whole list
+    listed = type(hit)(1, 0.5, 7, "words.txt#3", "text", str(index.paths["text"]), columns={"caption": "a cat"})
+    assert preview.preview_hit(listed, {}).words == "a cat"
+    assert preview.preview_hit(hit, {}).words.startswith("A dog & a cat. <script>")
+
+
+def test_terms_given_as_things_are_shown(index):
+    from bindsearch.models.spaces import load_space
+
+    space = load_space("tiny")
+    picture = np.full((30, 40, 3), 200, dtype=np.uint8)
+    for query, words, picture_there in (
+        (space.text("a dog"), "a dog", False),
+        (space.text(index.paths["text"]), "A dog & a cat.", False),
+        (space.image(picture), "", True),
+        (space.image(Image.fromarray(picture)), "", True),
+        (space.image(index.paths["image"]), "", True),
+        (space.image(index.paths["image"].read_bytes()), "", True),
+        (space.image(str(index.paths["image"])), "", True),
+    ):
+        shown = preview.preview_term(query.terms[0], {})
+        assert shown.words.startswith(words)
+        assert (shown.picture is not None) == picture_there
+        assert not shown.trouble

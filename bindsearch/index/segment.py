@@ -100,7 +100,11 @@ class Segment:
             names = list(columns) if columns is not None else None
             if names is not None and "id" not in names:
                 names.append("id")
-            table = file.read_row_groups(wanted, columns=names) if wanted else file.schema_arrow.empty_table()
+            table = (
+                file.read_row_groups(wanted, columns=names, use_threads=False)
+                if wanted
+                else file.schema_arrow.empty_table()
+            )
         sizes = np.diff(np.append(starts, self.entry.rows))
         offset = dict(zip(wanted, np.cumsum([0, *(sizes[group] for group in wanted)]).tolist(), strict=False))
         local = positions - starts[groups] + np.array([offset[group] for group in groups.tolist()], dtype=np.int64)
@@ -118,7 +122,7 @@ class Segment:
         if name not in self.column_names():
             raise UnknownNameError("column", name, self.column_names())
         with self._parquet_lock:
-            return self._open_parquet().read(columns=[name])[name]
+            return self._open_parquet().read(columns=[name], use_threads=False)[name]
 
     def column_names(self) -> tuple[str, ...]:
         """List the columns of the item table."""
@@ -146,7 +150,9 @@ class Segment:
             import pyarrow.parquet as pq
 
             try:
-                file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(self._mapped)))
+                # without Arrow's thread pools, here and in the reads: a process that ends right after a read is
+                # aborted by them ("terminate called without an active exception"), and small reads gain nothing
+                file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(self._mapped)), pre_buffer=False)
             except pa.ArrowInvalid as error:
                 raise MismatchError(f"{self.path}/items.parquet: not readable as Parquet ({error}).") from error
             if file.metadata.num_rows != self.entry.rows:
