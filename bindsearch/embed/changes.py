@@ -70,8 +70,8 @@ class KnownUnits:
 
         Returns:
             0 for a new or changed item. An item is unchanged if its fingerprint (size included) and its modification
-            time are the same; or, with another time, if its bytes are. A bad one with another time, or one that could
-            not be read and now can be, counts as changed.
+            time are the same; or, with another time, if its bytes are. A bad one counts as changed with another time
+            (so touching a file makes it be tried again), and when it could not be read and now can be.
 
         Raises:
             InputError: the item was listed before in this run.
@@ -88,11 +88,11 @@ class KnownUnits:
         return int(rows.stop) - int(rows.start)
 
     def _is_same(self, item: Item, rows: slice) -> bool:
-        bad = [self._bad[each] for each in self.ids[rows].tolist() if each in self._bad]
+        bad = [self._bad_unread[each] for each in self.ids[rows].tolist() if each in self._bad_unread]
         now_s = np.nan if item.mtime_s is None else item.mtime_s
         if not np.array_equal(self.mtimes_s[rows], np.full(rows.stop - rows.start, now_s), equal_nan=True):
             return not bad and self._has_same_bytes(item, int(self.ids[rows.start]))
-        return None not in bad or not _can_be_read(item)
+        return not any(bad) or not _can_be_read(item)
 
     def _has_same_bytes(self, item: Item, known: int) -> bool:
         try:
@@ -105,10 +105,10 @@ class KnownUnits:
         return EmbeddingStore.open(self._out, partial=True)
 
     @cached_property
-    def _bad(self) -> Mapping[int, str | None]:
-        """Checksum of each bad row by id; None where the bytes could not be read."""
-        table = self._store.items(("id", "sha256"), status="bad")
-        return dict(zip(table.column("id").to_pylist(), table.column("sha256").to_pylist(), strict=True))
+    def _bad_unread(self) -> Mapping[int, bool]:
+        """Tell of each bad row, by id, whether its bytes could not be read."""
+        table = self._store.items(("id", "stage", "sha256"), status="bad")
+        return {row["id"]: row["stage"] == "read" and row["sha256"] is None for row in table.to_pylist()}
 
     @cached_property
     def _checksums(self) -> Mapping[int, str]:

@@ -13,7 +13,7 @@ from typing import Any
 from bindsearch.config import canonical_json
 from bindsearch.errors import InputError, UnknownNameError
 from bindsearch.listing.folders import file_facts
-from bindsearch.listing.items import BrokenItem, FusedItem, Part, literal_item, parse_fusion
+from bindsearch.listing.items import BrokenItem, FusedItem, Part, literal_item, make_caption, parse_fusion
 from bindsearch.listing.naming import Namer, is_uri, place_of, to_path, to_text
 from bindsearch.registry import MODALITIES
 from bindsearch.types import Item, Span
@@ -128,7 +128,7 @@ class Manifest:
                 return BrokenItem(base.key, "row", place_of(self.path), reason=reason)
             parts.append(self._part(modality, weight, str(values[modality])))
         leading = max(parts, key=lambda part: abs(part.weight))
-        used = {**{name: base.attributes[name] for name, _ in terms}, "fuse": str(values["fuse"])}
+        used = {name: str(values[name]) for name in (*(name for name, _ in terms), "fuse")}
         return FusedItem(
             key=base.key,
             modality=leading.modality,
@@ -136,7 +136,7 @@ class Manifest:
             span=base.span,
             size_bytes=leading.size_bytes,
             mtime_s=leading.mtime_s,
-            caption=base.caption,
+            caption=base.caption or (make_caption(leading.literal) if leading.literal else None),
             group=base.group,
             attributes={**base.attributes, **used},
             parts=tuple(parts),

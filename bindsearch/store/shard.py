@@ -81,6 +81,10 @@ class Shard:
             BindSearchError: no done-file, or a file is missing or has another size.
         """
         path = folder / (name + DONE_ENDING)
+        if not path.exists():
+            raise BindSearchError(
+                f"{path}: not there. Run the same `bindsearch embed` again: it makes this shard anew."
+            )
         data = read_json(path)
         check_format(data, path)
         shard = cls(folder, name, data["rows"], data["bad"], data["dim"], data["files"])
