@@ -5,7 +5,7 @@ BindSearchError (exit 1)
 │   ├── ShapeError                         an array has the wrong shape or dtype
 │   ├── UnknownNameError                   a name is in no registry; the nearest one is offered
 │   └── MissingInputError (exit 3)         a path does not exist or holds nothing to do
-├── DecodeError                            one source cannot be read: reported and skipped, never fatal
+├── DecodeError (exit 3)                   one source cannot be read: skipped in a run, fatal where it is all there is
 ├── TooManyBadError (exit 4)               finished, with more bad inputs than --max-bad allows
 ├── MismatchError (exit 5)                 two artefacts that were not made for each other
 ├── BudgetError (exit 6)                   a memory, time or recall budget that cannot be met
@@ -64,6 +64,8 @@ class DecodeError(BindSearchError):
         what: what is wrong with it, without the name.
         stage: where it went wrong: read, decode or preprocess.
     """
+
+    exit_code = 3
 
     def __init__(self, where: str, what: str, stage: str = "decode") -> None:
         """Keep the parts apart for the ledger."""

@@ -181,7 +181,7 @@ class Space:
 
         Args:
             preset: a name for all modalities ("reference"); a modality that lacks it takes "default". Or names a
-                modality: a mapping, or "default,depth=sun-rgbd". A name may carry its hash ("default:1a2b3c4d"):
+                modality: a mapping, or "default,depth=sunrgbd". A name may carry its hash ("default:1a2b3c4d"):
                 then the resolved numbers must be the same.
         """
         return Space(self.card, self._towers, preset, self.location)
