@@ -13,6 +13,7 @@ from bindsearch.embed.decoding import source_of
 from bindsearch.embed.plan import say_twice
 from bindsearch.errors import DecodeError, InputError
 from bindsearch.store import EmbeddingStore, Generation
+from bindsearch.store.files import read_parquet
 from bindsearch.store.generation import PLAN_ROWS
 from bindsearch.types import Item
 
@@ -135,18 +136,12 @@ class KnownUnits:
 
 
 def _plan_columns(generation: Generation, names: Sequence[str]) -> dict[str, np.ndarray]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(generation.folder / PLAN_ROWS) as file:
-        table = file.read(columns=list(names))
+    table = read_parquet(generation.folder / PLAN_ROWS, names)
     return {name: table.column(name).to_numpy(zero_copy_only=False) for name in names}
 
 
 def _keys_of(generation: Generation, wanted: set[int]) -> Iterator[dict[str, int | str]]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(generation.folder / PLAN_ROWS) as file:
-        table = file.read(columns=["id", "key"])
+    table = read_parquet(generation.folder / PLAN_ROWS, ["id", "key"])
     hits = np.flatnonzero(np.isin(table.column("id").to_numpy(), list(wanted)))
     yield from table.take(hits).to_pylist()
 

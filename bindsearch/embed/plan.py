@@ -18,7 +18,7 @@ import numpy as np
 from bindsearch.config import canonical_json
 from bindsearch.errors import InputError
 from bindsearch.listing import BrokenItem, FusedItem, Part
-from bindsearch.store.files import TEMP_ENDING, commit_bytes, commit_json, sync_folder
+from bindsearch.store.files import TEMP_ENDING, commit_bytes, commit_json, read_parquet, sync_folder
 from bindsearch.store.generation import GONE, PLAN, PLAN_ROWS, Generation
 from bindsearch.store.identity import FORMAT, FORMAT_VERSION, Identity
 from bindsearch.types import Item, Span
@@ -213,10 +213,8 @@ class PlanWriter:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _refuse(self, twice: int) -> None:
-        import pyarrow.parquet as pq
-
-        columns = ["key", "source", "member", "start_s"]
-        rows = pq.read_table(self._temp, columns=columns, filters=[("id", "==", twice)]).to_pylist()
+        table = read_parquet(self._temp, ["id", "key", "source", "member"])
+        rows = table.take(np.flatnonzero(table.column("id").to_numpy() == twice)).to_pylist()
         raise InputError(say_twice(rows[0], rows[1]))
 
     def commit(self, identity: Identity, record: Mapping[str, Any], gone: Sequence[Mapping[str, Any]]) -> Generation:
@@ -250,10 +248,7 @@ def say_twice(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
 
 def planned_items(generation: Generation, number: int) -> list[Item]:
     """Read the items of one shard of a plan, in order."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(generation.folder / PLAN_ROWS) as file:
-        return [_to_item(row) for row in file.read_row_group(number).to_pylist()]
+    return [_to_item(row) for row in read_parquet(generation.folder / PLAN_ROWS, row_group=number).to_pylist()]
 
 
 def span_item(item: Item, span: Span) -> Item:

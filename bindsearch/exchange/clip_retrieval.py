@@ -18,7 +18,7 @@ import numpy as np
 from bindsearch.config import canonical_json
 from bindsearch.errors import InputError, UnsupportedError
 from bindsearch.exchange.rows import Export, Import, check_matrix, identity_of, identity_text
-from bindsearch.store.files import commit_bytes, commit_file
+from bindsearch.store.files import commit_bytes, commit_file, read_parquet
 from bindsearch.store.shard import npy_bytes
 
 _STEMS = {"image": "img_emb", "text": "text_emb"}
@@ -118,10 +118,8 @@ def read(path: Path) -> Import:
 
 
 def _blocks(partitions: Sequence[Mapping[str, Path]]) -> Iterator[tuple[np.ndarray, Sequence[Mapping[str, Any]]]]:
-    import pyarrow.parquet as pq
-
     for files in partitions:
-        metadata = pq.read_table(files["metadata"]).to_pylist() if "metadata" in files else None
+        metadata = read_parquet(files["metadata"]).to_pylist() if "metadata" in files else None
         for side, stem in _STEMS.items():
             if stem not in files:
                 continue

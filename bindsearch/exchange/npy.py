@@ -13,7 +13,7 @@ import numpy as np
 from bindsearch.errors import InputError
 from bindsearch.exchange.rows import Export, Import, check_matrix, identity_of, identity_text
 from bindsearch.store import item_schema
-from bindsearch.store.files import commit_bytes
+from bindsearch.store.files import commit_bytes, read_parquet
 
 VECTORS, ITEMS, IDENTITY = "embeddings.npy", "items.parquet", "identity.json"
 _ROWS = 8192
@@ -41,8 +41,6 @@ def read(path: Path) -> Import:
     Raises:
         InputError: not there, no vectors, or a table of another number of rows.
     """
-    import pyarrow.parquet as pq
-
     file = path / VECTORS if path.is_dir() else path
     try:
         vectors = check_matrix(np.load(file, mmap_mode="r", allow_pickle=False), str(file))
@@ -51,7 +49,7 @@ def read(path: Path) -> Import:
     items = path / ITEMS
     if not path.is_dir() or not items.exists():
         return Import(None, _blocks(vectors, None))
-    table = pq.read_table(items)
+    table = read_parquet(items)
     if table.num_rows != len(vectors):
         raise InputError(f"{path}: {len(vectors)} vectors, but {table.num_rows} rows in {ITEMS}.")
     identity = path / IDENTITY

@@ -80,8 +80,8 @@ def _blocks(path: Path, column: str) -> Iterator[tuple[np.ndarray, Sequence[Mapp
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=_ROWS):
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        for batch in file.iter_batches(batch_size=_ROWS, use_threads=False):
             lists = batch.column(batch.schema.get_field_index(column))
             lengths = set(lists.value_lengths().to_pylist()) if not pa.types.is_fixed_size_list(lists.type) else set()
             if lists.null_count or len(lengths) > 1:

@@ -6,12 +6,15 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from bindsearch.errors import BindSearchError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TEMP_ENDING = ".tmp"
 _FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "too big"}
@@ -102,6 +105,23 @@ def sweep_temps(folder: Path) -> int:
     for path in found:
         path.unlink()
     return len(found)
+
+
+def read_parquet(source: Any, columns: Sequence[str] | None = None, row_group: int | None = None) -> pa.Table:
+    """Read a Parquet file in this thread alone: Arrow's pools abort a process that ends right after they have started.
+
+    Args:
+        source: path or Arrow buffer.
+        columns: names; None is all.
+        row_group: number of the only one to read.
+    """
+    import pyarrow.parquet as pq
+
+    names = None if columns is None else list(columns)
+    with pq.ParquetFile(source, pre_buffer=False) as file:
+        if row_group is not None:
+            return file.read_row_group(row_group, columns=names, use_threads=False)
+        return file.read(columns=names, use_threads=False)
 
 
 def read_json(path: Path) -> dict[str, Any]:

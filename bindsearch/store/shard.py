@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.errors import BindSearchError, InputError
-from bindsearch.store.files import commit_bytes, commit_json, read_json
+from bindsearch.store.files import commit_bytes, commit_json, read_json, read_parquet
 from bindsearch.store.identity import FORMAT, FORMAT_VERSION, Identity, check_format
 from bindsearch.types import check_shape
 
@@ -130,10 +130,8 @@ class Shard:
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the item table, good rows first, bad ones after; checksum compared."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        with pq.ParquetFile(pa.BufferReader(self.read_checked(".parquet"))) as file:
-            table = file.read(columns=None if columns is None else list(columns))
+        table = read_parquet(pa.BufferReader(self.read_checked(".parquet")), columns)
         if table.num_rows != self.rows + self.bad:
             path = self.folder / f"{self.name}.parquet"
             raise self.damaged(path, f"{self.rows + self.bad} rows", f"{table.num_rows}")
@@ -141,10 +139,8 @@ class Shard:
 
     def ids(self) -> IntArray:
         """Read the ids of all rows, good ones first, without comparing the checksum of the whole table."""
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(self.folder / f"{self.name}.parquet") as file:
-            return np.asarray(file.read(columns=["id"]).column("id").to_numpy(), dtype=np.int64)
+        table = read_parquet(self.folder / f"{self.name}.parquet", ["id"])
+        return np.asarray(table.column("id").to_numpy(), dtype=np.int64)
 
 
 def commit_shard(
