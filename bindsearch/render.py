@@ -220,6 +220,7 @@ def _answer(hits: Hits, answers: Answers, budget: _Budget) -> dict[str, Any]:
                 "exact": f"{hit.score:.7f}",
                 "share": f"{max(0.0, hit.score) / best * 100:.1f}",
                 "key": visible(display_key(hit)),
+                "source": visible(hit.source),
                 "caption": caption_of(hit) if hit.modality != "text" else "",
                 "view": _view(preview_hit(hit, hits.preset_ids, with_clip=True), budget),
                 "parts": [

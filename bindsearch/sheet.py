@@ -76,7 +76,8 @@ def contact_sheet(rows: Sequence[Row], foot: str = "", columns: int = COLUMNS) -
 
     step = _TILE_PX + _GAP_PX
     tall = _PICTURE_PX + _TEXT_PX + _GAP_PX
-    heights = [_HEAD_PX + (bool(row.terms) * tall) + -(-len(row.hits) // columns) * tall + _GAP_PX for row in rows]
+    lines = [(-(-len(row.terms) // columns), -(-len(row.hits) // columns)) for row in rows]
+    heights = [_HEAD_PX + sum(pair) * tall + _GAP_PX for pair in lines]
     kept = 0
     while kept < len(rows) and sum(heights[: kept + 1]) < _LARGEST_PX:
         kept += 1
@@ -86,15 +87,12 @@ def contact_sheet(rows: Sequence[Row], foot: str = "", columns: int = COLUMNS) -
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
     top = _EDGE_PX
-    for row, height in zip(rows[:kept], heights, strict=False):
+    for row, (of_terms, _), height in zip(rows[:kept], lines, heights, strict=False):
         draw.text((_EDGE_PX, top), _fit(row.title, 17, size[0] - 2 * _EDGE_PX), _INK, _font(17, bold=True))
-        place = top + _HEAD_PX
-        for number, tile in enumerate(row.terms[:columns]):
-            _draw_tile(sheet, draw, tile, (_EDGE_PX + number * step, place), is_term=True)
-        place += tall * bool(row.terms)
-        for number, tile in enumerate(row.hits):
-            at = (_EDGE_PX + number % columns * step, place + number // columns * tall)
-            _draw_tile(sheet, draw, tile, at, is_term=False)
+        for tiles, first in ((row.terms, top + _HEAD_PX), (row.hits, top + _HEAD_PX + of_terms * tall)):
+            for number, tile in enumerate(tiles):
+                at = (_EDGE_PX + number % columns * step, first + number // columns * tall)
+                _draw_tile(sheet, draw, tile, at, is_term=tiles is row.terms)
         top += height
     draw.text((_EDGE_PX, size[1] - _EDGE_PX - 8), _fit(foot, 12, size[0] - 2 * _EDGE_PX), _SOFT, _font(12))
     return sheet

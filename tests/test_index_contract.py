@@ -378,10 +378,41 @@ print(all(np.array_equal(a, b) for a, b in zip(small, large)))
     assert done.stdout.split() == ["False", "True", "True"]
 
 
+@pytest.fixture
+def _load_anew():
+    faiss_index.load_faiss.cache_clear()
+    yield
+    faiss_index.load_faiss.cache_clear()
+
+
+@pytest.mark.usefixtures("_load_anew")
 def test_faiss_wheels_are_listed_and_a_missing_one_is_named(monkeypatch):
     assert set(faiss_wheels()) & {"faiss-cpu", "faiss-gpu"}
-    monkeypatch.setattr(faiss_index.metadata, "version", lambda _: "1.0")
-    assert {"faiss-cpu", "faiss-gpu"} <= set(faiss_wheels())
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'bindsearch\[cpu\]'"):
+        faiss_index.load_faiss()
+
+
+@pytest.mark.usefixtures("_load_anew")
+def test_two_faiss_wheels_are_said(monkeypatch, caplog):
+    found = {"faiss-cpu": "1.15.1", "faiss-gpu": "1.14.0"}
+
+    def version(name):
+        if name not in found:
+            raise faiss_index.metadata.PackageNotFoundError(name)
+        return found[name]
+
+    monkeypatch.setattr(faiss_index.metadata, "version", version)
+    assert faiss_wheels() == found
+    faiss_index.load_faiss()
+    assert "faiss-cpu 1.15.1, faiss-gpu 1.14.0 own the same files" in caplog.text
+    assert "pip uninstall -y faiss-cpu faiss-gpu && pip install 'bindsearch[cpu]'" in caplog.text
+
+
+@pytest.mark.usefixtures("_load_anew")
+def test_a_broken_faiss_says_how_to_repair_it(monkeypatch, tmp_path):
+    (tmp_path / "faiss.py").write_text("raise ImportError('libfaiss.so: undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "faiss", raising=False)
+    with pytest.raises(UnsupportedError, match=r"undefined symbol.*pip uninstall -y faiss"):
         faiss_index.load_faiss()

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -432,6 +433,51 @@ def test_an_item_table_of_other_rows_is_not_joined(folder, store, tmp_path):
         opened.snapshot.table(store.ids[:3])
     with pytest.raises(MismatchError, match="name different ids"):
         opened.verify()
+
+
+# ---- changes that do not come to their end ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["write_segment", "_write_ids", "write_manifest", "_sweep"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("change", ["add", "remove", "compact", "rebuild"])
+def test_an_interrupted_change_leaves_the_old_index_or_the_new_one(store, tmp_path, monkeypatch, step, moment, change):
+    """Every step of every change breaks off, on either side of it: no state in between is ever opened."""
+    import bindsearch.index.folder as module
+
+    folder = build_index(store, tmp_path / "index")
+    folder.remove(store.ids[:2])
+    newer = FakeStore(n=35, seed=1)
+    old, new = 28, {"add": 35, "remove": 25, "compact": 28, "rebuild": 35}[change]
+    whole = getattr(module, step)
+
+    def broken(*args, **kwargs):
+        if moment == "after":
+            whole(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, step, broken)
+    calls = {
+        "add": lambda: folder.add(newer),
+        "remove": lambda: folder.remove(store.ids[:5]),
+        "compact": folder.compact,
+        "rebuild": lambda: build_index(newer, folder.path, force=True),
+    }
+    with suppress(KeyboardInterrupt):
+        calls[change]()
+    monkeypatch.undo()
+    committed = (step, moment) == ("write_manifest", "after") or step == "_sweep"
+    never_called = (step == "write_segment" and change == "remove") or (
+        step == "_write_ids" and change in ("compact", "rebuild")
+    )
+    opened = IndexFolder.open(folder.path)
+    assert opened.count == (new if committed or never_called else old)
+    assert opened.verify()["status"] == "ok"
+    # what was left over is in nobody's way, and is swept by the next change
+    assert opened.add(FakeStore(n=40, seed=2)) == 40
+    named = {entry.name for entry in opened.manifest.segments}
+    assert {path.name for path in (folder.path / "segments").iterdir()} == named
+    assert opened.verify()["count"] == 40
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------

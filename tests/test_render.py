@@ -340,6 +340,7 @@ def test_many_queries_stand_below_each_other_and_an_endless_sheet_is_cut():
     assert three.height - one.height == 2 * (34 + 3 * 225 + 14)
     assert contact_sheet([Row("a", [], tiles[:1])] * 200).height <= 30_100
     assert contact_sheet([]).height > 10
+    assert contact_sheet([Row("a", tiles[:6], tiles)]).height - one.height == 225  # a sixth term begins a new line
 
 
 # ---- previews --------------------------------------------------------------------------------------------------------

@@ -82,7 +82,8 @@ class IndexBackend(ABC):
         """Open what `save` wrote, memory-mapped and read-only.
 
         Raises:
-            InputError: a file is missing, truncated or not of the expected kind.
+            FileNotFoundError: a file is missing.
+            InputError: a file is truncated or not of the expected kind.
         """
         rows = map_array(folder / "vectors.npy", "float32", 2)
         ids = map_array(folder / "ids.npy", "int64", 1)

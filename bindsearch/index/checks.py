@@ -76,12 +76,13 @@ def map_array(path: Path, dtype: str, axes: int) -> Any:
     """Map a .npy file read-only; nothing is ever unpickled.
 
     Raises:
-        InputError: missing, truncated, or another dtype or number of axes; both values are named.
+        FileNotFoundError: it is gone; whoever knows the folder can say what to type.
+        InputError: truncated, or another dtype or number of axes; both values are named.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: the file is missing. Build the index again: bindsearch index ...") from error
+    except FileNotFoundError:
+        raise
     except (ValueError, OSError, EOFError) as error:
         # an array without rows cannot be mapped, only read
         try:

@@ -6,22 +6,26 @@ opening costs milliseconds, the rows exist once, and no FAISS file from elsewher
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bindsearch.errors import MissingExtraError
+from bindsearch.errors import MissingExtraError, UnsupportedError
 from bindsearch.index.flat import FlatIndex
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
     from bindsearch.index.base import BoolArray
     from bindsearch.types import FloatArray, IntArray
+
+LOG = logging.getLogger(__name__)
 
 _WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu11", "faiss-gpu-cu12")
 _SMALL_BYTES = 32 << 20
@@ -86,16 +90,25 @@ def _blas_for_batches(faiss: Any, dim: int) -> Iterator[None]:
                 faiss.cvar.distance_compute_blas_threshold = _threshold_before
 
 
+@lru_cache(maxsize=1)
 def load_faiss() -> Any:
-    """Import faiss.
+    """Import faiss; says so, once, where two wheels own its files.
 
     Raises:
         MissingExtraError: no wheel is installed; the message holds the install line.
+        UnsupportedError: the installed one cannot be imported.
     """
+    wheels = faiss_wheels()
+    named = ", ".join(f"{name} {version}" for name, version in wheels.items())
+    repair = f"pip uninstall -y {' '.join(wheels)} && pip install 'bindsearch[cpu]' (or 'bindsearch[gpu]')"
+    if len(wheels) > 1:
+        LOG.warning("%s own the same files; one has overwritten the other. Type: %s", named, repair)
     try:
         import faiss
     except ModuleNotFoundError as error:
         raise MissingExtraError("faiss-cpu", "cpu", "The index backend 'faiss-flat'") from error
+    except ImportError as error:
+        raise UnsupportedError(f"faiss ({named}) cannot be imported: {error}. Type: {repair}") from error
     return faiss
 
 
