@@ -6,18 +6,22 @@ import json
 import logging
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hostile import picture_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_store import DIM, IDENTITY, TEXT_IDENTITY, bad_row, row, unit, write_generation
 
+from bindsearch.embed import EmbedOptions, run_embed
 from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError, UnsupportedError
 from bindsearch.exchange import LAYOUTS, export_store, import_store
+from bindsearch.models.spaces import load_space
 from bindsearch.store import commit_store, open_store
 
 BOTH = IDENTITY.merged(TEXT_IDENTITY, "x")
@@ -263,3 +267,29 @@ def test_doubles_counts_and_stores_that_are_there_are_refused(tmp_path):
         import_store(tmp_path / "x.npy", tmp_path / "store", "npy", modality="image")
     with pytest.raises(MissingInputError, match="nothing to export"):
         export_store(tmp_path / "store", tmp_path / "y", modality="video")
+
+
+def test_embedding_goes_on_over_an_import(tmp_path):
+    """A run of the same space adds to imported rows and never marks them as gone; another space is refused."""
+    space = load_space("tiny", device="cpu")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(picture_bytes())
+    np.save(tmp_path / "x.npy", unit(3, dim=space.dim))
+    import_store(tmp_path / "x.npy", tmp_path / "out", "npy", space_id=space.space_id, modality="audio")
+    report = run_embed([folder], tmp_path / "out", space, options=EmbedOptions(workers=0))
+    assert (report.embedded, report.items, report.gone) == ({"image": 1}, 4, 0)
+    (folder / "b.png").write_bytes(picture_bytes(seed=1))
+    assert run_embed([folder], tmp_path / "out", space, options=EmbedOptions(workers=0)).items == 5
+    assert dict(open_store(tmp_path / "out").manifest.counts) == {"audio": 3, "image": 2}
+    with pytest.raises(MismatchError, match="this run has tiny:1@"):
+        run_embed([folder], tmp_path / "out", load_space("tiny:1", device="cpu"), options=EmbedOptions(workers=0))
+
+
+def test_real_embeddings_travel_through_every_layout(tmp_path):
+    """What the embedder itself makes, spans and attributes among it, and not what a test makes up."""
+    golden = open_store(Path(__file__).parent / "golden" / "store_v1")
+    for layout in sorted(set(LAYOUTS) - {"clip-retrieval"}):
+        export_store(golden.path, tmp_path / layout / NAMES[layout], layout)
+        import_store(tmp_path / layout / NAMES[layout], tmp_path / layout / "back", layout)
+        same(golden, open_store(tmp_path / layout / "back"))

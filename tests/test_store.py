@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -310,6 +311,26 @@ def test_any_unicode_comes_back(tmp_path, rows):
     write_generation(folder, 1, [("image-00000", good, [])])
     commit_store(folder)
     assert open_store(folder).items().to_pylist() == good
+
+
+def test_a_store_of_format_version_1_is_read_for_ever(tmp_path):
+    """Two generations, a caption, a bad input, a changed listing; the figures stand beside the folder."""
+    golden = Path(__file__).parent / "golden"
+    facts = json.loads((golden / "store_v1.json").read_text())
+    store = open_store(golden / "store_v1")
+    assert store.verify() == {"items": 4, "bad": 1, "shards": 4}
+    assert store.items().to_pylist() == facts["items"]
+    assert store.bad() == facts["bad"]
+    assert np.allclose(store.vectors().sum(axis=1), facts["half_sums"], atol=1e-5)
+    assert np.allclose(store.vectors()[0], facts["first_row"], atol=1e-6)
+    assert (store.manifest.gone, store.manifest.generations) == (1, ("g0001", "g0002"))
+    copy = tmp_path / "copy"
+    for name in ("manifest.json", "g0002/plan.json", "g0001/text-00000.done.json"):
+        shutil.copytree(golden / "store_v1", copy)
+        (copy / name).write_bytes((copy / name).read_bytes()[:-20])
+        with pytest.raises(BindSearchError, match="truncated or altered"):
+            open_store(copy)
+        shutil.rmtree(copy)
 
 
 # ---------------------------------------------------------------------------------------------------------------- files

@@ -119,6 +119,8 @@ class KnownUnits:
     def replace(self, unit: int, ids: Sequence[int]) -> None:
         """Note that a listed item is embedded again, as rows of these ids; its other rows will be gone."""
         rows = self.rows_of(unit)
+        if rows.start == rows.stop:
+            return
         self.listed[rows] = True
         self.seen[rows] |= np.isin(self.ids[rows], np.asarray(ids, dtype=np.int64))
 

@@ -64,11 +64,12 @@ def fingerprint(item: Item, window_s: float | None) -> int:
         item: as listed.
         window_s: how long recordings are to be cut.
     """
-    facts = dataclasses.asdict(item)
-    for passing in ("mtime_s", "offset"):
-        facts.pop(passing)
-    text = json.dumps([kind_of(item), window_s, facts], sort_keys=True, default=str)
-    data = text.encode("utf-8", "surrogatepass")
+    facts = [
+        kind_of(item), window_s, item.key, item.modality, item.source, item.span, item.member, item.size_bytes,
+        item.literal, item.caption, item.group, dict(item.attributes), _parts_json(item),
+        (item.stage, item.reason) if isinstance(item, BrokenItem) else None,
+    ]  # fmt: skip
+    data = json.dumps(facts, sort_keys=True, default=str).encode("ascii")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1
 
 

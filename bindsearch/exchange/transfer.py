@@ -15,7 +15,7 @@ import numpy as np
 
 from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError
 from bindsearch.exchange.rows import Export, Import, settle_row, settle_vectors
-from bindsearch.store import UNKNOWN_SPACE, EmbeddingStore, Identity, commit_shard, commit_store
+from bindsearch.store import UNKNOWN, EmbeddingStore, Identity, commit_shard, commit_store
 from bindsearch.store.files import commit_bytes, commit_json, full_disk_said
 from bindsearch.store.generation import GONE, PLAN, generation_folders
 from bindsearch.store.identity import FORMAT, FORMAT_VERSION
@@ -188,9 +188,9 @@ def _settle_identity(found: Identity | None, space_id: str | None, dim: int, whe
             raise MismatchError(f"{where}: says dimension {found.dim}, its vectors have {dim}.")
         return found
     if space_id is None:
-        LOG.warning("%s: does not say its space; marked as %r. State it: --space-id NAME@HASH", where, UNKNOWN_SPACE)
-        space_id = UNKNOWN_SPACE
-    return Identity(space_id.rpartition("@")[0] or space_id, space_id, dim, "unknown")
+        LOG.warning("%s: does not say its space; marked as %r. State it: --space-id NAME@HASH", where, UNKNOWN)
+        space_id = UNKNOWN
+    return Identity(space_id.rpartition("@")[0] or space_id, space_id, dim, UNKNOWN)
 
 
 def _named(identity: Identity, used: Iterable[str]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from bindsearch.store.files import read_json
 FORMAT = "bindsearch-embeddings"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-UNKNOWN_SPACE = "unknown"
+UNKNOWN = "unknown"
+"""Space or dtype of imported vectors that say nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Identity:
         space_name: what `load_space` was called with, so that a query can load it again.
         space_id: name and hash of the anchor tower; "unknown" for imported vectors that nobody vouches for.
         dim: joint dimension d.
-        dtype: what the towers computed in. Recorded; not part of the identity of the space.
+        dtype: what the towers computed in; "unknown" for imported vectors. Recorded; not part of the space's identity.
         tower_ids, preset_ids: by modality.
         tokenizer_id: of the text modality, None where there is none.
     """
@@ -80,8 +81,9 @@ class Identity:
         pairs: list[tuple[str, Any, Any]] = [
             ("space", self.space_id, other.space_id),
             ("dimension", self.dim, other.dim),
-            ("dtype", self.dtype, other.dtype),
         ]
+        if UNKNOWN not in (self.dtype, other.dtype):
+            pairs.append(("dtype", self.dtype, other.dtype))
         for what, mine, theirs in (
             ("tower", self.tower_ids, other.tower_ids),
             ("preset", self.preset_ids, other.preset_ids),
