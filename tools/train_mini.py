@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from bindsearch.config import to_json_dict
 from bindsearch.modalities.bpe import closed_id_map
 from bindsearch.models.architecture import load_preprocess
 from bindsearch.models.bind import ArchitectureConfig, Tower, load_architecture
@@ -47,7 +48,7 @@ def run_stages(config: TrainConfig, folder: Path, only: str | None) -> dict[str,
     trained: dict[str, Tower] = {}
     for number, stage_config in enumerate(config.stages):
         if stage_config.modality == "text":
-            stage = image_text_stage(config, stage_config, architecture, numbers, folder)
+            stage = image_text_stage(config, stage_config, architecture, numbers, trained, folder)
         else:
             stage = image_audio_stage(config, stage_config, architecture, numbers, trained, folder)
         print(f"stage {number + 1}/{len(config.stages)}: {stage_config.name}", flush=True)
@@ -75,6 +76,36 @@ def write_space(config: TrainConfig, towers: dict[str, Tower], folder: Path) -> 
     print(f"{written.space_id}: {size / 1e6:.2f} MB in {folder}", flush=True)
 
 
+def write_curves(config: TrainConfig, folder: Path, output: Path) -> None:
+    """Write loss and retrieval of every stage as JSON, and a plot where matplotlib is installed."""
+    stages = {
+        stage.name: json.loads((folder / f"{stage.name}.json").read_text(encoding="utf-8")) for stage in config.stages
+    }
+    curves = {name: {"seconds": notes["seconds"], "curve": notes["curve"]} for name, notes in stages.items()}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps({"config": to_json_dict(config), "stages": curves}, indent=1) + "\n", encoding="utf-8")
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        print("no matplotlib here: the curves are in the JSON alone", flush=True)
+        return
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "mini"
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.2), squeeze=False)
+    for axes, (name, stage) in zip(panels[0], curves.items(), strict=True):
+        steps = [point["step"] for point in stage["curve"]]
+        shown = [key for key in stage["curve"][-1] if key.endswith(("subject", "setting")) and "both" not in key]
+        for key in shown:
+            if key.startswith(name.split("-")[-1]):
+                axes.plot(steps, [point[key] for point in stage["curve"]], label=key, marker=".")
+        axes.set(title=f"{name} ({stage['seconds'] / 60:.0f} min)", xlabel="step", ylim=(0, 1.02))
+        axes.legend(fontsize=7, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(output.with_suffix(".svg"), metadata={"Date": None})
+
+
 def main() -> None:
     """Train, then write the space."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -83,6 +114,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=PACKAGE / "models" / "spaces" / "bindsearch-mini", help="space to write"
     )
+    parser.add_argument("--curves", type=Path, default=PACKAGE.parent / "benchmarks" / "results" / "mini_training.json")
     parser.add_argument("--stage", help="stop after this stage")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -92,6 +124,7 @@ def main() -> None:
     towers = run_stages(load_train_config(arguments.config), arguments.folder, arguments.stage)
     if "audio" in towers:
         write_space(load_train_config(arguments.config), towers, arguments.output)
+        write_curves(load_train_config(arguments.config), arguments.folder, arguments.curves)
     print(f"trained {', '.join(towers)} in {(time.time() - began) / 60:.1f} min", flush=True)
 
 

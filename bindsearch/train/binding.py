@@ -66,6 +66,8 @@ class Validation:
             if asked in rows and found in rows:
                 shares = named_shares(self.scenes, self.scenes, top_hits(rows[asked], rows[found]))
                 figures |= {f"{asked}->{found} {name}": share["value"] for name, share in shares.items()}
+        others = rows["vision"] @ rows["vision"].T - 2 * np.eye(len(self.scenes), dtype=np.float32)
+        figures["vision->vision subject"] = float((self.scenes.subject[others.argmax(1)] == self.scenes.subject).mean())
         return figures
 
     def _images(self, part: slice) -> Tensor:
@@ -73,10 +75,18 @@ class Validation:
 
 
 def image_text_stage(
-    config: TrainConfig, stage: StageConfig, architecture: ArchitectureConfig, numbers: Numbers, folder: Path
+    config: TrainConfig,
+    stage: StageConfig,
+    architecture: ArchitectureConfig,
+    numbers: Numbers,
+    trained: dict[str, Tower],
+    folder: Path,
 ) -> Stage:
-    """Prepare the stage that trains the image and the text tower together, from a seed."""
-    towers = {name: build_tower(architecture, name, seed=config.seed) for name in ("vision", "text")}
+    """Prepare a stage that trains the image and the text tower together: those of a stage before, or from the seed."""
+    towers = {
+        name: trained[name] if name in trained else build_tower(architecture, name, seed=config.seed)
+        for name in ("vision", "text")
+    }
     scenes = pool_scenes(stage.first_scene, stage.pool, stage.partial)
     pixels = render_pool(
         "image", folder / "pool", (stage.first_scene, stage.pool), stage.partial, dict(numbers["image"])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bindsearch.errors import InputError
+from bindsearch.errors import InputError, UnknownNameError
 from bindsearch.world.grounds import GROUNDS, TAU, plain, tint
 from bindsearch.world.scene import Scenes, draw, names, spread, table
 from bindsearch.world.shapes import Array, Canvas, bar, box, column, ellipse, polygon, ring, turn, wave
@@ -158,26 +158,23 @@ def _part_distance(part: dict[str, Any], u: Array, v: Array, scenes: Scenes, str
 def _texture(kind: str, u: Array, v: Array, phase: Array) -> Array:
     """Give factors on a part's colour, (n, H, W)."""
     p = column(phase)
+    if kind not in _TEXTURE_DEPTH:
+        raise UnknownNameError("texture in data/subjects.json", kind, _TEXTURE_DEPTH)
     if kind == "stripes":
-        mark = np.clip((wave(u * 4 + v * np.float32(1.2) + p) - np.float32(0.5)) * 4 + np.float32(0.5), 0, 1)
+        mark = (wave(u * 4 + v * np.float32(1.2) + p) - np.float32(0.5)) * 4 + np.float32(0.5)
     elif kind == "bands":
-        mark = np.clip((wave(u * np.float32(2.6) + np.float32(0.1) * p) - np.float32(0.5)) * 5 + np.float32(0.5), 0, 1)
-        out: Array = 1 - np.float32(0.85) * mark
-        return out
+        mark = (wave(u * np.float32(2.6) + np.float32(0.1) * p) - np.float32(0.5)) * 5 + np.float32(0.5)
     elif kind == "spots":
-        mark = np.clip((np.sin(u * 14 + p * 6) * np.sin(v * 14 + p * 9) - np.float32(0.25)) * 5, 0, 1)
+        mark = (np.sin(u * 14 + p * 6) * np.sin(v * 14 + p * 9) - np.float32(0.25)) * 5
     elif kind == "patches":
-        mark = np.clip((np.sin(u * 6 + p * TAU) + np.sin(v * 8 + u * 3 + p * 9) - np.float32(0.15)) * 5, 0, 1)
-        out = 1 - np.float32(0.88) * mark
-        return out
-    elif kind == "wool":
-        mark = np.clip((np.sin(u * 22 + p * 6) * np.sin(v * 22) + np.float32(0.1)) * 3, 0, 1)
-        out = 1 - np.float32(0.25) * mark
-        return out
+        mark = (np.sin(u * 6 + p * TAU) + np.sin(v * 8 + u * 3 + p * 9) - np.float32(0.15)) * 5
     else:
-        raise InputError(f"data/subjects.json: unknown texture {kind!r}. Known: stripes, bands, spots, patches, wool.")
-    out = 1 - np.float32(0.5) * mark
-    return out
+        mark = (np.sin(u * 22 + p * 6) * np.sin(v * 22) + np.float32(0.1)) * 3
+    factor: Array = 1 - np.float32(_TEXTURE_DEPTH[kind]) * np.clip(mark, 0, 1)
+    return factor
+
+
+_TEXTURE_DEPTH = {"stripes": 0.5, "bands": 0.85, "spots": 0.5, "patches": 0.88, "wool": 0.25}
 
 
 LIGHTS = {

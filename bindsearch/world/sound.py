@@ -66,16 +66,16 @@ def level(sound: Array) -> Array:
 def envelope(u: Array, shape: str) -> Array:
     """Give a note's loudness over its course u in [0, 1]."""
     if shape == "decay":
-        out: Array = np.exp(np.float32(-4.5) * u) * np.minimum(u * 60, 1)
-        return out
-    if shape == "arch":
-        out = np.maximum(np.sin(np.float32(np.pi) * u), 0) ** np.float32(0.7)
-        return out
-    if shape == "swell":
-        return np.minimum(np.minimum(u * 5, (1 - u) * 3), 1)
-    if shape == "flat":
-        return np.minimum(np.minimum(u * 25, (1 - u) * 20), 1)
-    return np.ones_like(u)
+        loud: Array = np.exp(np.float32(-4.5) * u) * np.minimum(u * 60, 1)
+    elif shape == "arch":
+        loud = np.maximum(np.sin(np.float32(np.pi) * u), 0) ** np.float32(0.7)
+    elif shape == "swell":
+        loud = np.minimum(np.minimum(u * 5, (1 - u) * 3), 1)
+    elif shape == "flat":
+        loud = np.minimum(np.minimum(u * 25, (1 - u) * 20), 1)
+    else:
+        loud = np.ones_like(u)
+    return loud
 
 
 def slow(seeds: Seeds, name: str, rate_hz: float) -> Array:
