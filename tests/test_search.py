@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ from bindsearch.errors import (
 )
 from bindsearch.index.folder import build_index
 from bindsearch.models.spaces import load_space
-from bindsearch.query import Embedding
+from bindsearch.query import Embedding, term_kinds
 from bindsearch.search import SearchIndex, ask, open_index, parse_filter, read_requests
 from bindsearch.types import item_id
 
@@ -416,6 +417,25 @@ def test_a_file_without_queries_is_said(tmp_path):
         read_requests(tmp_path / "q.jsonl")
     with pytest.raises(MissingInputError, match="no such file"):
         read_requests(tmp_path / "nothing.jsonl")
+
+
+def test_the_page_on_queries_is_true(toy, tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "query.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"```(where|jsonl)\n(.*?)```", page, re.DOTALL))
+    columns = {name for where in blocks["where"].splitlines() for name in parse_filter(where).columns}
+    assert {"modality", "size", "caption", "key", "start_s", "sha256"} == columns
+    path = tmp_path / "queries.jsonl"
+    path.write_text(blocks["jsonl"], encoding="utf-8")
+    requests = read_requests(path)
+    assert [request.id for request in requests] == ["1", "q2", "q3", "4"]
+    assert [len(request.terms) for request in requests] == [1, 3, 2, 2]
+    assert requests[2].terms[1].value == "taken word by word@1"
+    named = re.findall(r"`(\w+)`", page[page.index("Fields of a hit") :])
+    found = list(toy.search(toy.item("item/0001"), k=1).to_json(explain=True)[0])
+    assert found[:8] == named[:8]
+    assert {"attributes", "contributions"} <= set(found)
+    for kind in (*term_kinds(), "minus-", "from", "where", "json", "html", "sheet", "explain"):
+        assert f"--{kind}" in page
 
 
 # ---- which index -----------------------------------------------------------------------------------------------------
