@@ -50,11 +50,7 @@ def test_masked_pairs_are_no_negatives():
     a, b = rows(1), rows(2)
     mask = torch.zeros(6, 6, dtype=torch.bool)
     mask[0, 3] = True
-    moved = b.clone().requires_grad_()
-    anchors = a.clone().requires_grad_()
-    x = F.normalize(anchors, dim=1)
-    y = F.normalize(moved, dim=1)
-    s = 3.0 * x @ y.T
+    s = 3.0 * F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
     s = s.masked_fill(mask, float("-inf"))
     wanted = (F.cross_entropy(s, torch.arange(6)) + F.cross_entropy(s.T, torch.arange(6))) / 2
     assert float(info_nce(a, b, 3.0, mask)) == pytest.approx(float(wanted), rel=1e-6)
@@ -74,7 +70,7 @@ def test_rate_rises_and_falls_to_zero():
     config = StageConfig("s", "text", steps=100, warmup_steps=10, learning_rate=2.0, batch=2, pool=2)
     rates = [learning_rate(config, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.2) and rates[9] == pytest.approx(2.0)
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
     assert rates[55] == pytest.approx(1.0, abs=0.02) and rates[99] < 0.001
 
 
@@ -211,7 +207,7 @@ def test_packaged_configuration_reads_and_unknown_fields_are_refused(tmp_path):
     from importlib import resources
 
     config = load_train_config(str(resources.files("bindsearch.train") / "mini.json"))
-    assert [stage.modality for stage in config.stages] == ["text", "audio"]
+    assert [stage.modality for stage in config.stages] == ["text", "text", "audio"]
     assert from_json_dict(TrainConfig, to_json_dict(config)) == config
     broken = tmp_path / "broken.json"
     broken.write_text(json.dumps({**to_json_dict(config), "sead": 1}), encoding="utf-8")

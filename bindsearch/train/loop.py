@@ -135,8 +135,9 @@ def train_stage(stage: Stage, stop_after: int | None = None, say: Callable[[str]
         loss = train_step(stage, optimiser, step)
         notes["step"], notes["seconds"] = step + 1, round(before + time.monotonic() - began, 1)
         if (step + 1) % log_every == 0:
+            scale = float(torch.as_tensor(stage.scale()).detach())
             say(
-                f"{config.name}: step {step + 1}/{config.steps} loss {loss:.4f} scale {float(stage.scale()):.2f} "
+                f"{config.name}: step {step + 1}/{config.steps} loss {loss:.4f} scale {scale:.2f} "
                 f"{notes['seconds']:.0f} s"
             )
         if (step + 1) % measure_every == 0 or step + 1 == config.steps:
