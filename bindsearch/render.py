@@ -246,7 +246,7 @@ def _terms(hits: Hits, budget: _Budget) -> list[dict[str, Any]]:
             {
                 "sign": "−" if term.weight < 0 else ("+" if place else ""),
                 "weight": f"{abs(term.weight):g}" if abs(term.weight) != 1 else "",
-                "label": "" if view.words else term.short,
+                "label": "" if view.words and term.item_id is None else term.short,
                 "view": _view(view, budget),
             }
         )
@@ -331,7 +331,11 @@ def write_sheet(found: Hits | Answers, path: str | Path) -> Path:
         for place, (term, shown) in enumerate(term_previews(hits)):
             sign = "− " if term.weight < 0 else ("+ " if place else "")
             weight = f"{abs(term.weight):g} × " if abs(term.weight) != 1 else ""
-            asked.append(Tile(shown, f"{sign}{weight}{term.modality}", "" if shown.words else term.short))
+            asked.append(
+                Tile(
+                    shown, f"{sign}{weight}{term.modality}", "" if shown.words and term.item_id is None else term.short
+                )
+            )
         answered = [
             Tile(preview_hit(hit, hits.preset_ids), f"{hit.rank}   {hit.score:.3f}", visible(display_key(hit)))
             for hit in hits

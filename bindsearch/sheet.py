@@ -179,7 +179,8 @@ def _draw_words(draw: Any, words: str, box: tuple[int, int, int, int], colour: s
             lines.append(_fit(word, size, room))
     place = (top + bottom - len(lines) * height) / 2
     for number, line in enumerate(lines):
-        draw.text((left + 10, place + number * height), line, colour, font)
+        middle = (left + right - draw.textlength(line, font)) / 2
+        draw.text((middle, place + number * height), line, colour, font)
 
 
 @lru_cache(maxsize=16)
