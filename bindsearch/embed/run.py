@@ -73,7 +73,11 @@ def run_embed(
             return run.rehearse(listing)
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder), _interruptible(run.planner.interrupted):
-            return run.go(listing)
+            try:
+                return run.go(listing)
+            finally:
+                if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing came of it: leave nothing behind
+                    shutil.rmtree(folder)
 
 
 @dataclass
@@ -100,6 +104,8 @@ class _Run:
         if unfinished:
             commit_store(self.folder)
         fresh = self.planner.plan(listing, self.folder)
+        resumed = sum(shard["items"] for generation in unfinished for shard in generation.record["shards"])
+        self.report.unchanged = max(0, self.report.unchanged - resumed)
         if fresh is not None:
             self.execute(fresh)
             commit_store(self.folder)
