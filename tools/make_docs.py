@@ -20,6 +20,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("index", "verify"),
     ("index", "add"),
     ("index", "remove"),
+    ("index", "compact"),
     ("query",),
     ("inspect",),
     ("models",),

@@ -136,6 +136,16 @@ def index_remove(
     say(f"{index}: {removed} removed, {len(found)} left.")
 
 
+@index_app.command("compact")
+def index_compact(index: Annotated[Path, typer.Argument(help="Folder of the index.")]) -> None:
+    """Write the segments anew as one, without the rows that were removed."""
+    from bindsearch.search import open_index
+
+    found = open_index(index)
+    found.compact()
+    say(f"{index}: {len(found)} items in one segment.")
+
+
 def query(
     index: Annotated[Path | None, typer.Argument(help="Folder of the index; default: BINDSEARCH_INDEX, ...")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many answers.")] = 10,
@@ -144,6 +154,7 @@ def query(
     ] = None,
     only: Annotated[str | None, typer.Option("--only", help="Answer with this modality alone.")] = None,
     many: Annotated[Path | None, typer.Option("--from", help="queries.jsonl: one query a line; - is stdin.")] = None,
+    exclude_self: Annotated[bool, typer.Option("--exclude-self", help="Leave out the items asked with.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each term adds to the score.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with pictures and players.")] = None,
     sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG).")] = None,
@@ -173,6 +184,7 @@ def query(
         k=k,
         where=where,
         modality=only,
+        exclude_self=exclude_self,
         explain=explain,
     )
     from bindsearch import render
