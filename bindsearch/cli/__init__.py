@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from bindsearch.cli import exchange, machine, spaces, walk, worlds
 from bindsearch.cli.options import say
 from bindsearch.errors import BindSearchError
 
+ORDER = ("embed", "index", "query", "inspect", "models", "export", "import", "world", "doctor", "config")
+
+
+class InOrder(TyperGroup):
+    """Lists the commands in the order of the walk."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Give the names, those of ORDER first."""
+        names = super().list_commands(ctx)
+        return [name for name in ORDER if name in names] + [name for name in names if name not in ORDER]
+
+
 app = typer.Typer(
+    cls=InOrder,
     help="One joint space for every modality: embed folders of mixed media, index them, query by anything.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
