@@ -16,11 +16,12 @@ def export_embeddings(
     embeddings: Annotated[Path, typer.Argument(help="Folder that `bindsearch embed` wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")],
     layout: FormatOption = "parquet",
+    modality: Annotated[str | None, typer.Option(help="Write the rows of this modality alone.")] = None,
 ) -> None:
     """Write embeddings for another program: npy, Parquet, HDF5, or the clip-retrieval layout."""
     from bindsearch.exchange import export_store
 
-    say(f"wrote {export_store(embeddings, output, layout)} rows to {output}")
+    say(f"wrote {export_store(embeddings, output, layout, modality=modality)} rows to {output}")
 
 
 def import_embeddings(

@@ -42,6 +42,9 @@ def embed(
     shard_size: Annotated[int, typer.Option(min=1, help="Items a shard, the unit of commit.")] = 1024,
     workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes; 0 decodes in this one.")] = None,
     max_bad: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of bad inputs above which to exit 4.")] = 0.1,
+    item_limit_s: Annotated[
+        float, typer.Option("--item-limit", min=0.1, help="Seconds that one item may take.")
+    ] = 30.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -58,6 +61,7 @@ def embed(
         shard_size=shard_size,
         workers=setting("workers", workers),
         max_bad=max_bad,
+        item_limit_s=item_limit_s,
         dry_run=dry_run,
     )
     loaded = open_space(space, device, dtype, preset)
