@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import golden_towers as golden
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,7 @@ from bindsearch.models.bind import build_tower
 from bindsearch.models.keys import DERIVED, checkpoint_key, tower_key
 from bindsearch.models.manifest import FILE, load_manifest
 from bindsearch.models.recipe import Recipe
+from bindsearch.models.releases import releases
 from bindsearch.models.spaces import load_space
 
 ROOT = Path(__file__).parent.parent
@@ -442,3 +445,42 @@ def test_towers_in_bfloat16_and_float64(folder: Path) -> None:
         assert (half.encode(modality, x) * want).sum(1).min() > 0.99  # the goldens hold the tight bound
         assert not np.array_equal(half.encode(modality, x), want)
         assert want.dtype == np.float32
+
+
+TEXT_QUERY = """
+import json, re, sys
+from pathlib import Path
+import numpy as np
+from bindsearch.models.spaces import load_space
+space = load_space(sys.argv[1])
+rows = space.embed("text", ["a dog barking in the street"])
+tokens = np.array(json.loads(sys.stdin.read()))[:, None]
+# not ru_maxrss: that starts from the parent's
+peak = int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+assert space.loaded == ("text",) and rows.shape == (1, 1024)
+print(json.dumps({"peak": peak, "rows": space.encode("text", tokens).tolist()}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_checkpoint_of_the_released_size(writer: ModuleType, tmp_path: Path) -> None:
+    """4.8 GB written, converted and verified; a text query then takes the text tower's memory and little more."""
+    free = shutil.disk_usage(tmp_path).free
+    assert free > 11e9, f"this test needs 11 GB in {tmp_path}, {free / 1e9:.1f} are free"
+    checkpoint, folder = tmp_path / "imagebind_huge.pth", tmp_path / "space"
+    facts = golden.read("huge_random/config.json")
+    size = writer.write(checkpoint, "imagebind-huge", Recipe(facts["seed"], logit_scales=facts["logit_scales"]))
+    assert abs(size - releases()["imagebind-huge"].size_bytes) < 100_000
+    weights.convert(checkpoint, folder)
+    checkpoint.unlink()
+    weights.verify(folder)
+    tokens = [golden.read("tiny_a/inputs.json")["text_tokens"][number] for number in (0, 2)]
+    run = [sys.executable, "-c", TEXT_QUERY, str(folder)]
+    done = subprocess.run(run, input=json.dumps(tokens), check=True, capture_output=True, text=True, cwd=ROOT)
+    told = json.loads(done.stdout)
+    text = (folder / "text.safetensors").stat().st_size
+    assert told["peak"] < 1.2 * text + 600e6, f"{told['peak'] / 1e6:.0f} MB for a text tower of {text / 1e6:.0f} MB"
+    want = golden.outputs("huge_random")["out64/text"]
+    want = want / np.linalg.norm(want, axis=1, keepdims=True)
+    assert golden.error(np.array(told["rows"]), want) <= 5e-6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class Towers:
 
         return getattr(torch, self.dtype_name)  # type: ignore[no-any-return]
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where towers compute; "auto" takes the first GPU that torch can use, else the CPU.
 
