@@ -45,14 +45,14 @@ def main() -> None:
     home = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
     world, embeddings, index, questions = home / "world", home / "embeddings", home / "index", home / "questions"
     questions.mkdir(parents=True, exist_ok=True)
-    bird = write_question(questions, "bird", "image", "full", subject="bird")
+    bird = write_question(questions, "bird", "image", "subject", subject="bird")
     dog = write_question(questions, "dog", "audio", "subject", subject="dog")
     beach = write_question(questions, "beach", "image", "setting", setting="beach")
 
     run("world", "write", str(SCENES), "-o", str(world))
     run("embed", str(world), "-o", str(embeddings))
     run("index", str(embeddings), "-o", str(index), "--force")
-    run("query", str(index), "--text", "a red car in the city", "-k", "5")
+    run("query", str(index), "--text", "a dog", "-k", "5")
     run("query", str(index), "--image", str(bird), "-k", "5")
     run("query", str(index), "--audio", str(dog), "-k", "5")
     page, sheet = home / "answers.html", home / "answers.png"
