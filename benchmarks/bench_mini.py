@@ -97,7 +97,7 @@ def measure_composition(space: Any, folder: Path, gallery: tuple[Scenes, np.ndar
     return figures
 
 
-def measure_quadruples(space: Any, folder: Path, n: int, kind: str, asked: int = 200) -> dict[str, Any]:
+def measure_quadruples(space: Any, folder: Path, n: int, kind: str, asked: int = 600) -> dict[str, Any]:
     """Ask a mixed folder by text, image, audio and image + audio; count right subjects among the top five."""
     where = folder / f"mixed-{n}-{kind}"
     scenes, rows = written(space, where / "world", SPLITS["demo"], n, "full", ("image", "audio", "text"))
@@ -111,15 +111,29 @@ def measure_quadruples(space: Any, folder: Path, n: int, kind: str, asked: int =
     for name, rows_asked in terms.items():
         best = np.argsort(-(rows_asked @ gallery.T), axis=1)[:, :5]
         right[name] = (subject[best] == queries.subject[:, None]).sum(axis=1)
-    worst = np.min(list(right.values()), axis=0)
+    clear = (queries.light == names("light").index("day")) & (queries.size != names("size").index("small"))
+    clear &= queries.colour != names("colour").index("white")
     return {
         "scenes in the folder": n,
         "queries show": {"full": "subject and setting", "subject": "the subject alone"}[kind],
-        "quadruples": asked,
-        "share with at least 4 of 5 in all four": accuracy(np.ones(asked, np.int16), (worst >= 4).astype(np.int16)),
+        "all": count_right(right, np.ones(asked, bool)),
+        "clear pictures (by day, not small, not white)": count_right(right, clear),
+    }
+
+
+def count_right(right: dict[str, np.ndarray], which: np.ndarray) -> dict[str, Any]:
+    """Sum up some quadruples: how many of the five best answers to each of their queries are right."""
+    worst = np.min(list(right.values()), axis=0)[which]
+    return {
+        "quadruples": len(worst),
+        "share with at least 4 of 5 in all four": accuracy(
+            np.ones(len(worst), np.int16), (worst >= 4).astype(np.int16)
+        ),
         "of the first 20": int((worst[:20] >= 4).sum()),
-        "share with at least 4 of 5": {name: round(float((count >= 4).mean()), 3) for name, count in right.items()},
-        "mean right of 5": {name: round(float(count.mean()), 3) for name, count in right.items()},
+        "share with at least 4 of 5": {
+            name: round(float((count[which] >= 4).mean()), 3) for name, count in right.items()
+        },
+        "mean right of 5": {name: round(float(count[which].mean()), 3) for name, count in right.items()},
     }
 
 

@@ -95,11 +95,12 @@ def write_curves(config: TrainConfig, folder: Path, output: Path) -> None:
 
     figure, panels = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.2), squeeze=False)
     for axes, (name, stage) in zip(panels[0], curves.items(), strict=True):
-        steps = [point["step"] for point in stage["curve"]]
-        shown = [key for key in stage["curve"][-1] if key.endswith(("subject", "setting")) and "both" not in key]
+        shown = [key for key in stage["curve"][-1] if key.endswith(("subject", "setting"))]
+        asked = "audio" if "audio->vision subject" in shown else "text"
         for key in shown:
-            if key.startswith(name.split("-")[-1]):
-                axes.plot(steps, [point[key] for point in stage["curve"]], label=key, marker=".")
+            if key.startswith((asked, "vision")):
+                have = [(point["step"], point[key]) for point in stage["curve"] if key in point]
+                axes.plot(*zip(*have, strict=True), label=key, marker=".")
         axes.set(title=f"{name} ({stage['seconds'] / 60:.0f} min)", xlabel="step", ylim=(0, 1.02))
         axes.legend(fontsize=7, loc="lower right")
     figure.tight_layout()
