@@ -1,14 +1,12 @@
 """Measure bindsearch-mini on scenes that training never met, through files and the pipeline as shipped.
 
-python benchmarks/bench_mini.py              # benchmarks/results/mini.json and mini.svg
+python -m benchmarks.bench_mini              # benchmarks/results/mini.json and mini.svg
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.record import write_result, write_score
 from bindsearch.models.spaces import load_space
 from bindsearch.train.measure import accuracy, named_shares, top_hits
 from bindsearch.train.pool import audio_rows
@@ -23,7 +22,6 @@ from bindsearch.world.image import render_images
 from bindsearch.world.scene import SPLITS, Scenes, names, sample, split_seeds
 from bindsearch.world.write import SUFFIXES, write_world
 
-RESULTS = Path(__file__).parent / "results"
 BARS = {"text->image": 0.85, "audio->image": 0.85, "audio->text": 0.75}
 PAIRS = (
     ("text", "image"),
@@ -168,17 +166,22 @@ def draw_plot(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def commit() -> str:
-    """Give the commit, with + when the tree differs."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-        ).stdout.strip()
-
-    return git("rev-parse", "--short=12", "HEAD") + (
-        "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-    )
+def write_scores(result: dict[str, Any]) -> None:
+    """Put the headline figures on the scoreboard."""
+    command = "python -m benchmarks.bench_mini"
+    for pair, bar in BARS.items():
+        for attribute in ("subject", "setting"):
+            figure = result["pairs"][pair][attribute]
+            write_score(f"mini: {pair}, {attribute}", figure["value"], "top-1 of 2,000", f">= {bar}", command, figure)
+    for raw, row in result["nearest neighbour"].items():
+        for attribute, figure in row.items():
+            write_score(f"mini: 1-NN on {raw}, {attribute}", figure["value"], "accuracy", "< 0.40", command, figure)
+    gain = result["composition"]["gain over the better term"]
+    write_score("mini: sum over the better term", gain, "ratio", ">= 1.5", command, result["composition"]["sum"])
+    for label in ("all", "clear"):
+        key = next(key for key in result["quadruples"][0] if key.startswith(label))
+        figure = result["quadruples"][0][key]["share with at least 4 of 5 in all four"]
+        write_score(f"mini: quadruples, {key}", figure["value"], "share with 4 of 5", "1.0 of 20", command, figure)
 
 
 def main() -> None:
@@ -186,7 +189,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="bindsearch-mini")
     parser.add_argument("--n", type=int, default=2000)
-    parser.add_argument("--output", type=Path, default=RESULTS / "mini.json")
     arguments = parser.parse_args()
     space, began = load_space(arguments.space), time.time()
     with tempfile.TemporaryDirectory() as temporary:
@@ -204,17 +206,11 @@ def main() -> None:
             "composition": measure_composition(space, folder, (scenes, rows["image"]), arguments.n),
             "quadruples": [measure_quadruples(space, folder, 300, kind) for kind in ("subject", "full")],
         }
-    import torch
-
-    result |= {
-        "commit": commit(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "seconds": round(time.time() - began),
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draw_plot(result, arguments.output.with_suffix(".svg"))
+    result["seconds"] = round(time.time() - began)
+    path = write_result("mini", result)
+    draw_plot(result, path.with_suffix(".svg"))
+    if arguments.n == 2000:
+        write_scores(result)
     print(json.dumps(result, indent=1))
 
 

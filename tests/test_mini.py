@@ -76,7 +76,7 @@ def test_quadruples_find_the_right_subject(space, demo, tmp_path):
     scenes, rows = demo
     gallery = np.concatenate([rows[m] for m in MODALITIES])
     subjects = np.tile(scenes.subject, len(MODALITIES))
-    asked, terms = embedded(space, tmp_path, SPLITS["demo"] + 500_000, 200, "subject")
+    asked, terms = embedded(space, tmp_path, SPLITS["demo"] + 500_000, 300, "subject")
     both = terms["image"] + terms["audio"]
     terms["image + audio"] = both / np.linalg.norm(both, axis=1, keepdims=True)
     right = {}
