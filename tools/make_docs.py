@@ -1,16 +1,19 @@
-"""Write what can be generated of the documentation: docs/cli.md, from the command line's own help.
+"""Write what can be generated of the documentation: docs/cli.md and the README's table of figures.
 
 `python tools/make_docs.py` writes; `--check` only compares and exits 1 where a file is stale.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+MEASURED = "<!-- measured: written by tools/make_docs.py from benchmarks/results/scoreboard.json -->"
+END = "<!-- /measured -->"
 COMMANDS: tuple[tuple[str, ...], ...] = (
     (),
     ("embed",),
@@ -57,16 +60,40 @@ def cli_page() -> str:
     return "\n".join(parts)
 
 
+def measured_table() -> str:
+    """Write the README's table of headline figures from the scoreboard."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "scoreboard.json").read_text(encoding="utf-8"))
+    lines = ["| figure | measured | target |", "|---|---|---|"]
+    lines += [f"| {row['name']} | {row['value']:.3g} {spread_words(row['spread'])} | {row['target']} |" for row in rows]
+    return "\n".join(lines)
+
+
+def spread_words(spread: dict[str, float] | None) -> str:
+    """Say a spread: an interval, or least and greatest of some runs."""
+    if not spread:
+        return ""
+    if "low" in spread:
+        return f"({spread['low']:.3g}–{spread['high']:.3g})"
+    return f"(median of {spread['runs']:.0f} runs)"
+
+
+def readme() -> str:
+    """Give the README with its table of figures written anew."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    head, rest = text.split(MEASURED, 1)
+    return f"{head}{MEASURED}\n\n{measured_table()}\n\n{END}{rest.split(END, 1)[1]}"
+
+
 def main() -> int:
-    page, path = cli_page(), ROOT / "docs" / "cli.md"
-    if "--check" in sys.argv:
-        stale = not path.is_file() or path.read_text(encoding="utf-8") != page
-        if stale:
+    pages = {ROOT / "docs" / "cli.md": cli_page(), ROOT / "README.md": readme()}
+    stale = [path for path, page in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != page]
+    for path in stale:
+        if "--check" in sys.argv:
             print(f"{path.relative_to(ROOT)} is stale. Type: make docs")
-        return int(stale)
-    path.write_text(page, encoding="utf-8")
-    print(f"wrote {path.relative_to(ROOT)}")
-    return 0
+        else:
+            path.write_text(pages[path], encoding="utf-8")
+            print(f"wrote {path.relative_to(ROOT)}")
+    return int(bool(stale) and "--check" in sys.argv)
 
 
 if __name__ == "__main__":
