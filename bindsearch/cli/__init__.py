@@ -78,7 +78,10 @@ def run(args: list[str]) -> int:
             raise
         say(f"error: {error}")
         return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:
+        say("stopped at the question; nothing was done.")
+        return 130
+    except KeyboardInterrupt:
         say("interrupted; what was committed stays. Run the same command again to go on.")
         return 130
     except BrokenPipeError:
