@@ -161,7 +161,7 @@ def draw_plot(result: dict[str, Any], path: Path) -> None:
     )
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("top hit among 2,000 unseen scenes")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.2), ncol=3)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
