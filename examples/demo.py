@@ -43,7 +43,8 @@ def write_question(folder: Path, name: str, modality: str, kind: str, start: int
 
 def main() -> None:
     home = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
-    world, embeddings, index, questions = home / "world", home / "embeddings", home / "index", home / "questions"
+    world, embeddings, questions = home / "world", home / "embeddings", home / "questions"
+    index = Path("indexes") / home.name
     questions.mkdir(parents=True, exist_ok=True)
     bird = write_question(questions, "bird", "image", "subject", subject="bird")
     dog = write_question(questions, "dog", "audio", "subject", subject="dog")
