@@ -105,3 +105,11 @@ def test_a_place_plus_a_sound_is_the_pair(space, demo, tmp_path):
 
     alone = max(exact(place["image"]), exact(voice["audio"]))
     assert len(asked) > 80 and exact(place["image"] + voice["audio"]) >= 1.5 * alone
+
+
+def test_the_bundle_verifies():
+    """Sizes, checksums and tower ids as read from the very bytes that are shipped."""
+    from bindsearch.models.weights import verify
+
+    facts = verify(FOLDER)
+    assert facts["space_id"] == load_space("bindsearch-mini").space_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -302,8 +303,9 @@ def test_listings_and_facts() -> None:
     assert facts["clip_shapes"]["video"] == [3, 2, 32, 32]
     assert facts["logit_scales"]["audio"] == 20.0
     json.dumps(facts, allow_nan=False)
-    with pytest.raises(InputError, match="keeps no folder"):
-        path("tiny")
+    for name in ("tiny", OPEN_CLIP):
+        with pytest.raises(InputError, match=f"keeps no folder.*: bindsearch models info {re.escape(name)};.* list"):
+            path(name)
     with pytest.raises(UnknownNameError):
         info("nothing")
 
@@ -384,3 +386,19 @@ def test_heavy_packages_stay_out(code: str, never: tuple[str, ...]) -> None:
     check = f"import sys; print([name for name in {never!r} if name in sys.modules])"
     run = [sys.executable, "-c", f"{code}; {check}"]
     assert subprocess.run(run, check=True, capture_output=True, text=True, cwd=ROOT).stdout == "[]\n"
+
+
+def test_encode_refuses_what_has_no_direction() -> None:
+    space = load_space("tiny")
+    x = np.zeros((2, 1, *space.card.clip_shapes["image"]), dtype=np.float32)
+    x[1, 0, 0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="item 1 of 2"):
+        space.encode("image", x)
+    assert np.isnan(space.encode_raw("image", x)[1]).all()  # the batch embedder gives each item its own reason
+
+
+def test_a_video_clip_of_one_frame_is_refused() -> None:
+    space = load_space("tiny")
+    channels, frames, height, width = space.card.clip_shapes["video"]
+    with pytest.raises(ShapeError, match=f"expected {frames} frames"):
+        space.encode("video", np.zeros((1, 1, channels, 1, height, width), dtype=np.float32))

@@ -199,9 +199,17 @@ class Space:
 
         Raises:
             ShapeError: naming the expected and the given shape.
+            InputError: an item has no direction: its numbers are not finite, or its clips cancel.
             WeightsError: the tower's weights are missing or damaged.
         """
-        return _unit(self.encode_raw(modality, x))
+        raw = self.encode_raw(modality, x)
+        lost = ~(np.linalg.norm(raw.astype(np.float64), axis=1) > 0)  # NaN compares false
+        if lost.any():
+            row = int(np.flatnonzero(lost)[0])
+            raise InputError(
+                f"{modality}: item {row} of {len(raw)} has no embedding: {raw[row, :3]}... Look for NaN or infinity in it."
+            )
+        return _unit(raw)
 
     def encode_raw(self, modality: str, x: np.ndarray[Any, Any]) -> FloatArray:
         """Encode items, and leave the mean over their unit clips as it is.
@@ -301,6 +309,10 @@ class Space:
         if x.ndim != len(clip) + 2 or (x.shape[0] and not x.shape[1]):
             wanted = ", ".join(map(str, ("B", "S", *clip)))
             raise ShapeError(f"{modality}: expected shape ({wanted}), got {x.shape}. {_HOW_SHAPES_READ}.")
+        if modality == "video" and x.shape[3] != clip[1]:
+            raise ShapeError(
+                f"video: expected {clip[1]} frames a clip, got {x.shape[3]} in {x.shape}. {_HOW_SHAPES_READ}."
+            )
 
     def _unit_clips(self, modality: str, clips: np.ndarray[Any, Any]) -> FloatArray:
         """Encode (N, ...) clips to (N, d) float32 unit rows."""

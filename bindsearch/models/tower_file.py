@@ -82,12 +82,12 @@ def write_tower(path: Path, tensors: Mapping[str, Getter], dtype: str) -> TowerR
                 source = tensors[key]()
                 if not bool(torch.isfinite(source).all()):
                     raise WeightsError(f"{path.name}: {key} holds values that are not finite; nothing was written.")
+                kept = source.to(_stored_dtype(key, source, dtype)).contiguous()
                 if counts_for_id(key):
-                    _digest_tensor(id_digest, key, source)
+                    _digest_tensor(id_digest, key, kept)  # what is in the file, so that verify finds the same id
                 else:
                     log_scale = float(source)
-                values = source.to(_stored_dtype(key, source, dtype)).contiguous().reshape(-1)
-                stored = values.view(torch.uint8).numpy().data
+                stored = kept.reshape(-1).view(torch.uint8).numpy().data
                 file.write(stored)
                 file_digest.update(stored)
             file.flush()
