@@ -246,7 +246,10 @@ def path(name: str) -> Path:
     family: Family = SPACES[head]
     found = family.folder()
     if found is None:
-        raise InputError(f"space {name!r} keeps no folder here: its status is {family.status()!r}.")
+        raise InputError(
+            f"space {name!r} keeps no folder here: its status is {family.status()!r}. "
+            f"What it is: bindsearch models info {name}; where each space lies: bindsearch models list --json"
+        )
     return found
 
 
