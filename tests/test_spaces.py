@@ -357,6 +357,68 @@ def test_open_clip_seeds_and_ids(open_clip_space: Space) -> None:
     assert not np.allclose(rows[0], rows[2], atol=0.01)
 
 
+@pytest.mark.parametrize(
+    ("modality", "raw", "lacks"),
+    [
+        ("text", "a dog", ("visual",)),
+        ("image", np.zeros((9, 9, 3), np.uint8), ("transformer", "token_embedding", "ln_final", "positional", "text_")),
+    ],
+)
+def test_open_clip_keeps_the_half_that_was_asked(modality: str, raw: object, lacks: tuple[str, ...]) -> None:
+    space = load_space(OPEN_CLIP)
+    space.embed(modality, [raw])
+    (name,) = space.loaded
+    names = [each.removeprefix("model.") for each in space._towers[name].state_dict()]
+    assert "logit_scale" in names
+    assert len(names) > 20
+    assert [each for each in names if each.startswith(lacks)] == []
+
+
+def test_open_clip_weights_get_the_activation_they_were_trained_with(open_clip_space: Space) -> None:
+    import open_clip
+
+    from bindsearch.models.open_clip_space import Choice, _forces_quick_gelu
+
+    said: dict[tuple[str, str], str] = {}
+    for arch, tag in open_clip.list_pretrained():
+        config = open_clip.get_model_config(arch)
+        wants = bool(open_clip.get_pretrained_cfg(arch, tag).get("quick_gelu"))
+        try:
+            forced = _forces_quick_gelu(open_clip, Choice(arch, tag, None), config)
+        except UnsupportedError as error:
+            assert (config["quick_gelu"], wants) == (True, False)
+            said[arch, tag] = str(error)
+        else:
+            assert (forced or bool(config.get("quick_gelu"))) == wants, (arch, tag)
+            said[arch, tag] = "forced" if forced else "as built"
+    assert said["ViT-B-32", "openai"] == said["ViT-L-14", "dfn2b"] == "forced"
+    assert said["ViT-B-32-quickgelu", "openai"] == said["ViT-B-32", "laion2b_s34b_b79k"] == "as built"
+    assert "plain GELU" in said["roberta-ViT-B-32", "laion2b_s12b_b32k"]
+    opposite = Choice("ViT-B-32-quickgelu", "laion2b_s34b_b79k", None)
+    with pytest.raises(UnsupportedError, match="--space open_clip:ViT-B-32/laion2b_s34b_b79k"):
+        _forces_quick_gelu(open_clip, opposite, open_clip.get_model_config(opposite.arch))
+
+
+@pytest.mark.parametrize(("tag", "quick"), [("openai", True), ("laion2b_s34b_b79k", False)])
+def test_open_clip_builds_with_quick_gelu_where_the_weights_want_it(
+    tag: str, quick: bool, open_clip_space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import open_clip
+
+    create = open_clip.create_model
+
+    def small(arch: str, force_quick_gelu: bool, **_: object) -> object:
+        assert arch == "ViT-B-32"
+        return create("ViT-S-32-alt", pretrained=None, force_quick_gelu=force_quick_gelu)
+
+    monkeypatch.setattr(open_clip, "create_model", small)
+    monkeypatch.setenv("BINDSEARCH_OFFLINE", "0")
+    space = load_space(f"open_clip:ViT-B-32/{tag}")
+    for tower in ("text", "vision"):
+        kinds = {type(each).__name__ for each in space._towers[tower].modules()}
+        assert ("QuickGELU" in kinds, "GELU" in kinds) == (quick, not quick)
+
+
 def test_open_clip_offline_says_what_is_missing(
     open_clip_space: Space, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

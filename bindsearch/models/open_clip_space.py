@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 VOCABULARY = 49408
 _TOWERS = {"image": "vision", "text": "text"}
+_BUILDING = threading.Lock()
+"""Held while a model is built: random weights are drawn from torch's one generator, and both encoders take room."""
+
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -74,7 +77,8 @@ def open_space(argument: str) -> Opened:
     Raises:
         MissingExtraError: open_clip is not installed.
         UnknownNameError: no such architecture or weights.
-        UnsupportedError: an architecture whose text or pictures are prepared in another way.
+        UnsupportedError: an architecture whose text or pictures are prepared in another way, or whose activation is not
+            that of the weights.
     """
     choice = Choice.parse(argument)
     open_clip = _package()
@@ -85,6 +89,9 @@ def open_space(argument: str) -> Opened:
     picture = _picture_numbers(open_clip, choice)
     name = f"open_clip:{choice.arch}/{choice.tag}"
     anchor = {"package": "open_clip", "arch": choice.arch, "tag": choice.tag}
+    quick_gelu = _forces_quick_gelu(open_clip, choice, config)
+    if quick_gelu:
+        anchor["activation"] = "quick_gelu"
     space_id = f"{name}@{content_hash(anchor)}"
     card = SpaceCard(
         name=name,
@@ -100,8 +107,14 @@ def open_space(argument: str) -> Opened:
         source={"package": f"open_clip_torch {open_clip.__version__}", "arch": choice.arch, "tag": choice.tag},
         licence="see the model card of these weights" if choice.seed is None else "random weights",
     )
-    model = _Model(choice, size_px, context)
-    return Opened(card, model.tower, name)
+
+    def load(tower: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+        with _BUILDING:
+            half = _keep_half(_build(choice, quick_gelu), tower)
+        half = half.to(device, dtype).requires_grad_(False).eval()
+        return _encoder(tower, half, (3, 1, size_px, size_px), context)
+
+    return Opened(card, load, name)
 
 
 def _package() -> Any:
@@ -146,20 +159,36 @@ def _picture_numbers(open_clip: Any, choice: Choice) -> dict[str, Any]:
     return {"mean": list(map(float, mean)), "std": list(map(float, std))}
 
 
-class _Model:
-    """The one module that holds both encoders; built once, whichever is asked for first."""
+def _forces_quick_gelu(open_clip: Any, choice: Choice, config: dict[str, Any]) -> bool:
+    """Say whether weights want QuickGELU, x * sigmoid(1.702 x), of an architecture written with plain GELU.
 
-    def __init__(self, choice: Choice, size_px: int, context: int) -> None:
-        self.choice, self.size_px, self.context = choice, size_px, context
-        self._lock = threading.Lock()
-        self._model: torch.nn.Module | None = None
+    The package only warns of it, and its vectors are then wrong.
 
-    def tower(self, name: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-        """Give one encoder as a module of (N, ...) -> (N, d)."""
-        with self._lock:
-            if self._model is None:
-                self._model = _build(self.choice).to(device, dtype).requires_grad_(False).eval()
-        return _encoder(name, self._model, (3, 1, self.size_px, self.size_px), self.context)
+    Raises:
+        UnsupportedError: they want plain GELU of an architecture with QuickGELU; names an architecture that fits.
+    """
+    if choice.seed is not None:
+        return False
+    wanted = bool(open_clip.get_pretrained_cfg(choice.arch, choice.tag).get("quick_gelu", False))
+    built = bool(config.get("quick_gelu", False))
+    if built and not wanted:
+        plain = choice.arch.removesuffix("-quickgelu")
+        fits = f"{plain}/{choice.tag}" if plain != choice.arch else "ViT-B-32/laion2b_s34b_b79k"
+        raise UnsupportedError(
+            f"open_clip:{choice.arch}/{choice.tag}: the architecture computes with QuickGELU, its weights were trained "
+            f"with plain GELU. Use an architecture with plain GELU: --space open_clip:{fits}"
+        )
+    return wanted and not built
+
+
+def _keep_half(model: torch.nn.Module, tower: str) -> torch.nn.Module:
+    """Drop the encoder that was not asked for from a model that open_clip builds with both; keeps the logit scale."""
+    parts = [name for name, _ in model.named_children() if (name == "visual") != (tower == "vision")]
+    if tower == "vision":
+        parts += [name for name in ("positional_embedding", "text_projection", "attn_mask") if hasattr(model, name)]
+    for name in parts:
+        delattr(model, name)
+    return model
 
 
 def _encoder(name: str, model: torch.nn.Module, clip: tuple[int, ...], context: int) -> torch.nn.Module:
@@ -188,8 +217,12 @@ def _encoder(name: str, model: torch.nn.Module, clip: tuple[int, ...], context: 
     return Encoder()
 
 
-def _build(choice: Choice) -> torch.nn.Module:
+def _build(choice: Choice, quick_gelu: bool) -> torch.nn.Module:
     """Build a model with random or released weights; these come through open_clip's own download and cache.
+
+    Args:
+        choice: which.
+        quick_gelu: whether to compute with QuickGELU whatever the architecture says.
 
     Raises:
         WeightsError: they cannot be had; the message names them.
@@ -204,7 +237,9 @@ def _build(choice: Choice) -> torch.nn.Module:
         return model
     where = _cached_file(open_clip, choice) if setting("offline") else choice.tag
     try:
-        loaded: torch.nn.Module = open_clip.create_model(choice.arch, pretrained=str(where), weights_only=True)
+        loaded: torch.nn.Module = open_clip.create_model(
+            choice.arch, pretrained=str(where), weights_only=True, force_quick_gelu=quick_gelu
+        )
     except Exception as error:  # whatever the hub's client, the network or the file raises
         reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
         raise WeightsError(
