@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bindsearch.cli.options import JsonOption, QuietOption, make_group, print_facts, print_json, say
+from bindsearch.errors import MissingInputError
 
 models_app = make_group("Spaces and their weights: list, info, fetch, convert, verify, path.")
 
@@ -23,9 +24,9 @@ def models_list(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(rows)
         return
-    width = max(len(str(row["name"])) for row in rows)
+    width, status = (max(len(str(row[name])) for row in rows) for name in ("name", "status"))
     for row in rows:
-        typer.echo(f"{row['name']:<{width}}  {row['status']:<14}  {', '.join(row['modalities'])}")
+        typer.echo(f"{row['name']:<{width}}  {row['status']:<{status}}  {', '.join(row['modalities'])}")
 
 
 @models_app.command("info")
@@ -64,6 +65,8 @@ def models_fetch(
     """Fetch released weights: show the licence, download with resume, verify, convert to one file a tower."""
     from bindsearch.models.fetch import fetch_space, licence_of
 
+    if source is not None and not source.is_file():
+        raise MissingInputError(f"{source}: no such file. --from takes the checkpoint as released.")
     say(licence_of(name))
     if not accept_licence and not typer.confirm("Do you accept this licence?", err=True):
         say("not fetched: the licence was not accepted.")

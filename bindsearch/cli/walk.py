@@ -23,6 +23,7 @@ from bindsearch.cli.options import (
     print_json,
     say,
 )
+from bindsearch.errors import InputError
 from bindsearch.registry import MODALITIES
 
 index_app = make_group("Build an index over embeddings, and look at one.", BuildFirst)
@@ -64,6 +65,8 @@ def embed(
         item_limit_s=item_limit_s,
         dry_run=dry_run,
     )
+    if (output / "index.json").is_file():
+        raise InputError(f"{output}: holds an index. Name another folder for the embeddings, such as run/embeddings.")
     loaded = open_space(space, device, dtype, preset)
     report = run_embed(sources, output, loaded, options=options, progress=not quiet)
     if as_json:
@@ -151,14 +154,27 @@ def index_compact(index: Annotated[Path, typer.Argument(help="Folder of the inde
 
 
 def query(
-    index: Annotated[Path | None, typer.Argument(help="Folder of the index; default: BINDSEARCH_INDEX, ...")] = None,
+    index: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of the index; default: BINDSEARCH_INDEX, bindsearch.toml, or the only one under indexes/."
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many answers.")] = 10,
     where: Annotated[
         str | None, typer.Option(help="Filter on item columns: \"size > 1000 and modality == 'image'\".")
     ] = None,
     only: Annotated[str | None, typer.Option("--only", help="Answer with this modality alone.")] = None,
-    many: Annotated[Path | None, typer.Option("--from", help="queries.jsonl: one query a line; - is stdin.")] = None,
-    exclude_self: Annotated[bool, typer.Option("--exclude-self", help="Leave out the items asked with.")] = False,
+    many: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help='File of queries, one JSON a line, such as {"text": "a dog", "k": 5}; - is stdin; docs/query.md.',
+        ),
+    ] = None,
+    exclude_self: Annotated[
+        bool, typer.Option("--exclude-self", help="Leave out the items asked with by --item.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each term adds to the score.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with pictures and players.")] = None,
     sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG).")] = None,

@@ -12,6 +12,8 @@ from bindsearch.errors import TooManyBadError
 
 STAGES = ("decode", "model", "write")
 
+NOT_IN_SPACE = " (not in the space)"
+
 
 @dataclass
 class EmbedReport:
@@ -96,8 +98,12 @@ class EmbedReport:
         ):
             if count:
                 lines.append(f"  {label}: {count}")
-        if self.ignored:
-            lines.append(f"  ignored, no media: {_counted(self.ignored)}")
+        foreign = Counter({name: count for name, count in self.ignored.items() if name.endswith(NOT_IN_SPACE)})
+        rest = self.ignored - foreign
+        if rest:
+            lines.append(f"  ignored, no media: {_counted(rest)}")
+        if foreign:
+            lines.append(f"  ignored, {_counted(foreign)}: --space imagebind-huge reads all seven modalities")
         if self.bad_items:
             bad = f"{self.bad_items} ({self.bad_share:.1%})"
             lines.append(f"  bad: {bad}; reasons in {self.ledger}")

@@ -26,6 +26,7 @@ TowerLoader = Callable[[str, "torch.dtype", "torch.device"], "torch.nn.Module"]
 
 DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float64": "float64"}
 CLIPS_AT_ONCE = 64
+_OTHER_SPACES = "--space imagebind-huge reads all seven; --space tiny, of random weights, shows how a file is read."
 _HOW_SHAPES_READ = "B items, S clips each; a still has S = 1"
 
 
@@ -207,7 +208,8 @@ class Space:
         if lost.any():
             row = int(np.flatnonzero(lost)[0])
             raise InputError(
-                f"{modality}: item {row} of {len(raw)} has no embedding: {raw[row, :3]}... Look for NaN or infinity in it."
+                f"{modality}: item {row} of {len(raw)} has no embedding (it begins {raw[row, :3]}). Look for NaN or "
+                "infinity in it."
             )
         return _unit(raw)
 
@@ -290,7 +292,7 @@ class Space:
 
     def _tower_name(self, modality: str) -> str:
         if modality not in self.card.towers:
-            raise UnknownNameError(f"modality of {self.name}", modality, self.card.towers)
+            raise UnknownNameError(f"modality of {self.name}", modality, self.card.towers, _OTHER_SPACES)
         return self.card.towers[modality]
 
     def _check_preset(self, modality: str) -> None:
