@@ -258,6 +258,32 @@ def test_sources_without_media_are_refused(tmp_path, space):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_an_emptied_folder_held_is_gone(tmp_path, space):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(picture_bytes(seed=number))
+    run_embed([folder], out, space, options=HERE)
+    with pytest.raises(MissingInputError, match="no media found"):
+        run_embed([folder], out, space, options=EmbedOptions(workers=0, modality="text"))
+    for number in range(3):
+        (folder / f"{number}.png").unlink()
+    report = run_embed([folder], out, space, options=HERE)
+    assert (report.gone, report.items) == (3, 0)
+    assert "gone: 3" in report.to_text()
+    assert (keys(out), open_store(out).manifest.gone) == ([], 3)
+    before = contents(out)
+    assert run_embed([folder], out, space, options=HERE).gone == 0
+    assert contents(out) == before
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(MissingInputError, match="no media found"):
+        run_embed([empty], out, space, options=HERE)
+    (folder / "1.png").write_bytes(picture_bytes(seed=1))
+    assert run_embed([folder], out, space, options=HERE).items == 1
+    assert keys(out) == ["1.png"]
+
+
 def test_a_modality_that_the_space_lacks_is_counted(media, tmp_path, space):
     class Blind:
         """The tiny space without eyes."""

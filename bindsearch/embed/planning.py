@@ -15,11 +15,12 @@ from bindsearch.embed.batching import modalities_of
 from bindsearch.embed.changes import KnownUnits
 from bindsearch.embed.decoding import Cut, has_spans
 from bindsearch.embed.plan import PlannedRow, PlanWriter, fingerprint, span_item
-from bindsearch.embed.report import EmbedReport
+from bindsearch.embed.report import NOT_IN_SPACE, EmbedReport
 from bindsearch.embed.worker import Task
 from bindsearch.embed.workers import DecodePool
 from bindsearch.errors import InputError, MissingInputError
 from bindsearch.listing import BrokenItem, Listing
+from bindsearch.listing.collect import STDIN
 from bindsearch.store import Generation, Identity, generation_folders
 from bindsearch.store.files import full_disk_said
 from bindsearch.types import Item
@@ -102,7 +103,7 @@ class Planner:
             The committed plan, or None where nothing is new, changed or gone.
 
         Raises:
-            MissingInputError: the sources hold nothing that can be embedded.
+            MissingInputError: the sources hold nothing that can be embedded, and nothing of theirs is in the store.
             InputError: a key is there twice.
         """
         started = time.perf_counter()
@@ -115,7 +116,7 @@ class Planner:
                 planned, gone = writer.finish(), known.gone()
             self.report.ignored += listing.ignored
             self.report.hidden, self.report.linked, self.report.gone = listing.hidden, listing.linked, len(gone)
-            if not found and not self.report.kept_shards:
+            if not found and not self.report.kept_shards and not self._is_emptied(done, listing):
                 raise MissingInputError(f"{', '.join(listing.names)}: no media found. {self._what_instead()}")
             if not planned and not gone:
                 shutil.rmtree(writer.folder)
@@ -129,6 +130,14 @@ class Planner:
         finally:
             self.report.seconds["list"] += time.perf_counter() - started
 
+    def _is_emptied(self, done: Sequence[Generation], listing: Listing) -> bool:
+        """Tell whether sources that hold nothing now were listed before: all they held is gone, and that is no mistake.
+
+        A modality that was asked for and that passes files over is taken for one.
+        """
+        before = {name for generation in done for name in generation.record["sources"]} - {STDIN}
+        return not before.isdisjoint(listing.origins) and not (self.options.modality and self.report.ignored)
+
     def _what_instead(self) -> str:
         if not self.report.ignored:
             return "Nothing there has a name that says what it is."
@@ -141,7 +150,7 @@ class Planner:
         changed: list[tuple[int, Item, int]] = []
         for origin, item in listing.with_origins():
             if lacking := self._lacking(item):
-                self.report.ignored[f"{lacking} (not in the space)"] += 1
+                self.report.ignored[lacking + NOT_IN_SPACE] += 1
                 continue
             found += 1
             mark = fingerprint(item, self.options.window_s)
