@@ -95,6 +95,17 @@ def test_another_space_exits_5_and_names_both(walk: Path) -> None:
     assert "tiny:0@" in done.stderr and "tiny:8@" in done.stderr
 
 
+def test_vectors_of_an_unknown_space_exit_5_and_say_how_to_name_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.eye(4, 8, dtype=np.float32))
+    words = ("--format", "npy", "--modality", "image")
+    assert bindsearch("import", tmp_path / "x.npy", "-o", tmp_path / "e", *words).returncode == 0
+    assert bindsearch("index", tmp_path / "e", "-o", tmp_path / "index").returncode == 0
+    done = bindsearch("query", tmp_path / "index", "--text", "dog")
+    assert done.returncode == 5
+    assert "--space-id NAME@HASH" in done.stderr
+    assert "--space unknown" not in done.stderr
+
+
 def test_missing_things_exit_3(walk: Path, tmp_path: Path) -> None:
     assert bindsearch("embed", tmp_path / "nowhere", "-o", tmp_path / "e", "--space", "tiny").returncode == 3
     assert bindsearch("query", tmp_path / "nowhere", "--text", "x").returncode == 3

@@ -250,8 +250,26 @@ def test_another_preset_of_the_same_modality_is_refused(space, tmp_path):
     store = space_store(space, preset_ids={"text": "reference:12345678"})
     build_index(store, tmp_path / "index")
     index = open_index(tmp_path / "index")
-    with pytest.raises(MismatchError, match=f"text preset reference:12345678, .* {space.preset_id('text')}"):
+    with pytest.raises(MismatchError, match=f"text preset reference:12345678, .* {space.preset_id('text')}") as caught:
         index.search(space.text("dog"))
+    assert str(caught.value).endswith(". Leave --preset away, or give --preset text=reference")
+    build_index(space_store(space, preset_ids={"text": "default:12345678"}), tmp_path / "older")
+    with pytest.raises(MismatchError, match=r"default:12345678, .* Rebuild: bindsearch index .*older --force"):
+        open_index(tmp_path / "older").search(space.text("dog"))
+
+
+def test_an_index_of_an_unknown_space_is_asked_by_items_and_vectors_alone(space, tmp_path):
+    unknown = {"space_name": "unknown", "space_id": "unknown", "tower_ids": {}, "preset_ids": {}, "tokenizer_id": None}
+    build_index(space_store(space, **unknown), tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    with pytest.raises(
+        MismatchError, match=r"built with space unknown, .* import FILE .*--space-id NAME@HASH"
+    ) as caught:
+        index.search(space.text("dog"))
+    assert "--space unknown" not in str(caught.value)
+    with pytest.raises(MismatchError, match=r"only --item and --vector can ask it.*--space-id NAME@HASH"):
+        ask(index, [("text", "dog")], load=no_space)
+    assert ask(index, [("item", WORDS[3])], load=no_space).hits[0][0].key == WORDS[3]
 
 
 def test_a_modality_that_the_index_lacks_needs_only_its_tower_bound_to_the_space(index, space):

@@ -38,6 +38,22 @@ class Identity:
                     "Load the space whose tower it is."
                 )
 
+    def difference(self, other: Identity) -> tuple[str, str, str] | None:
+        """Give what first differs from another identity and the value of each, as in ("audio tower", ours, theirs).
+
+        What one of the two does not know is no difference; None: they go together.
+        """
+        pairs = [("space", self.space_id, other.space_id)]
+        for modality in sorted(set(self.tower_ids) & set(other.tower_ids)):
+            pairs.append((f"{modality} tower", self.tower_ids[modality], other.tower_ids[modality]))
+        for modality in sorted(set(self.preset_ids) & set(other.preset_ids)):
+            pairs.append((f"{modality} preset", self.preset_ids[modality], other.preset_ids[modality]))
+        pairs.append(("tokenizer", self.tokenizer_id, other.tokenizer_id))
+        for what, ours, theirs in pairs:
+            if ours is not None and theirs is not None and ours != theirs:
+                return what, ours, theirs
+        return None
+
     def merged(self, other: Identity, here: str, there: str, fix: str) -> Identity:
         """Give the identity of two things that go together.
 
@@ -50,15 +66,10 @@ class Identity:
         Raises:
             MismatchError: another space; or another tower, preset or tokenizer of a modality that both have.
         """
-        pairs = [("space", self.space_id, other.space_id)]
-        for modality in sorted(set(self.tower_ids) & set(other.tower_ids)):
-            pairs.append((f"{modality} tower", self.tower_ids[modality], other.tower_ids[modality]))
-        for modality in sorted(set(self.preset_ids) & set(other.preset_ids)):
-            pairs.append((f"{modality} preset", self.preset_ids[modality], other.preset_ids[modality]))
-        pairs.append(("tokenizer", self.tokenizer_id, other.tokenizer_id))
-        for what, ours, theirs in pairs:
-            if ours is not None and theirs is not None and ours != theirs:
-                raise MismatchError(f"{here}: built with {what} {ours}, {there} comes from {theirs}. {fix}")
+        differs = self.difference(other)
+        if differs is not None:
+            what, ours, theirs = differs
+            raise MismatchError(f"{here}: built with {what} {ours}, {there} comes from {theirs}. {fix}")
         return Identity(
             space_id=self.space_id if self.space_id is not None else other.space_id,
             tower_ids={**self.tower_ids, **other.tower_ids},

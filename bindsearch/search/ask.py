@@ -144,6 +144,8 @@ def build_queries(requests: Sequence[Request], index: SearchIndex | None, load: 
             values = media.setdefault(spec.kind, [])
             if spec.value not in values:
                 values.append(spec.value)
+    if index is not None and media:
+        index.check_space_known()
     space = load() if media else None
     if index is not None and space is not None:
         index.check(_identity_of(space, media))

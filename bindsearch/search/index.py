@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.config import setting_with_origin
-from bindsearch.errors import InputError, MissingInputError, ShapeError, UnknownNameError
+from bindsearch.errors import InputError, MismatchError, MissingInputError, ShapeError, UnknownNameError
 from bindsearch.index.folder import IndexFolder, VectorSource
 from bindsearch.index.identity import Identity
 from bindsearch.query import Embedding
 from bindsearch.search.hits import Hits
 from bindsearch.search.where import Filter, parse_filter
+from bindsearch.store import UNKNOWN
 from bindsearch.types import item_id
 
 if TYPE_CHECKING:
@@ -170,10 +171,35 @@ class SearchIndex:
         """
         manifest = self.manifest
         identity = query.identity if isinstance(query, Embedding) else query
-        fix = f"Ask with --space {manifest.space_name}, or rebuild: bindsearch index EMBEDDINGS -o {self.path} --force"
-        manifest.identity.merged(identity, str(self.path), "the query", fix)
+        differs = manifest.identity.difference(identity)
+        if differs is not None:
+            manifest.identity.merged(identity, str(self.path), "the query", self._advice(*differs))
         if isinstance(query, Embedding) and query.dim != manifest.dim:
             raise ShapeError(f"{self.path}: its vectors have dim {manifest.dim}, the query has dim {query.dim}.")
+
+    def check_space_known(self) -> None:
+        """Refuse to encode anything for an index of imported vectors that nobody vouches for.
+
+        Raises:
+            MismatchError: with what to type.
+        """
+        if self.manifest.space_id == UNKNOWN:
+            raise MismatchError(
+                f"{self.path}: its vectors were imported without their space, so that only --item and --vector can ask "
+                f"it. {self._advice('space', UNKNOWN, '')}"
+            )
+
+    def _advice(self, what: str, ours: str, theirs: str) -> str:
+        """Say what to type where a query differs; the arguments are those of `Identity.difference`."""
+        rebuild = f"bindsearch index EMBEDDINGS -o {self.path} --force"
+        if self.manifest.space_id == UNKNOWN:
+            return f"Import again with the space: bindsearch import FILE -o EMBEDDINGS --space-id NAME@HASH; {rebuild}"
+        preset = ours.partition(":")[0]
+        if what.endswith(" preset"):
+            if preset == theirs.partition(":")[0]:  # of one name, but other numbers
+                return f"Rebuild: {rebuild}"
+            return f"Leave --preset away, or give --preset {what.removesuffix(' preset')}={preset}"
+        return f"Ask with --space {self.manifest.space_name}, or rebuild: {rebuild}"
 
     def item(self, key: str | int) -> Embedding:
         """Make a query of an item of the index.
