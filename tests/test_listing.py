@@ -247,20 +247,54 @@ def test_a_text_column_makes_texts(kind, tmp_path):
         ({"path": "a.jpg", "key": "a\x00b"}, "NUL"),
     ],
 )
-def test_rows_that_cannot_be_meant_are_refused_with_their_number(row, words, tmp_path):
-    path = as_manifest("jsonl", tmp_path, [{"path": "fine.jpg"}, row])
-    with pytest.raises(InputError, match="row 1") as error:
-        list(collect(path))
-    assert words in str(error.value)
+def test_rows_that_cannot_be_meant_are_broken_and_the_others_are_not(row, words, tmp_path):
+    path = as_manifest("jsonl", tmp_path, [{"path": "fine.jpg"}, row, {"path": "also.jpg"}])
+    fine, broken, also = collect(path)
+    assert (fine.key, also.key) == ("fine.jpg", "also.jpg")
+    assert isinstance(broken, BrokenItem)
+    assert (broken.key, broken.modality, broken.source) == ("list.jsonl#1", "row", str(path))
+    assert "row 1" in broken.reason
+    assert words in broken.reason
+
+
+def test_lines_that_are_no_rows_are_broken(tmp_path):
+    lines = [
+        b'{"path": "a.jpg"}',
+        b"{'path': 1}",
+        b"",
+        b"[1]",
+        b'{"text": "\xff"}',
+        b"[" * 100_000,
+        b'{"path": "b.jpg"}',
+    ]
+    write(tmp_path, "x.jsonl", data=b"\n".join(lines))
+    first, *broken, last = collect(tmp_path / "x.jsonl")
+    assert (first.key, last.key) == ("a.jpg", "b.jpg")
+    assert [item.key for item in broken] == ["x.jsonl#1", "x.jsonl#2", "x.jsonl#3", "x.jsonl#4"]
+    for item, words in zip(
+        broken, ("line 2: not JSON", "line 4: expected an object, got list", "utf-8", ""), strict=True
+    ):
+        assert isinstance(item, BrokenItem)
+        assert words in item.reason
+    write(tmp_path, "y.csv", data=b"path,caption\na.jpg,fine\nb.jpg,caf\xe9\nc.jpg," + b"x" * 200_000 + b"\nd.jpg,\n")
+    first, latin, endless, last = collect(tmp_path / "y.csv")
+    assert (first.key, last.key) == ("a.jpg", "d.jpg")
+    assert isinstance(latin, BrokenItem)
+    assert "row 1: line 3: not UTF-8" in latin.reason
+    assert isinstance(endless, BrokenItem)
+    assert "row 2: after line 3: not CSV" in endless.reason
 
 
 def test_manifests_that_are_none_are_refused(tmp_path):
     write(tmp_path, "columns.csv", data=b"file,words\na.jpg,hello\n")
     with pytest.raises(InputError, match="expected a column 'path' or 'text' or 'fuse', got file, words"):
         list(collect(tmp_path / "columns.csv"))
-    write(tmp_path, "broken.jsonl", data=b'{"path": "a.jpg"}\n{"path": \n')
-    with pytest.raises(InputError, match="line 2: not JSON"):
+    write(tmp_path, "broken.jsonl", data=b'{"path": \nand more\n')
+    with pytest.raises(InputError, match=r"line 1: not JSON.* No other row can be read either"):
         list(collect(tmp_path / "broken.jsonl"))
+    write(tmp_path, "latin.csv", data=b"path,\xe9\na.jpg,b\n")
+    with pytest.raises(InputError, match="line 1: not a CSV in UTF-8"):
+        list(collect(tmp_path / "latin.csv"))
     write(tmp_path, "broken.parquet", data=b"PAR1 and nothing")
     with pytest.raises(InputError, match="not a Parquet file"):
         list(collect(tmp_path / "broken.parquet"))

@@ -43,21 +43,42 @@ class Manifest:
         Columns: `path` (or `text`: the text itself), and where wanted `modality`, `key` (default: the path as written;
         of a text "<manifest>#<row>", from 0), `caption`, `group`, `start_s` and `end_s`. A row with `fuse`
         ("video*0.95 + audio*0.05") has a column for each modality it names, holding that part's path (for text, the
-        text itself). Every other column becomes an attribute. A row with nothing to embed is a BrokenItem.
+        text itself). Every other column becomes an attribute. A row with nothing to embed, or with a value that cannot
+        be meant, is a BrokenItem; of the latter the key is "<manifest>#<row>".
 
         Raises:
-            InputError: no such column, or a value that cannot be meant; names the row.
+            InputError: no such column, or no row that can be read at all.
         """
+        columns: tuple[str, ...] | None = None
+        first_unread: str | None = None
         for number, row in enumerate(self._rows()):
             where = f"{self.path}, row {number}"
-            if number == 0:
-                self._check_columns(tuple(row))
-            values = {name: value for name, value in row.items() if not _is_blank(value)}
-            if "\x00" in str(values.get("key", "")):
-                raise InputError(f"{where}: the key holds a NUL character.")
-            yield self._item(values, f"{self.path.name}#{number}", where)
+            if isinstance(row, str):
+                first_unread = first_unread or f"{self.path}, {row}"
+                yield self._broken(number, f"{where}: {row}")
+                continue
+            if columns is None:
+                columns = tuple(row)
+                self._check_columns(columns)
+            try:
+                item = self._row_item(row, f"{self.path.name}#{number}", where)
+            except InputError as error:
+                item = self._broken(number, str(error))
+            yield item
+        if columns is None and first_unread is not None:
+            raise InputError(f"{first_unread}. No other row can be read either: is it a manifest?")
 
-    def _rows(self) -> Iterator[Mapping[str, Any]]:
+    def _broken(self, number: int, reason: str) -> BrokenItem:
+        return BrokenItem(to_text(f"{self.path.name}#{number}"), "row", place_of(self.path), reason=to_text(reason))
+
+    def _row_item(self, row: Mapping[str, Any], name: str, where: str) -> Item:
+        values = {column: value for column, value in row.items() if not _is_blank(value)}
+        if "\x00" in str(values.get("key", "")):
+            raise InputError(f"{where}: the key holds a NUL character.")
+        return self._item(values, name, where)
+
+    def _rows(self) -> Iterator[Mapping[str, Any] | str]:
+        """Yield the rows; of one that cannot be read, where it is and why."""
         suffix = self.path.suffix.lower()
         if suffix == ".parquet":
             yield from _parquet_rows(self.path)
@@ -187,36 +208,50 @@ def _span_of(values: Mapping[str, Any], where: str) -> Span | None:
         return None
     try:
         start_s, end_s = (float(value) for value in ends)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{where}: start_s and end_s: expected two numbers of seconds, got {ends}.") from None
     if not 0 <= start_s < end_s < math.inf:
         raise InputError(f"{where}: expected 0 <= start_s < end_s, got {start_s:g} and {end_s:g}.")
     return start_s, end_s
 
 
-def _csv_rows(path: Path, delimiter: str) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+def _csv_rows(path: Path, delimiter: str) -> Iterator[Mapping[str, Any] | str]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, delimiter=delimiter, restkey="")
         try:
-            for row in reader:
-                row.pop("", None)  # cells beyond the header
-                yield row
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path}, line {reader.line_num}: not a CSV in UTF-8: {error}") from error
+            header = "".join(reader.fieldnames or ())
+        except csv.Error as error:
+            raise InputError(f"{path}, line 1: not a CSV: {error}") from error
+        if _is_no_utf8(header):
+            raise InputError(f"{path}, line 1: not a CSV in UTF-8.")
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield f"after line {reader.line_num}: not CSV: {error}"
+                continue
+            row.pop("", None)  # cells beyond the header
+            bad = any(_is_no_utf8(cell) for cell in row.values() if cell)
+            yield f"line {reader.line_num}: not UTF-8" if bad else row
 
 
-def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def _is_no_utf8(text: str) -> bool:
+    return any("\udc80" <= letter <= "\udcff" for letter in text) if not text.isascii() else False
+
+
+def _json_rows(path: Path) -> Iterator[Mapping[str, Any] | str]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
-                raise InputError(f"{path}, line {number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number}: expected an object, got {type(row).__name__}.")
-            yield row
+            except (ValueError, RecursionError) as error:
+                yield f"line {number}: not JSON: {error}"
+                continue
+            yield row if isinstance(row, dict) else f"line {number}: expected an object, got {type(row).__name__}"
 
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
