@@ -67,6 +67,9 @@ class FakeStore:
                 self.table.slice(start, rows),
             )
 
+    def gone_sources(self):
+        return {}
+
     @property
     def units(self):
         return (self.vectors / np.linalg.norm(self.vectors.astype(np.float64), axis=1, keepdims=True)).astype(

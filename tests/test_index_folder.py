@@ -16,11 +16,13 @@ from fake_store import SPACE, FakeStore, make_manifest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from test_store import row, write_generation
 
 from bindsearch.config import content_hash
 from bindsearch.errors import BindSearchError, InputError, MismatchError, MissingInputError, UnknownNameError
 from bindsearch.index.folder import IndexFolder, build_index
 from bindsearch.index.manifest import read_manifest
+from bindsearch.store import commit_store
 from bindsearch.types import item_id
 
 BACKENDS = ("flat", "faiss-flat")
@@ -121,6 +123,36 @@ def test_adding_replaces_what_differs_and_passes_over_what_does_not(folder, stor
     folder.compact()
     assert (folder.count, folder.info()["removed"]) == (32, 0)
     assert folder.verify()["status"] == "ok"
+
+
+def test_what_the_embeddings_mark_as_gone_leaves_the_index(tmp_path):
+    """Only rows of the same file go: an item of the same name that came from another store stays."""
+    out, other = tmp_path / "emb", tmp_path / "other"
+    write_generation(out, 1, [("image-00000", [row("a"), row("b"), row("c")], [])])
+    commit_store(out)
+    write_generation(other, 1, [("image-00000", [row("b", source="/elsewhere/b")], [])])
+    commit_store(other)
+    index, mixed = build_index(out, tmp_path / "index"), build_index(out, tmp_path / "mixed")
+    mixed.add(other)
+    write_generation(out, 2, [], gone=["a", "b"])
+    commit_store(out)
+    assert index.add(out) == 0
+    assert index.snapshot.ids().tolist() == [item_id("c")]
+    assert (index.count, index.info()["modalities"]) == (1, {"image": 1})
+    assert index.verify()["status"] == "ok"
+    generation = index.manifest.generation
+    assert index.add(out) == 0
+    assert index.manifest.generation == generation, "nothing left to do"
+    mixed.add(out)
+    assert sorted(mixed.snapshot.ids().tolist()) == sorted([item_id("b"), item_id("c")])
+    write_generation(out, 3, [("image-00000", [row("a"), row("d")], [])], gone=["c"])
+    commit_store(out)
+    assert index.add(out) == 2
+    assert sorted(index.snapshot.ids().tolist()) == sorted([item_id("a"), item_id("d")])
+    write_generation(out, 4, [], gone=["a", "d"])
+    commit_store(out)
+    index.add(out)
+    assert index.count == 0
 
 
 def test_removed_items_are_gone_for_new_readers_and_stay_for_old_ones(folder, store):

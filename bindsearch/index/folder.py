@@ -9,7 +9,7 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +33,7 @@ from bindsearch.index.manifest import (
 from bindsearch.index.segment import Segment, write_segment
 from bindsearch.index.snapshot import Snapshot
 from bindsearch.registry import INDEXES
+from bindsearch.store import UNKNOWN
 
 if TYPE_CHECKING:
     from bindsearch.index.segment import Block
@@ -48,6 +49,9 @@ class VectorSource(Protocol):
 
     def iter_blocks(self, rows: int) -> Iterable[Block]:
         """Iterate over (ids, vectors, item table) in blocks of at most `rows` rows."""
+
+    def gone_sources(self) -> dict[int, set[str]]:
+        """Give what it held and holds no longer: id -> the sources of it."""
 
 
 class IndexFolder:
@@ -97,6 +101,8 @@ class IndexFolder:
     def add(self, embeddings: str | Path | VectorSource, block_rows: int = 4096) -> int:
         """Add the items of a source, replacing those whose vector or item row differs; equal ones are passed over.
 
+        What the source marks as gone leaves every later answer, where the index has it from the same file.
+
         Args:
             embeddings: of the same space: folder of an embedding store, or an open one.
             block_rows: rows in memory at once.
@@ -105,7 +111,8 @@ class IndexFolder:
             How many items were added or replaced.
 
         Raises:
-            MismatchError: another space, dimension, or tower or preset of a modality that the index has.
+            MismatchError: another space, dimension, or tower or preset of a modality that the index has; or both are
+                of an unknown space and `embeddings` is not the folder that the index was built from.
         """
         source, name = _open_source(embeddings)
         with _writing(self.path):
@@ -114,22 +121,24 @@ class IndexFolder:
             fix = f"Rebuild: bindsearch index EMBEDDINGS -o {self.path} --force"
             identity = old.identity.merged(identity_of(source, name), str(self.path), name or "the addition", fix)
             _check_dim(old.dim, source, str(self.path), name)
+            _check_known(old, source, str(self.path), name)
             replaced: list[IntArray] = []
             blocks = self._changed(source.iter_blocks(block_rows), replaced)
             entry, modalities = write_segment(self.path, old.generation + 1, blocks, old.dim)
-            if entry is None:
+            buried = np.concatenate([*replaced, self._gone(source.gone_sources())])
+            if entry is None and not buried.size:
                 return 0
-            entries, gone = self._bury(np.concatenate(replaced), old.generation + 1)
+            entries, gone = self._bury(buried, old.generation + 1)
             new = dataclasses.replace(
                 old,
-                segments=(*entries, entry),
+                segments=entries if entry is None else (*entries, entry),
                 tower_ids=dict(identity.tower_ids),
                 preset_ids=dict(identity.preset_ids),
                 tokenizer_id=identity.tokenizer_id,
                 source=name or old.source,
             )
             self._commit(new, sum_counts(old.modalities, modalities, {k: -v for k, v in gone.items()}))
-            return entry.rows
+            return 0 if entry is None else entry.rows
 
     def remove(self, ids: IntArray) -> int:
         """Take items out of every later answer; their rows stay on disk until `compact`.
@@ -178,6 +187,14 @@ class IndexFolder:
                 changed[known] = ~(same & np.array(equal, dtype=bool))
             replaced.append(ids[known][changed[known]])
             yield ids[changed], vectors[changed], table.filter(pa.array(changed))
+
+    def _gone(self, sources: Mapping[int, set[str]]) -> IntArray:
+        """Give the ids of living items that have one of the sources which their embeddings no longer have."""
+        ids = np.fromiter(sources, dtype=np.int64)
+        known = ids[self.snapshot.locate(ids)[0] >= 0]
+        here = self.snapshot.table(known, ["source"])["source"].to_pylist() if known.size else []
+        same = [source in sources[each] for each, source in zip(known.tolist(), here, strict=True)]
+        return np.asarray(known[np.array(same, dtype=bool)], dtype=np.int64)
 
     def _bury(self, ids: IntArray, generation: int) -> tuple[tuple[SegmentEntry, ...], dict[str, int]]:
         """Write the tombstones of ids; gives the changed entries and the number of removed items by modality."""
@@ -285,6 +302,17 @@ def identity_of(source: VectorSource, name: str) -> Identity:
 def _check_dim(dim: int, source: VectorSource, here: str, there: str) -> None:
     if int(source.manifest.dim) != dim:
         raise MismatchError(f"{here}: built with dim {dim}, {there or 'the addition'} has dim {source.manifest.dim}.")
+
+
+def _check_known(old: Manifest, source: VectorSource, here: str, there: str) -> None:
+    """Refuse to put two imports of unknown spaces together: nothing says that it is one space."""
+    unknown = old.space_id == source.manifest.space_id == UNKNOWN
+    if unknown and not (there and Path(there).resolve() == Path(old.source).resolve()):
+        raise MismatchError(
+            f"{here}: built with space {UNKNOWN} from {old.source or 'embeddings without a folder'}, "
+            f"{there or 'the addition'} comes from space {UNKNOWN}: these may be two. Name the space of both: "
+            "bindsearch import FILE -o EMBEDDINGS --space-id NAME@HASH; then index them again."
+        )
 
 
 def _check_output(output: Path, force: bool) -> None:

@@ -121,6 +121,19 @@ class EmbeddingStore:
         """Give the ids of the current items, in row order: (n,) int64."""
         return np.concatenate([np.empty(0, dtype=np.int64), *self._ids])
 
+    def gone_sources(self) -> dict[int, set[str]]:
+        """Give the items that are marked as gone and have not come back: id -> the sources that they once had here."""
+        folders = [self.path / name for name in self.manifest.generations]
+        marked = [Generation.load(folder).gone_ids() for folder in folders]
+        gone = np.setdiff1d(np.concatenate([np.empty(0, dtype=np.int64), *marked]), self.ids())
+        found: dict[int, set[str]] = {}
+        for shard in self._shards if gone.size else ():
+            table = shard.table(("id", "source"))
+            here = table.take(np.flatnonzero(np.isin(table.column("id").to_numpy(), gone)))
+            for row in here.to_pylist():
+                found.setdefault(row["id"], set()).add(row["source"])
+        return found
+
     def items(self, columns: Sequence[str] | None = None, status: str | None = "ok") -> pa.Table:
         """Give the item table of the current items.
 
