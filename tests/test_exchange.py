@@ -21,6 +21,7 @@ from test_store import DIM, IDENTITY, TEXT_IDENTITY, bad_row, row, unit, write_g
 from bindsearch.embed import EmbedOptions, run_embed
 from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError, UnsupportedError
 from bindsearch.exchange import LAYOUTS, export_store, import_store
+from bindsearch.index.folder import build_index
 from bindsearch.models.spaces import load_space
 from bindsearch.store import commit_store, open_store
 
@@ -163,6 +164,32 @@ def test_vectors_without_a_space_are_marked_unknown(tmp_path, caplog):
         import_store(tmp_path / "x.npy", tmp_path / "other", "npy", space_id="mini", modality="audio")
     with pytest.raises(InputError, match=r"which modality its rows are\. Say it: --modality NAME"):
         import_store(tmp_path / "x.npy", tmp_path / "other", "npy", space_id="mini@1")
+
+
+def test_a_stated_space_that_is_at_hand_must_fit(tmp_path):
+    space = load_space("tiny:0")
+    for name, dim in (("fits", space.dim), ("other", space.dim * 2)):
+        np.save(tmp_path / f"{name}.npy", np.eye(3, dim, dtype=np.float32))
+    options = {"layout": "npy", "modality": "audio"}
+    with pytest.raises(
+        MismatchError, match=rf"dimension {space.dim * 2}, those of {space.space_id} have {space.dim}\."
+    ):
+        import_store(tmp_path / "other.npy", tmp_path / "out", space_id=space.space_id, **options)
+    with pytest.raises(MismatchError, match=f"says tiny:0@1234, the space tiny:0 here is {space.space_id}"):
+        import_store(tmp_path / "fits.npy", tmp_path / "out", space_id="tiny:0@1234", **options)
+    assert import_store(tmp_path / "fits.npy", tmp_path / "out", space_id=space.space_id, **options) == 3
+    assert import_store(tmp_path / "other.npy", tmp_path / "foreign", space_id="somebodys@1234", **options) == 3
+
+
+def test_two_imports_of_unknown_spaces_are_not_put_together(tmp_path):
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", unit(3))
+        import_store(tmp_path / f"{name}.npy", tmp_path / name, "npy", modality="audio")
+    index = build_index(tmp_path / "a", tmp_path / "index")
+    with pytest.raises(MismatchError, match=r"b comes from space unknown: these may be two\..* --space-id NAME@HASH"):
+        index.add(tmp_path / "b")
+    assert index.count == 3
+    assert index.add(tmp_path / "a") == 0
 
 
 def test_a_stated_space_must_be_the_files_own(tmp_path):

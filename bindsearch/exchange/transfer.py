@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError
+from bindsearch.errors import BindSearchError, InputError, MismatchError, MissingInputError, UnknownNameError
 from bindsearch.exchange.rows import Export, Import, settle_row, settle_vectors
 from bindsearch.store import UNKNOWN, EmbeddingStore, Identity, commit_shard, commit_store
 from bindsearch.store.files import commit_bytes, commit_json, full_disk_said
@@ -92,7 +92,8 @@ def import_store(
         output: folder of the store; must not hold one.
         layout: one of LAYOUTS.
         space_id: what the vectors were made with, as `bindsearch models info` prints it. Without it, and where the file
-            does not say, the space is "unknown": such vectors can be compared with each other only.
+            does not say, the space is "unknown": such vectors can be compared with those of the same import only. Where
+            the named space is at hand, its id and dimension must be these.
         modality: of rows that name none.
 
     Returns:
@@ -100,7 +101,8 @@ def import_store(
 
     Raises:
         InputError: the source is not in that layout, a key is there twice, or a store is there already.
-        MismatchError: the file says another space than `space_id`.
+        MismatchError: the file says another space than `space_id`, or the space of that name has another id or
+            dimension.
     """
     module = _layout(layout)
     path, folder = Path(source), Path(output)
@@ -190,7 +192,29 @@ def _settle_identity(found: Identity | None, space_id: str | None, dim: int, whe
     if space_id is None:
         LOG.warning("%s: does not say its space; marked as %r. State it: --space-id NAME@HASH", where, UNKNOWN)
         space_id = UNKNOWN
+    else:
+        _check_claim(space_id, dim, where)
     return Identity(space_id.rpartition("@")[0] or space_id, space_id, dim, UNKNOWN)
+
+
+def _check_claim(space_id: str, dim: int, where: Path) -> None:
+    """Compare a stated space with the one of that name, if it is at hand; loads no tower.
+
+    Raises:
+        MismatchError: another id or dimension; both values are named.
+    """
+    from bindsearch.models.spaces import load_space
+
+    name = space_id.rpartition("@")[0]
+    try:
+        space = load_space(name)
+    except BindSearchError:  # a space of somebody else's, or without its weights: nothing to compare with
+        return
+    fix = f"See: bindsearch models info {name}; vectors of another space need a name of their own: --space-id NAME@HASH"
+    if space.space_id != space_id:
+        raise MismatchError(f"{where}: --space-id says {space_id}, the space {name} here is {space.space_id}. {fix}")
+    if space.dim != dim:
+        raise MismatchError(f"{where}: its vectors have dimension {dim}, those of {space_id} have {space.dim}. {fix}")
 
 
 def _named(identity: Identity, used: Iterable[str]) -> dict[str, Any]:
