@@ -197,11 +197,42 @@ def test_other_settings_are_refused_with_both_values(media, tmp_path, space):
     for other, words in (
         (load_space("tiny:1", device="cpu"), f"space {space.space_id}, this run has tiny:1@"),
         (load_space("tiny", device="cpu", preset="reference"), "preset of .* default:.*, this run has reference:"),
-        (load_space("tiny", device="cpu", dtype="float64"), "dtype float32, this run has float64"),
     ):
         with pytest.raises(MismatchError, match=words):
             run_embed([media], out, other, options=HERE)
     assert contents(out) == before
+
+
+def test_another_dtype_adds_but_finishes_nothing_that_was_begun(media, tmp_path, space):
+    out, wide = tmp_path / "out", load_space("tiny", device="cpu", dtype="float64")
+    run_embed([media], out, space, options=HERE)
+    before = contents(out)
+    report = run_embed([media], out, wide, options=HERE)
+    assert (report.unchanged, report.shards) == (13, 0)
+    assert contents(out) == before
+    (media / "new.png").write_bytes(picture_bytes(seed=70))
+    assert run_embed([media], out, wide, options=HERE).embedded == {"image": 1}
+    assert open_store(out).manifest.dtype == "float32+float64"
+    dtypes = [json.loads((out / f"g000{number}/plan.json").read_text())["dtype"] for number in (1, 2)]
+    assert dtypes == ["float32", "float64"]
+    whole = contents(out)
+    (out / "g0002/image-00000.done.json").unlink()
+    words = r"g0002: not finished, begun with dtype float64, this run has float32\. Finish it with --dtype float64"
+    with pytest.raises(MismatchError, match=words) as error:
+        run_embed([media], out, space, options=HERE)
+    assert error.value.exit_code == 5
+    run_embed([media], out, wide, options=HERE)
+    assert contents(out) == whole
+
+
+def test_a_row_that_cannot_be_meant_is_in_the_ledger(media, tmp_path, space):
+    (media / "list.jsonl").write_text('{"path": "0.png"}\n{"path": "1.png", "modality": "termal"}\nno row\n')
+    report = run_embed([media / "list.jsonl"], tmp_path / "out", space, options=HERE)
+    assert (report.embedded, report.bad) == ({"image": 1}, {"row": 2})
+    ledger = {row["key"]: row["reason"] for row in open_store(tmp_path / "out").bad()}
+    assert "Did you mean 'thermal'" in ledger["list.jsonl#1"]
+    assert "row 2: line 3: not JSON" in ledger["list.jsonl#2"]
+    assert run_embed([media / "list.jsonl"], tmp_path / "out", space, options=HERE).unchanged == 3
 
 
 def test_a_damaged_shard_is_made_anew(media, tmp_path, space):

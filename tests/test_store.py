@@ -173,7 +173,6 @@ def test_identities_of_generations_are_joined_or_refused(out):
     assert manifest.tokenizer_id == "t"
     for changed, words in (
         ({"space_id": "other@1"}, "space toy@0123456789ab, this run has other@1"),
-        ({"dtype": "bfloat16"}, "dtype float32, this run has bfloat16"),
         ({"dim": 9}, "dimension 8, this run has 9"),
         ({"preset_ids": {"image": "reference:33"}}, "preset of image default:11, this run has reference:33"),
         (
@@ -183,6 +182,15 @@ def test_identities_of_generations_are_joined_or_refused(out):
     ):
         with pytest.raises(MismatchError, match=words):
             manifest.identity.merged(replace(IDENTITY, **changed), "out")
+
+
+def test_the_dtypes_of_generations_are_recorded_and_no_reason_to_refuse(out):
+    for number, dtype in ((2, "bfloat16"), (3, "float32"), (4, "unknown")):
+        write_generation(out, number, [], identity=replace(IDENTITY, dtype=dtype))
+    commit_store(out)
+    assert open_store(out).manifest.dtype == "bfloat16+float32+unknown"
+    recorded = [json.loads((out / f"g000{number}/plan.json").read_text())["dtype"] for number in range(1, 5)]
+    assert recorded == ["float32", "bfloat16", "float32", "unknown"]
 
 
 def test_an_unfinished_first_run_is_no_store_but_can_be_looked_into(out):

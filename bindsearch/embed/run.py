@@ -22,12 +22,12 @@ from bindsearch.embed.plan import planned_items
 from bindsearch.embed.planning import EmbedOptions, Planner
 from bindsearch.embed.report import Display, EmbedReport, Progress
 from bindsearch.embed.workers import DecodePool
-from bindsearch.errors import BindSearchError
+from bindsearch.errors import BindSearchError, MismatchError
 from bindsearch.listing import BrokenItem, Listing
 from bindsearch.store import LEDGER, Generation, Identity, commit_shard, commit_store, generation_folders
 from bindsearch.store.files import sweep_temps
 from bindsearch.store.generation import PLAN
-from bindsearch.store.identity import Manifest
+from bindsearch.store.identity import UNKNOWN, Manifest
 from bindsearch.types import Item
 
 LOG = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def run_embed(
     Raises:
         MissingInputError: a source does not exist, or the sources hold no media.
         InputError: a duplicate key, or a manifest that cannot be meant.
-        MismatchError: the folder was made with another space, preset or dtype.
+        MismatchError: the folder was made with another space or preset, or an unfinished run has another dtype.
         BindSearchError: another run writes there, or the disk is full; what was committed stays.
         KeyboardInterrupt: SIGINT or SIGTERM came; the shard in hand was committed first. A second one stops at once.
     """
@@ -134,12 +134,19 @@ class _Run:
         """Give the generations that are there.
 
         Raises:
-            MismatchError: they were made with other settings than this run's.
+            MismatchError: they were made with other settings than this run's, or one that is to be finished computes
+                in another dtype: a resumed run gives the bytes of an undisturbed one.
         """
         mine = Identity.of_space(self.space, self.space.modalities)
         there = [Generation.load(folder) for folder in generation_folders(self.folder)]
         for generation in there:
-            generation.identity.merged(mine, str(self.folder))
+            made_with = generation.identity
+            made_with.merged(mine, str(self.folder))
+            if made_with.dtype not in (mine.dtype, UNKNOWN) and generation.pending():
+                raise MismatchError(
+                    f"{generation.folder}: not finished, begun with dtype {made_with.dtype}, this run has {mine.dtype}."
+                    f" Finish it with --dtype {made_with.dtype}; what comes after may have another."
+                )
         return there
 
     def execute(self, generation: Generation) -> None:

@@ -27,7 +27,8 @@ class Identity:
         space_name: what `load_space` was called with, so that a query can load it again.
         space_id: name and hash of the anchor tower; "unknown" for imported vectors that nobody vouches for.
         dim: joint dimension d.
-        dtype: what the towers computed in; "unknown" for imported vectors. Recorded; not part of the space's identity.
+        dtype: what the towers computed in; "unknown" for imported vectors; where generations differ, all of them:
+            "bfloat16+float32". Recorded; not part of the space's identity.
         tower_ids, preset_ids: by modality.
         tokenizer_id: of the text modality, None where there is none.
     """
@@ -62,7 +63,7 @@ class Identity:
             where: the folder, for the message.
 
         Raises:
-            MismatchError: space, dimension, dtype, or a modality's tower, preset or tokenizer differ; names both.
+            MismatchError: space, dimension, or a modality's tower, preset or tokenizer differ; names both.
         """
         for name, there, comes in self._pairs(other):
             if there != comes:
@@ -72,6 +73,7 @@ class Identity:
                 )
         return dataclasses.replace(
             self,
+            dtype="+".join(sorted({*self.dtype.split("+"), *other.dtype.split("+")})),
             tower_ids={**self.tower_ids, **other.tower_ids},
             preset_ids={**self.preset_ids, **other.preset_ids},
             tokenizer_id=self.tokenizer_id or other.tokenizer_id,
@@ -82,8 +84,6 @@ class Identity:
             ("space", self.space_id, other.space_id),
             ("dimension", self.dim, other.dim),
         ]
-        if UNKNOWN not in (self.dtype, other.dtype):
-            pairs.append(("dtype", self.dtype, other.dtype))
         for what, mine, theirs in (
             ("tower", self.tower_ids, other.tower_ids),
             ("preset", self.preset_ids, other.preset_ids),
