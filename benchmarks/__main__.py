@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> int:
+    """Run each benchmark in a process of its own; give how many failed."""
     failed = []
     for script in sorted(HERE.glob("bench_*.py")):
         print(f"== {script.stem}", flush=True)

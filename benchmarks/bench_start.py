@@ -78,6 +78,7 @@ def write_index(folder: Path) -> Path:
 
 
 def main() -> None:
+    """Measure both pairs, write the JSON and the scoreboard's rows."""
     script = Path(sys.executable).parent / "bindsearch"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -80,6 +80,20 @@ class Item:
         """63-bit id of (key, span)."""
         return item_id(self.key, self.span)
 
+    def columns(self) -> dict[str, Any]:
+        """Give what every table of items says of it, by column name."""
+        return {
+            "id": self.id,
+            "key": self.key,
+            "modality": self.modality,
+            "start_s": self.span[0] if self.span else None,
+            "end_s": self.span[1] if self.span else None,
+            "source": self.source,
+            "member": self.member,
+            "size": self.size_bytes,
+            "mtime": self.mtime_s,
+        }
+
 
 def item_id(key: str, span: Span | None = None) -> int:
     """Hash a key and a span to a 63-bit id.

@@ -42,6 +42,7 @@ def write_question(folder: Path, name: str, modality: str, kind: str, start: int
 
 
 def main() -> None:
+    """Write the questions and the world, then walk."""
     home = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
     world, embeddings, questions = home / "world", home / "embeddings", home / "questions"
     index = Path("indexes") / home.name

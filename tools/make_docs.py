@@ -85,6 +85,7 @@ def readme() -> str:
 
 
 def main() -> int:
+    """Write what is stale, or only say so with --check."""
     pages = {ROOT / "docs" / "cli.md": cli_page(), ROOT / "README.md": readme()}
     stale = [path for path, page in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != page]
     for path in stale:

@@ -132,15 +132,7 @@ def settle(item: Item, raw: Sequence[FloatArray]) -> tuple[FloatArray, float] | 
 
 def _row(item: Item, sha256: str | None, norm: float | None, failed: Failed | None) -> dict[str, Any]:
     return {
-        "id": item.id,
-        "key": item.key,
-        "modality": item.modality,
-        "start_s": item.span[0] if item.span else None,
-        "end_s": item.span[1] if item.span else None,
-        "source": item.source,
-        "member": item.member,
-        "size": item.size_bytes,
-        "mtime": item.mtime_s,
+        **item.columns(),
         "sha256": sha256,
         "norm": norm,
         "status": "bad" if failed else "ok",

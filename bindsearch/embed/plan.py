@@ -90,19 +90,11 @@ def plan_schema() -> pa.Schema:
 def _to_row(planned: PlannedRow) -> dict[str, Any]:
     item = planned.item
     return {
-        "id": item.id,
+        **item.columns(),
         "unit": planned.unit,
         "print": planned.print,
         "origin": planned.origin,
-        "key": item.key,
-        "modality": item.modality,
-        "start_s": item.span[0] if item.span else None,
-        "end_s": item.span[1] if item.span else None,
-        "source": item.source,
-        "member": item.member,
         "offset": item.offset,
-        "size": item.size_bytes,
-        "mtime": item.mtime_s,
         "literal": item.literal,
         "caption": item.caption,
         "group": item.group,

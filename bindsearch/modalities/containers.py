@@ -157,7 +157,7 @@ def read_frames(container: Any, scan: FrameTimes, wanted: Sequence[int], rotate:
             if index >= wanted[-1]:
                 break
     except av.FFmpegError:
-        pass
+        pass  # damaged from here on: the frames before count, the caller says which are missing
     return found
 
 
