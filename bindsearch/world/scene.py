@@ -18,9 +18,15 @@ from numpy.typing import NDArray
 
 from bindsearch.errors import InputError, UnknownNameError
 
-SPLITS = {"train": 0, "validation": 1 << 40, "test": 2 << 40, "demo": 3 << 40}
+SPLIT_SIZE = 1 << 40
+SPLITS = {
+    name: number * SPLIT_SIZE for number, name in enumerate(("train", "validation", "test", "demo", "compositional"))
+}
 KINDS = ("full", "subject", "setting", "mixed")
 ABSENT = -1
+COUNT_SHARES = (0.7, 0.18, 0.12)
+NAMED = ("subject", "setting", "motion", "colour", "count", "place", "size", "light", "view")
+NUMBERS = ("x", "y", "scale", "facing", "voice", "distance_m", "pace", "phase", "reach")
 
 Seeds = NDArray[np.uint64]
 Floats = NDArray[np.float32]
@@ -42,10 +48,13 @@ def names(attribute: str) -> tuple[str, ...]:
     known = {
         "subject": tuple(table("subjects")),
         "setting": tuple(table("settings")),
+        "motion": ("still", "slide", "bounce", "spin", "shake", "approach"),
         "colour": tuple(table("colours")),
+        "count": ("one", "two", "three"),
         "place": ("left", "middle", "right"),
         "size": ("small", "medium", "large"),
         "light": ("day", "dusk", "night", "fog"),
+        "view": ("low", "level", "high"),
     }
     if attribute not in known:
         raise UnknownNameError("attribute", attribute, known)
@@ -56,7 +65,7 @@ def split_seeds(split: str, n: int, start: int = 0) -> Seeds:
     """Give the seeds of n scenes of a split; splits never share a seed.
 
     Args:
-        split: train, validation, test or demo.
+        split: train, validation, test, demo or compositional.
         n: how many.
         start: number of the first scene within the split.
 
@@ -107,6 +116,15 @@ def spread(seeds: Seeds, name: str, low: float, high: float, *shape: int) -> Flo
     return np.float32(low) + np.float32(high - low) * draw(seeds, name, *shape)
 
 
+def held_out() -> Codes:
+    """Give the setting that each subject never meets outside the split `compositional`, (subjects,) int16.
+
+    Every seed of that split has exactly its subject's held-out setting; every other seed has another one.
+    """
+    subjects, settings = len(names("subject")), len(names("setting"))
+    return ((np.arange(subjects) * 5 + 3) % settings).astype(np.int16)
+
+
 @dataclass(frozen=True)
 class Scenes:
     """n scenes as arrays, row by row.
@@ -114,25 +132,38 @@ class Scenes:
     Attributes:
         seed: (n,) uint64.
         subject, setting: (n,) codes into names("subject"), names("setting"); ABSENT where there is none.
-        colour, place, size, light: (n,) codes; colour, place and size are ABSENT where there is no subject.
-        x, y: (n,) centre of the subject, in frame widths from the left and from the top.
-        scale: (n,) half extent of the subject, in frame widths.
+        motion, colour, count, place, size: (n,) codes; ABSENT where there is no subject; place as well where there
+            are several.
+        light, view: (n,) codes.
+        x, y: (n,) centre of the subject or of the group, in frame widths from the left and from the top.
+        scale: (n,) half extent of one subject, in frame widths.
         facing: (n,) 1 looks right, -1 looks left.
         voice: (n,) pitch of the subject's sound as a factor on its table pitch.
+        distance_m: (n,) from the camera to the subject; a frame is as wide as its distance there.
+        pace: (n,) rounds of the motion a second, as a factor on the motion's own.
+        phase: (n,) of the motion, in rounds.
+        reach: (n,) size of the motion, as a factor on the motion's own.
     """
 
     seed: Seeds
     subject: Codes
     setting: Codes
+    motion: Codes
     colour: Codes
+    count: Codes
     place: Codes
     size: Codes
     light: Codes
+    view: Codes
     x: Floats
     y: Floats
     scale: Floats
     facing: Floats
     voice: Floats
+    distance_m: Floats
+    pace: Floats
+    phase: Floats
+    reach: Floats
 
     def __len__(self) -> int:
         return len(self.seed)
@@ -143,12 +174,11 @@ class Scenes:
 
     def labels(self) -> list[dict[str, Any]]:
         """Give each scene's attributes by name, for people and tables; an absent one is None."""
-        named = ("subject", "setting", "colour", "place", "size", "light")
         columns: dict[str, list[Any]] = {"seed": [int(seed) for seed in self.seed]}
-        for attribute in named:
+        for attribute in NAMED:
             values = names(attribute)
             columns[attribute] = [values[code] if code >= 0 else None for code in getattr(self, attribute)]
-        for number in ("x", "y", "scale", "facing", "voice"):
+        for number in NUMBERS:
             columns[number] = [round(float(value), 4) for value in getattr(self, number)]
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
@@ -179,23 +209,51 @@ def sample(seeds: Seeds, kind: str = "full", partial: float = 0.24) -> Scenes:
         ((chance >= partial / 2) & (chance < partial)) if kind == "mixed" else np.full(len(seeds), kind == "subject")
     )
 
-    def pick(attribute: str, absent: NDArray[np.bool_]) -> Codes:
-        codes = np.floor(draw(seeds, attribute) * len(names(attribute))).astype(np.int16)
+    def pick(attribute: str, absent: NDArray[np.bool_], shares: tuple[float, ...] = ()) -> Codes:
+        chance = draw(seeds, attribute)
+        if shares:
+            codes = np.searchsorted(np.cumsum(shares[:-1]), chance, side="right").astype(np.int16)
+        else:
+            codes = np.floor(chance * len(names(attribute))).astype(np.int16)
         return np.where(absent, np.int16(ABSENT), codes)
 
-    place, size = pick("place", without_subject), pick("size", without_subject)
-    near = spread(seeds, "x", -0.09, 0.09)
+    subject, count = pick("subject", without_subject), pick("count", without_subject, COUNT_SHARES)
+    several = count > 0
+    place, size = pick("place", without_subject | several), pick("size", without_subject)
+    near = spread(seeds, "x", -0.09, 0.09) * np.where(several, np.float32(0.3), np.float32(1))
+    crowd = np.array([1.0, 0.8, 0.68, 1.0], dtype=np.float32)[count]
+    distance_m = np.array([4.4, 3.2, 2.3, 3.2], dtype=np.float32)[size] * spread(seeds, "distance", 0.88, 1.14)
     return Scenes(
         seed=seeds,
-        subject=pick("subject", without_subject),
-        setting=pick("setting", without_setting),
+        subject=subject,
+        setting=_settings(seeds, subject, without_setting),
+        motion=pick("motion", without_subject),
         colour=pick("colour", without_subject),
+        count=count,
         place=place,
         size=size,
         light=pick("light", np.zeros(len(seeds), dtype=bool)),
+        view=pick("view", np.zeros(len(seeds), dtype=bool)),
         x=(np.array([0.33, 0.5, 0.67, 0.5], dtype=np.float32)[place] + near).astype(np.float32),
-        y=spread(seeds, "y", 0.42, 0.66),
-        scale=np.array([0.24, 0.30, 0.37, 0.30], dtype=np.float32)[size] * spread(seeds, "scale", 0.93, 1.08),
+        y=spread(seeds, "y", 0.44, 0.64),
+        scale=np.array([0.25, 0.30, 0.36, 0.30], dtype=np.float32)[size] * crowd * spread(seeds, "scale", 0.93, 1.08),
         facing=np.where(draw(seeds, "facing") < 0.5, np.float32(-1), np.float32(1)),
         voice=np.exp2(spread(seeds, "voice", -0.5, 0.5)),
+        distance_m=distance_m,
+        pace=np.exp2(spread(seeds, "pace", -0.35, 0.35)),
+        phase=spread(seeds, "phase", 0.0, 1.0),
+        reach=spread(seeds, "reach", 0.8, 1.2),
     )
+
+
+def _settings(seeds: Seeds, subject: Codes, absent: NDArray[np.bool_]) -> Codes:
+    """Draw settings: a subject meets its held-out one in the compositional split alone."""
+    many = len(names("setting"))
+    codes = np.floor(draw(seeds, "setting") * many).astype(np.int16)
+    kept = held_out()[subject]
+    other = (kept + 1 + np.floor(draw(seeds, "setting.other") * (many - 1)).astype(np.int16)) % many
+    codes = np.where((codes == kept) & (subject >= 0), other.astype(np.int16), codes)
+    first = np.uint64(SPLITS["compositional"])
+    never = (seeds >= first) & (seeds - first < np.uint64(SPLIT_SIZE)) & (subject >= 0)
+    codes = np.where(never, kept, codes)
+    return np.where(absent, np.int16(ABSENT), codes).astype(np.int16)
