@@ -78,14 +78,7 @@ class Manifest:
         return self._item(values, name, where)
 
     def _rows(self) -> Iterator[Mapping[str, Any] | str]:
-        """Yield the rows; of one that cannot be read, where it is and why."""
-        suffix = self.path.suffix.lower()
-        if suffix == ".parquet":
-            yield from _parquet_rows(self.path)
-        elif suffix in (".jsonl", ".ndjson"):
-            yield from _json_rows(self.path)
-        else:
-            yield from _csv_rows(self.path, "\t" if suffix == ".tsv" else ",")
+        return table_rows(self.path)
 
     def _check_columns(self, columns: tuple[str, ...]) -> None:
         wanted = (self.text_column,) if self.text_column else ("path", "text", "fuse")
@@ -173,6 +166,24 @@ class Manifest:
 
     def _source(self, written: str) -> str:
         return written if is_uri(written) else place_of(self.path.parent / written)
+
+
+def table_rows(path: Path) -> Iterator[Mapping[str, Any] | str]:
+    """Read a csv, tsv, jsonl or parquet file row by row, its kind told by its suffix (any other is read as csv).
+
+    Yields:
+        Column -> value; of a row that cannot be read, where it is and why, as a text.
+
+    Raises:
+        InputError: the file is of another kind.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        yield from _parquet_rows(path)
+    elif suffix in (".jsonl", ".ndjson"):
+        yield from _json_rows(path)
+    else:
+        yield from _csv_rows(path, "\t" if suffix == ".tsv" else ",")
 
 
 def check_modality(name: str, where: str) -> None:
