@@ -215,6 +215,12 @@ def _show_imu(media: Media, source: Source, title: str, with_clip: bool) -> Prev
     return Preview(title, "imu", panels=tuple(panels), note=seconds)
 
 
+def _show_features(media: Media, source: Source, title: str, with_clip: bool) -> Preview:
+    del source, with_clip
+    levels = media.array / max(float(np.abs(media.array).max()), 1e-9)
+    return Preview(title, "features", None, (Panel("numbers", levels[None]),), note=f"{levels.size} numbers")
+
+
 _SHOW: dict[str, Any] = {
     "image": _show_image,
     "video": _show_video,
@@ -222,6 +228,7 @@ _SHOW: dict[str, Any] = {
     "depth": _show_depth,
     "thermal": _show_thermal,
     "imu": _show_imu,
+    "features": _show_features,
 }
 
 

@@ -80,7 +80,7 @@ class Registry(Generic[T]):
                 self.register(name, loaded)
 
 
-_BUILT_IN = ("text", "image", "video", "audio", "depth", "thermal", "imu")
+_BUILT_IN = ("text", "image", "video", "audio", "depth", "thermal", "imu", "features")
 
 MODALITIES: Registry[Any] = Registry(
     "modality", {name: f"bindsearch.modalities.{name}" for name in _BUILT_IN}, "bindsearch.modalities"

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MAX_BYTES = 1 << 30
 """Upper limit of `Source.read_bytes` where the caller names none: 1 GiB."""
 
+ROW_SCHEME = "row://"
+"""A vector in a table: row://TABLE!/KEY; see row_table.py."""
+
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 _CHUNK_BYTES = 1 << 20
 
@@ -33,11 +36,11 @@ class Source:
     """One thing to decode. Build it with `Source.of`, `of_item`, `literal` or `tar_member`.
 
     Attributes:
-        kind: "path", "uri", "bytes", "tar", "value" (an array or a picture) or "text".
+        kind: "path", "uri", "bytes", "tar", "row" (of a table of vectors), "value" (an array or a picture) or "text".
         name: how messages call it.
-        location: the path or URI, for a tar member the path of the tar; "" otherwise.
+        location: the path or URI, for a member or a row the path of the tar or the table; "" otherwise.
         value: the bytes, array, picture or text itself, where there is no location.
-        member, offset, length_bytes: name inside a tar and where its bytes lie; None means look it up.
+        member, offset, length_bytes: name inside a tar (key in a table) and where its bytes lie; None: look it up.
         rate_hz: samples or frames a second of an array with a time axis.
     """
 
@@ -55,9 +58,9 @@ class Source:
         """Make a source of anything that holds or names media.
 
         Args:
-            thing: a Source, a path (str or Path), a URI with a scheme ("https://…", "s3://…", "file://…" and
-                "tar://PATH!/MEMBER"), bytes, a numpy array, a pair (array, rate in Hz) or a PIL image. Arrays are
-                kept, not copied. Not modified.
+            thing: a Source, a path (str or Path), a URI with a scheme ("https://…", "s3://…", "file://…",
+                "tar://PATH!/MEMBER", "row://TABLE!/KEY"), bytes, a numpy array, a pair (array, rate in Hz) or a PIL
+                image. Arrays are kept, not copied. Not modified.
             name: how messages call it; by default the path, or what kind of thing it is.
             rate_hz: samples or frames a second, for an array with a time axis.
 
@@ -89,6 +92,11 @@ class Source:
             if not mark:
                 raise InputError(f"{text}: a tar source is written tar://PATH!/MEMBER.")
             return cls.tar_member(path, member, name=name)
+        if text.startswith(ROW_SCHEME):
+            path, mark, key = text[len(ROW_SCHEME) :].partition("!/")
+            if not mark or not key:
+                raise InputError(f"{text}: a row of a table of vectors is written {ROW_SCHEME}TABLE!/KEY.")
+            return cls("row", name or key, path, member=key)
         if text.startswith("file://"):
             from urllib.parse import unquote, urlsplit
 
@@ -171,6 +179,10 @@ class Source:
             return io.BytesIO(self.value.encode("utf-8", "surrogatepass"))
         if self.kind == "value":
             raise InputError(f"{self.name}: an array or picture in memory has no bytes to open.")
+        if self.kind == "row":
+            from bindsearch.row_table import row_bytes
+
+            return io.BytesIO(row_bytes(self.location, self.member or ""))
         try:
             if self.kind == "uri":
                 return self._open_uri()

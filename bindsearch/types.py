@@ -30,7 +30,7 @@ class Media:
     Attributes:
         modality: lower case, singular.
         array: image (H, W, 3) uint8 | video (T, H, W, 3) uint8 | audio (C, T) float32 in [-1, 1] | depth (H, W) float32
-            | thermal (H, W) float32 | imu (6, T) float32 | text: a str.
+            | thermal (H, W) float32 | imu (6, T) float32 | features (F,) float32 | text: a str.
         unit: what one step of the array means: "level", "amplitude", "m", "level16", "m/s^2 and rad/s", "character".
         rate_hz: samples or frames a second, where there is a time axis.
         name: the source as the user knows it, for messages.

@@ -16,6 +16,7 @@ LAYERS = [
     ("types",),
     ("registry",),
     ("config",),
+    ("row_table",),
     ("sources",),
     ("modalities",),
     ("models",),
@@ -41,7 +42,7 @@ HOMES = {
     "typer": {"cli/"},
     "transformers": set(),
     "open_clip": {"models/open_clip_space.py"},
-    "timm": set(),
+    "timm": {"models/foreign_stems.py"},
     "torchaudio": set(),
     "torchvision": set(),
 }

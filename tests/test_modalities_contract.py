@@ -23,10 +23,11 @@ SHAPES = {
     "depth": (1, 1, 224, 224),
     "thermal": (1, 1, 224, 224),
     "imu": (1, 6, 2000),
+    "features": (1, 512),
 }
 
 
-def test_the_seven_are_registered():
+def test_the_seven_and_features_are_registered():
     assert set(SHAPES) <= set(MODALITIES)
 
 

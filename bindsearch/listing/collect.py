@@ -16,6 +16,8 @@ from bindsearch.listing.items import literal_item
 from bindsearch.listing.naming import Namer, is_uri, place_of, suffix_of, to_path, to_text
 from bindsearch.listing.tables import TABLE_SUFFIXES, Manifest
 from bindsearch.listing.tars import expand_braces, scan_tar
+from bindsearch.row_table import is_row_table, load_row_table
+from bindsearch.sources import ROW_SCHEME
 from bindsearch.types import Item
 
 LIST_SUFFIXES = (".lst", ".list")
@@ -29,7 +31,8 @@ class Listing:
 
     Attributes:
         sources: folders, files, file lists (.lst, .list, @FILE), manifests (.csv, .tsv, .jsonl, .ndjson, .parquet),
-            tars (brace patterns allowed), URIs of single files, or "-" for stdin.
+            tars (brace patterns allowed), URIs of single files, or "-" for stdin; with modality "features" also tables
+            of vectors, see row_table.py.
         modality: read every source as this one; None goes by suffix.
         text_column: column of manifests that holds the texts to embed.
         stdin: where "-" reads from; None is the process's own.
@@ -92,6 +95,8 @@ class Listing:
         if is_uri(name):
             return self._of_file(name, name, None)
         path = Path(name)
+        if self.modality == "features" and is_row_table(path):
+            return _rows_of(path)
         if path.is_dir():
             return iter(FolderWalk(path, self._namer, self._skip, self.ignored, self._count))
         low = name.lower()
@@ -156,6 +161,15 @@ def collect(
         InputError: a manifest that cannot be meant.
     """
     yield from Listing(sources, modality, text_column)
+
+
+def _rows_of(path: Path) -> Iterator[Item]:
+    """Yield an item a row of a table of vectors."""
+    table, place = load_row_table(path), place_of(path)
+    size_bytes, mtime_s = 4 * table.width, path.stat().st_mtime
+    for key in sorted(table.places):
+        source = f"{ROW_SCHEME}{place}!/{key}"
+        yield Item(to_text(key), "features", to_text(source), size_bytes=size_bytes, mtime_s=mtime_s)
 
 
 def _expand(name: str) -> Iterator[str]:

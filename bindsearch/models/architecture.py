@@ -12,7 +12,7 @@ from bindsearch.config import from_json_dict
 from bindsearch.errors import InputError, UnknownNameError
 
 TOWERS = ("vision", "text", "audio", "depth", "thermal", "imu")
-STEM_KINDS = ("patch", "conv", "imu", "text")
+STEM_KINDS = ("patch", "conv", "imu", "text", "features", "timm")
 STEM_NORMS = ("none", "layer", "group", "batch")
 
 
@@ -21,15 +21,17 @@ class StemConfig:
     """How media become tokens.
 
     Attributes:
-        kind: "patch" (one convolution, kernel by kernel), "conv" (a stack of strided convolutions), "imu", "text".
+        kind: "patch" (one convolution, kernel by kernel), "conv" (a stack of strided convolutions), "imu", "text",
+            "features" (a vector of another encoder, one token), "timm" (a timm backbone, one token).
         shape: one input without its batch axis: (3, T, H, W) vision, (1, M, T) audio, (1, H, W) depth and thermal,
-            (6, T) imu, (context length,) text.
+            (6, T) imu, (context length,) text, (numbers,) features.
         kernel: patch: one size an axis after the channels; imu: samples a token; conv: side of every kernel.
         stride: patch: one step an axis; conv: one step a stage; imu and text: empty.
         norm: "layer" after a patch or imu projection (eps 1e-5), "group" or "batch" inside a conv stem, or "none".
         widths: conv only: channels after each stage.
         vocabulary: text only: rows of the token table.
         resizable: positions are interpolated for other square sizes; else only `shape` is taken.
+        backbone: timm only: the model's name; the trunk's width is that of its pooled features.
     """
 
     kind: str
@@ -40,6 +42,7 @@ class StemConfig:
     widths: tuple[int, ...] = ()
     vocabulary: int | None = None
     resizable: bool = False
+    backbone: str = ""
 
     def __post_init__(self) -> None:
         """Refuse kinds and norms that do not exist, and sizes that do not fit each other."""
@@ -56,10 +59,16 @@ class StemConfig:
             )
         if self.kind == "text" and not self.vocabulary:
             raise InputError("text stem: `vocabulary` (rows of the token table) is missing.")
+        if (self.kind == "timm") != bool(self.backbone):
+            raise InputError(f"{self.kind} stem: `backbone` names a timm model, and only a timm stem has one.")
+        if self.kind == "features" and len(self.shape) != 1:
+            raise InputError(f"features stem: shape is (numbers,), got {self.shape}.")
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Number of patches along each axis for an input of `shape`."""
+        if self.kind in ("features", "timm"):
+            return (1,)
         if self.kind == "text":
             return self.shape
         if self.kind == "imu":

@@ -63,7 +63,8 @@ class Tower(nn.Module):
 
         Args:
             x: (N, *stem shape): vision (N, 3, T, H, W), or T = 1 for still pictures; audio (N, 1, M, T);
-                depth, thermal (N, 1, H, W); imu (N, 6, T); float of the tower's dtype. text (N, context) int64.
+                depth, thermal (N, 1, H, W); imu (N, 6, T); features (N, F); float of the tower's dtype. text
+                (N, context) int64.
                 Not modified.
 
         Returns:
@@ -104,7 +105,7 @@ def build_tower(config: ArchitectureConfig, name: str, seed: int | None = None) 
 
     Args:
         config: the architecture.
-        name: vision, text, audio, depth, thermal or imu.
+        name: of the tower in the architecture: vision, text, audio, depth, thermal, imu, features.
         seed: None builds on the meta device, without memory and without drawing a number, to be filled by
             `load_state_dict(..., assign=True)`; a number draws the weights that training starts from.
 
@@ -114,7 +115,9 @@ def build_tower(config: ArchitectureConfig, name: str, seed: int | None = None) 
     Raises:
         UnknownNameError: the architecture has no such tower.
     """
-    tower = Tower(name, config.tower(name), config.dim, config.num_cls_tokens, "meta" if seed is None else "cpu")
+    with torch.random.fork_rng(devices=[]):  # a timm backbone draws its weights as it is built
+        torch.manual_seed(0 if seed is None else seed)
+        tower = Tower(name, config.tower(name), config.dim, config.num_cls_tokens, "meta" if seed is None else "cpu")
     if seed is None:
         return tower.eval()
     initialise(tower, seed)
@@ -127,9 +130,12 @@ def initialise(tower: Tower, seed: int) -> None:
 
     Each tensor has its own generator, seeded by (seed, tower name, key): adding a part leaves the others' draws alone.
     Linear layers: normal, 1 / sqrt(fan in), the ones that end a residual branch divided by sqrt(2 * blocks);
-    convolutions: normal, sqrt(2 / fan in); tables and class tokens: normal 0.02; norms 1 and 0; biases 0.
+    convolutions: normal, sqrt(2 / fan in); tables and class tokens: normal 0.02; norms 1 and 0; biases 0. A timm
+    backbone keeps its own draw.
     """
     for path, module in tower.named_modules():
+        if path.startswith("stem.backbone"):
+            continue
         for key, deviation in _deviations(module, path, tower.config.trunk.blocks).items():
             seeds = hashlib.sha256(f"{seed}/{tower.name}/{path}.{key}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(seeds[:8], "big") >> 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,23 @@ class TowerRecord:
     sha256: str
     weights: str
     log_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The space that towers were bound to: it is another one's, and stays as it is.
+
+    Attributes:
+        location: what `load_space` takes; a relative path is meant from the folder of the manifest.
+        space_id: that it must have: the joint space is this one.
+        anchor: modality whose frozen embeddings the towers were trained against.
+        anchor_tower: id of the tower that made them.
+    """
+
+    location: str
+    space_id: str
+    anchor: str
+    anchor_tower: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,7 @@ class SpaceManifest:
         preprocess: modality -> numbers that replace the preset's (sizes, id map), part of the preset's id.
         source: where the weights came from: file, sha256, url, whatever is known.
         licence: of the weights.
+        parent: the space that the towers joined, each named after its modality; None for a space of its own.
         format: of this file.
     """
 
@@ -94,11 +113,17 @@ class SpaceManifest:
     preprocess: dict[str, dict[str, Any]] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     licence: str = ""
+    parent: Parent | None = None
     format: str = FORMAT
 
     @property
     def space_id(self) -> str:
-        """Name and hash of the anchor tower and head: `bindsearch-mini@4f2c91ab03de`."""
+        """Name and hash of the anchor tower and head: `bindsearch-mini@4f2c91ab03de`; the parent's where it joined one.
+
+        Towers that were bound to a frozen space add to it: what they encode is compared with what it encodes.
+        """
+        if self.parent is not None:
+            return self.parent.space_id
         if ANCHOR not in self.towers:
             raise WeightsError(f"{self.name}: has no {ANCHOR} tower, so it is no space of its own.")
         return f"{self.name}@{self._hash(ANCHOR)}"
@@ -110,13 +135,12 @@ class SpaceManifest:
     def all_modalities(self) -> tuple[str, ...]:
         """List the modalities that can be encoded, in the house's order."""
         found = [m for tower in self.architecture.towers for m in MODALITIES_OF.get(tower, (tower,))]
-        order = ("image", "video", "text", "audio", "depth", "thermal", "imu")
-        wanted = self.modalities or tuple(found)
-        return tuple(sorted(wanted, key=lambda m: (order.index(m) if m in order else len(order), m)))
+        return in_order(self.modalities or tuple(found))
 
     def card(self) -> SpaceCard:
         """Sum up what is known before any tower is loaded."""
-        towers = {modality: tower_of(modality) for modality in self.all_modalities()}
+        joined = self.parent is not None
+        towers = {modality: modality if joined else tower_of(modality) for modality in self.all_modalities()}
         stems = {modality: self.architecture.tower(tower).stem.shape for modality, tower in towers.items()}
         return SpaceCard(
             name=self.name,
@@ -134,6 +158,34 @@ class SpaceManifest:
     def _hash(self, tower: str) -> str:
         numbers = encoding_numbers(self.architecture, tower)
         return content_hash({"numbers": numbers, "weights": self.towers[tower].weights})
+
+
+def in_order(modalities: Iterable[str]) -> tuple[str, ...]:
+    """Sort modalities in the house's order, unknown ones last."""
+    order = ("image", "video", "text", "audio", "depth", "thermal", "imu")
+    return tuple(sorted(modalities, key=lambda m: (order.index(m) if m in order else len(order), m)))
+
+
+def joined_card(own: SpaceCard, parent: SpaceCard) -> SpaceCard:
+    """Give the card of a space that towers joined: all of the parent's, and theirs in place of it.
+
+    Args:
+        own: of the towers that joined; its space id is the parent's.
+        parent: of the space, which keeps its name, its scales and its preprocessing.
+    """
+    towers = {**parent.towers, **own.towers}
+    kept = {tower: parent.tower_ids[tower] for tower in parent.towers.values() if tower not in own.towers}
+    return dataclasses.replace(
+        parent,
+        name=own.name,
+        towers={modality: towers[modality] for modality in in_order(towers)},
+        tower_ids={**kept, **own.tower_ids},
+        clip_shapes={**parent.clip_shapes, **own.clip_shapes},
+        log_scales={**parent.log_scales, **own.log_scales},
+        preprocess={**parent.preprocess, **own.preprocess},
+        source=own.source,
+        licence=own.licence or parent.licence,
+    )
 
 
 def tower_of(modality: str) -> str:

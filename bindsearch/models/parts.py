@@ -281,6 +281,10 @@ def build_stem(config: StemConfig, width: int, num_cls_tokens: int, device: torc
     """Build the stem of a kind; parameters are left empty on `device`."""
     if config.kind == "text":
         return TextStem(config, width, device)
+    if config.kind in ("features", "timm"):
+        from bindsearch.models.foreign_stems import FeaturesStem, TimmStem
+
+        return FeaturesStem(config, width, device) if config.kind == "features" else TimmStem(config, width)
     kind = {"patch": PatchStem, "conv": ConvStem, "imu": ImuStem}[config.kind]
     return kind(config, width, num_cls_tokens, device)
 

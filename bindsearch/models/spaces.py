@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindsearch.config import cache_dir
-from bindsearch.errors import BindSearchError, InputError, UnknownNameError, WeightsError
+from bindsearch.errors import BindSearchError, InputError, MismatchError, UnknownNameError, WeightsError
 from bindsearch.models.architecture import load_architecture, load_preprocess
-from bindsearch.models.manifest import FILE, SpaceManifest, TowerRecord, load_manifest
+from bindsearch.models.manifest import FILE, Parent, SpaceManifest, TowerRecord, joined_card, load_manifest
 from bindsearch.models.releases import releases
 from bindsearch.models.space import DTYPES, Space, TowerLoader, Towers
 from bindsearch.registry import SPACES
@@ -115,12 +115,40 @@ def open_folder(folder: Path) -> Opened:
     """
     manifest = load_manifest(folder)
 
-    def load(name: str, dtype: torch.dtype, device: torch.device) -> Tower:
+    def load(name: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
         from bindsearch.models.weights import load_tower
 
         return load_tower(folder, manifest, name, dtype, device)
 
-    return Opened(manifest.card(), load, str(folder), manifest.dtype)
+    own = Opened(manifest.card(), load, str(folder), manifest.dtype)
+    return own if manifest.parent is None else _join(own, manifest.parent, folder)
+
+
+def _join(own: Opened, parent: Parent, folder: Path) -> Opened:
+    """Put towers that were bound to a space beside that space's own.
+
+    Raises:
+        WeightsError: the space is not at hand.
+        MismatchError: it is another one now.
+    """
+    beside = folder / parent.location
+    try:
+        base = open_folder(beside) if (beside / FILE).is_file() else _open(parent.location)
+    except (UnknownNameError, WeightsError) as error:
+        raise WeightsError(
+            f"{folder}: its towers were bound to the space {parent.location} ({parent.space_id}), which is not at "
+            f"hand: {error}"
+        ) from error
+    if base.card.space_id != parent.space_id:
+        raise MismatchError(
+            f"{folder}: its towers were bound to {parent.space_id}, {parent.location} is {base.card.space_id} now. "
+            "Bind them again (bindsearch train), or bring that space back."
+        )
+
+    def load(name: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+        return (own if name in own.card.towers.values() else base).load(name, dtype, device)
+
+    return Opened(joined_card(own.card, base.card), load, own.location, own.stored_dtype)
 
 
 def tiny_manifest(seed: int) -> SpaceManifest:

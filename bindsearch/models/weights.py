@@ -88,7 +88,7 @@ def load_tower(folder: Path, manifest: SpaceManifest, name: str, dtype: torch.dt
         kind = dtype if tensor.is_floating_point() and counts_for_id(key) else tensor.dtype
         state[key] = tensor.to(device, kind)
     tower.load_state_dict(state, strict=True, assign=True)
-    return tower.requires_grad_(False).eval()
+    return tower.to(device).requires_grad_(False).eval()  # a timm backbone may have tables that no file holds
 
 
 def _mapped(
