@@ -7,51 +7,86 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bindsearch.config import from_json_dict
-from bindsearch.errors import InputError, MissingInputError
+from bindsearch.errors import InputError, MissingInputError, UnknownNameError
+
+FALSE_NEGATIVES = ("mask", "positive", "keep")
+STYLES = ("full", "plain")
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage: a modality is bound to images.
+    """One stage: a modality is bound to an anchor.
 
     Attributes:
         name: of the stage, and of its files.
-        modality: bound to image: text or audio.
+        modality: bound to the anchor: text, audio, depth, thermal, imu, or a user's own.
+        steps, batch: optimiser steps, and pairs a step over all processes.
+        anchor: image or video, of the image tower.
         train_anchor: train the image tower as well; False freezes it and caches its embeddings.
-        steps, batch: optimiser steps, and pairs a step.
-        learning_rate, weight_decay, warmup_steps, clip_norm: of AdamW; the rate rises linearly and falls as a cosine.
+        chunk: pairs that are encoded at once; a larger batch is encoded twice, chunk by chunk (gradient caching), with
+            the same gradients; None encodes the batch at once.
+        learning_rate, weight_decay, warmup_steps, clip_norm, betas: of AdamW; the rate rises linearly and falls as a
+            cosine.
+        final_rate: share of the rate that the cosine ends at.
         temperature: fixed; None learns the tower's logit scale.
+        false_negatives: pairs that fit although they are no pair are left out ("mask"), count as pairs ("positive"), or
+            stay negatives ("keep").
+        alike: attributes that make two scenes fit one another; a stage with text asks the captions instead.
         shared_setting, shared_subject: shares of a batch drawn from two settings, and from three subjects: hard
             negatives that agree in the other attribute.
-        mask_false_negatives: leave out pairs that fit although they are not a pair.
-        first_scene: number of the pool's first scene in the training split.
-        pool: scenes in the pool.
+        video_share: share of a batch whose anchors are clips of two frames; only where the anchor is trained.
+        style: of captions: "full" or "plain", which name fewer things in fewer words.
+        languages: of captions, in equal shares.
+        wordings: captions kept of each scene, all languages together.
+        first_scene, pool, clips: number of the pool's first scene in the training split; scenes with a still, followed
+            by scenes with a clip.
         partial: share of scenes without subject or without setting.
     """
 
     name: str
     modality: str
     steps: int
-    train_anchor: bool = False
     batch: int = 256
+    anchor: str = "image"
+    train_anchor: bool = False
+    chunk: int | None = None
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup_steps: int = 200
     clip_norm: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    final_rate: float = 0.0
     temperature: float | None = None
+    false_negatives: str = "mask"
+    alike: tuple[str, ...] = ("subject", "setting")
     shared_setting: float = 0.4
     shared_subject: float = 0.2
-    mask_false_negatives: bool = True
+    video_share: float = 0.0
+    style: str = "full"
+    languages: tuple[str, ...] = ("english",)
+    wordings: int = 4
     first_scene: int = 0
     pool: int = 60000
+    clips: int = 0
     partial: float = 0.24
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.steps < 1 or self.batch < 2 or self.pool < self.batch:
-            raise InputError(f"stage {self.name}: needs steps >= 1, batch >= 2 and pool >= batch.")
+        where = f"stage {self.name}"
+        if self.steps < 1 or self.batch < 2 or self.pool + self.clips < self.batch:
+            raise InputError(f"{where}: needs steps >= 1, batch >= 2 and pool + clips >= batch.")
         if not 0 <= self.shared_setting + self.shared_subject <= 1:
-            raise InputError(f"stage {self.name}: shared_setting + shared_subject must lie between 0 and 1.")
+            raise InputError(f"{where}: shared_setting + shared_subject must lie between 0 and 1.")
+        if self.chunk is not None and self.chunk < 1:
+            raise InputError(f"{where}: chunk must be 1 or more, got {self.chunk}. Leave it out for a batch at once.")
+        if self.false_negatives not in FALSE_NEGATIVES:
+            raise UnknownNameError(f"false_negatives of {where}", self.false_negatives, FALSE_NEGATIVES)
+        if self.style not in STYLES:
+            raise UnknownNameError(f"style of {where}", self.style, STYLES)
+        if self.anchor not in ("image", "video"):
+            raise UnknownNameError(f"anchor of {where}", self.anchor, ("image", "video"))
+        if not 0 <= self.video_share <= 1 or (self.video_share > 0 and round(self.video_share * self.batch) > self.clips):
+            raise InputError(f"{where}: video_share {self.video_share} of {self.batch} needs as many clips as that.")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,12 @@
-"""The training loop: AdamW, warm-up and cosine, bfloat16 where the processor has it, checkpoints, exact resume.
+"""The training loop: AdamW, warm-up and cosine, bfloat16 where the processor has it, gradient caching, exact resume.
 
 Every random choice of step s is drawn from (seed, stage, s), and nothing else is random: a resumed run repeats an
 undisturbed one bit for bit on one machine.
+
+A step: encode the batch, in chunks if it is large; take the loss and its gradient at the embeddings; send that gradient
+back through the towers. A batch of several chunks is encoded twice, first without a graph, then chunk by chunk with one
+and with the same random numbers, so that memory does not grow with the batch (Gao et al. 2021, "Scaling deep
+contrastive learning batch size under memory limited setup").
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +28,9 @@ from bindsearch.config import content_hash, to_json_dict
 from bindsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from bindsearch.train.config import StageConfig
 from bindsearch.train.loss import info_nce
+from bindsearch.train.processes import gather_rows, own_rows, rank, sum_gradients
+
+Encode = Callable[[slice], Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,13 +38,16 @@ class Batch:
     """What a step trains on.
 
     Attributes:
-        anchors, others: give (B, d) embeddings when called; called inside autocast.
-        no_negative: (B, B) bool, or None.
+        size: B, pairs of all processes together.
+        anchors, others: rows of the batch -> (b, d) embeddings, any norm; called inside autocast, and twice for the same
+            rows where the batch is cut in chunks. Frozen embeddings have no gradient and are asked for once.
+        alike: (B, B) bool: [i, j] says that anchor i and other j fit although they are no pair; or None.
     """
 
-    anchors: Callable[[], Tensor]
-    others: Callable[[], Tensor]
-    no_negative: Tensor | None
+    size: int
+    anchors: Encode
+    others: Encode
+    alike: Tensor | None = None
 
 
 @dataclass
@@ -46,11 +58,12 @@ class Stage:
         config: its numbers.
         seed: of the run.
         towers: the towers that are trained, by name; overwritten by training.
-        draw: step's generator -> Batch.
+        draw: step's generator -> Batch; the same in every process.
         scale: gives the multiplier of the cosines, a tensor where it is learned.
         measure: gives figures on validation scenes.
         folder: of the checkpoint.
         times: checkpoint_every_s, measure_every, log_every.
+        data: what it is trained on, as far as `config` does not say; a checkpoint of other data is refused.
     """
 
     config: StageConfig
@@ -61,6 +74,7 @@ class Stage:
     measure: Callable[[], dict[str, float]]
     folder: Path
     times: tuple[float, int, int] = (240.0, 250, 50)
+    data: str = ""
     curve: list[dict[str, float]] = field(default_factory=list)
 
     @property
@@ -70,17 +84,29 @@ class Stage:
 
     @property
     def id(self) -> str:
-        """Hash of the stage's numbers, the seed and the towers' numbers: a checkpoint of another one is refused."""
-        towers = {name: to_json_dict(tower.config) for name, tower in self.towers.items()}
-        return content_hash({"stage": to_json_dict(self.config), "seed": self.seed, "towers": towers})
+        """Hash of the stage's numbers, the seed, the data and the towers' numbers: a checkpoint of another is refused."""
+        towers = {name: _numbers(tower) for name, tower in self.towers.items()}
+        stage = to_json_dict(self.config)
+        return content_hash({"stage": stage, "seed": self.seed, "towers": towers, "data": self.data})
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that training moves."""
+        return [parameter for tower in self.towers.values() for parameter in tower.parameters()]
+
+
+def _numbers(tower: nn.Module) -> Any:
+    config = getattr(tower, "config", None)
+    return to_json_dict(config) if config is not None else {k: list(v.shape) for k, v in tower.state_dict().items()}
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
-    """Give the rate of a step (from 0): linear warm-up, then a cosine down to zero."""
+    """Give the rate of a step (from 0): linear warm-up, then a cosine down to `final_rate` of the full rate."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+    cosine = 0.5 * (1 + math.cos(math.pi * share))
+    return config.learning_rate * (config.final_rate + (1 - config.final_rate) * cosine)
 
 
 def build_optimiser(towers: dict[str, nn.Module], config: StageConfig) -> torch.optim.AdamW:
@@ -92,7 +118,7 @@ def build_optimiser(towers: dict[str, nn.Module], config: StageConfig) -> torch.
             plain = parameter.ndim < 2 or key.endswith(("pos_embed", "cls_token", "bias_k", "bias_v"))
             (free if plain else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-8)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8)
 
 
 def step_generator(seed: int, stage: str, step: int) -> np.random.Generator:
@@ -107,11 +133,16 @@ def has_bfloat16() -> bool:
     return bool((check and check()) or (amx and amx()))
 
 
+def fast_numbers(device: str = "cpu") -> AbstractContextManager[None]:
+    """Compute in bfloat16 inside, where the device has it."""
+    return torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or has_bfloat16())
+
+
 def train_stage(stage: Stage, stop_after: int | None = None, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Run a stage from its checkpoint, or from the start, to its end; overwrites the towers.
 
     Args:
-        stage: what to run.
+        stage: what to run. Under torchrun every process runs the same one; the first one writes the checkpoints.
         stop_after: leave after this many steps in all, with a checkpoint; for tests of resuming.
         say: where the log's lines go.
 
@@ -144,7 +175,7 @@ def train_stage(stage: Stage, stop_after: int | None = None, say: Callable[[str]
             figures = {"step": step + 1, "loss": round(loss, 4), **stage.measure()}
             notes["curve"].append(figures)
             say(f"{config.name}: {figures}")
-        if time.monotonic() - saved > checkpoint_every_s or step + 1 == end:
+        if rank() == 0 and (time.monotonic() - saved > checkpoint_every_s or step + 1 == end):
             save_checkpoint(stage.path, stage.towers, optimiser, notes)
             saved = time.monotonic()
     return notes
@@ -156,15 +187,68 @@ def train_step(stage: Stage, optimiser: torch.optim.Optimizer, step: int) -> flo
         group["lr"] = learning_rate(stage.config, step)
     for tower in stage.towers.values():
         tower.train()
-    rng = step_generator(stage.seed, stage.config.name, step)
-    torch.manual_seed(int(rng.integers(0, 2**62)))  # dropout and drop path
-    batch = stage.draw(rng)
-    with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
-        anchors, others = batch.anchors(), batch.others()
-    loss = info_nce(anchors, others, stage.scale(), batch.no_negative)
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    parameters = [parameter for tower in stage.towers.values() for parameter in tower.parameters()]
-    torch.nn.utils.clip_grad_norm_(parameters, stage.config.clip_norm)
+    loss = backward(stage, step)
+    sum_gradients(stage.parameters)
+    torch.nn.utils.clip_grad_norm_(stage.parameters, stage.config.clip_norm)
     optimiser.step()
+    return loss
+
+
+def backward(stage: Stage, step: int) -> float:
+    """Put the gradients of one step into the towers; returns the loss over the whole batch.
+
+    Under torchrun, each process adds what its own rows contribute; `sum_gradients` completes them.
+    """
+    config = stage.config
+    rng = step_generator(stage.seed, config.name, step)
+    seed = int(rng.integers(0, 2**40))
+    batch = stage.draw(rng)
+    mine = own_rows(batch.size)
+    sides = [_Side(batch.anchors, seed, mine, config.chunk), _Side(batch.others, seed + 2**41, mine, config.chunk)]
+    whole = [gather_rows(side.encode(), batch.size).requires_grad_() for side in sides]
+    loss = info_nce(whole[0], whole[1], stage.scale(), batch.alike, config.false_negatives)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if rank() != 0:  # the learned scale's gradient is complete in every process: one of them counts
+        for parameter in stage.parameters:
+            parameter.grad = None
+    for side, rows in zip(sides, whole, strict=True):
+        if rows.grad is not None:
+            side.send_back(rows.grad[mine])
     return float(loss.detach())
+
+
+class _Side:
+    """One side of a batch: this process's rows, at once or in chunks."""
+
+    def __init__(self, encode: Encode, seed: int, rows: slice, chunk: int | None) -> None:
+        size = chunk or rows.stop - rows.start
+        self.parts = [slice(at, min(at + size, rows.stop)) for at in range(rows.start, rows.stop, size)]
+        self.call, self.seed = encode, seed
+        self.at_once: Tensor | None = None
+
+    def encode(self) -> Tensor:
+        """Embed the rows: with a graph where there is one chunk, without where there are more."""
+        if len(self.parts) == 1:
+            self.at_once = self._rows(self.parts[0])
+            return self.at_once
+        with torch.no_grad():
+            return torch.cat([self._rows(part) for part in self.parts])
+
+    def send_back(self, gradient: Tensor) -> None:
+        """Add the gradient of the embeddings (b, d) to the towers' parameters."""
+        if self.at_once is not None:
+            if self.at_once.requires_grad:
+                self.at_once.backward(gradient)  # type: ignore[no-untyped-call]
+            return
+        first = self.parts[0].start
+        for part in self.parts:
+            rows = self._rows(part)
+            if not rows.requires_grad:
+                return
+            rows.backward(gradient[part.start - first : part.stop - first])  # type: ignore[no-untyped-call]
+
+    def _rows(self, part: slice) -> Tensor:
+        torch.manual_seed(self.seed + part.start)  # dropout and drop path
+        with fast_numbers():
+            return self.call(part).float()

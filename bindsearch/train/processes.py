@@ -1,0 +1,71 @@
+"""Several processes as one: torchrun starts them, each encodes its rows of every batch, all hold the same towers.
+
+Every process computes the whole loss over the gathered embeddings, so that the gradient of its own rows is complete
+without asking the others; the parameters' gradients are the sum over the processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+
+def join_processes(backend: str = "gloo") -> tuple[int, int]:
+    """Join the others that torchrun started.
+
+    Args:
+        backend: gloo on processors, nccl on graphics cards.
+
+    Returns:
+        Number of this process, and how many there are; (0, 1) without torchrun.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group(backend)
+    return rank(), world_size()
+
+
+def rank() -> int:
+    """Give this process's number, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Give the number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def own_rows(count: int) -> slice:
+    """Give the rows of a batch of `count` that this process encodes; process r of w has [r * count / w, ...)."""
+    number, many = rank(), world_size()
+    return slice(number * count // many, (number + 1) * count // many)
+
+
+def gather_rows(rows: Tensor, count: int) -> Tensor:
+    """Put all processes' rows together: (b, d) of `own_rows(count)` -> (count, d), detached."""
+    rows = rows.detach()
+    if world_size() == 1:
+        return rows
+    whole = rows.new_zeros((count, rows.shape[1]))
+    whole[own_rows(count)] = rows
+    dist.all_reduce(whole)
+    return whole
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add up the processes' gradients; overwrites them with the sum, one message for all."""
+    if world_size() == 1:
+        return
+    kept = list(parameters)
+    for parameter in kept:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([parameter.grad.reshape(-1) for parameter in kept if parameter.grad is not None])
+    dist.all_reduce(flat)
+    at = 0
+    for parameter in kept:
+        parameter.grad = flat[at : at + parameter.numel()].view_as(parameter)
+        at += parameter.numel()
