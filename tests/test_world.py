@@ -17,7 +17,6 @@ from bindsearch.world.grounds import GROUNDS
 from bindsearch.world.image import render_images
 from bindsearch.world.scene import ABSENT, SPLITS, draw, names, sample, split_seeds, table
 from bindsearch.world.shapes import Canvas, bar, box, ellipse, polygon, ring
-from bindsearch.world.text import SAID, is_true_of, said_codes, vocabulary, write_captions
 from bindsearch.world.write import write_world
 
 FIRST_DRAW = 0.21318060159683228
@@ -29,11 +28,6 @@ def test_tables_name_the_same_subjects_and_settings():
     assert {"dog", "bird", "car"} <= set(names("subject"))
     assert set(table("voices")) == set(names("subject"))
     assert set(GROUNDS) == set(names("setting"))
-    english = table("english")
-    for attribute in SAID:
-        assert set(english[attribute]) == set(names(attribute)), attribute
-    words = [word for entry in english["subject"].values() for word in entry]
-    assert len(words) == len(set(words)), "a word that means two subjects teaches nothing"
 
 
 def test_draws_depend_on_seed_and_name_alone():
@@ -114,53 +108,6 @@ def test_waves_are_sound():
     assert np.isfinite(waves).all() and np.abs(waves).max() <= 1
     loud = np.sqrt((waves**2).mean(axis=1))
     assert loud.min() > 0.01 and loud.max() < 0.3
-
-
-def test_captions_are_true_and_varied():
-    scenes = sample(split_seeds("train", 600), "mixed")
-    captions = write_captions(scenes)
-    english = table("english")
-    for row in range(len(scenes)):
-        text = captions.texts[row]
-        for column, attribute in enumerate(SAID):
-            if not captions.said[row, column]:
-                continue
-            value = names(attribute)[int(getattr(scenes, attribute)[row])]
-            words = english[attribute][value] + english.get(f"{attribute}_alone", {}).get(value, [])
-            assert any(word in text for word in words), (text, attribute, value)
-        assert "{" not in text and "  " not in text
-        assert " a a" not in text.replace(" a alarm", " a a")
-    assert len(set(captions.texts)) > 400
-    assert captions.texts != write_captions(scenes, variant=1).texts
-    with pytest.raises(UnknownNameError, match="english"):
-        write_captions(scenes, "englsh")
-
-
-def test_a_caption_is_true_of_scenes_that_agree_in_what_it_says():
-    scenes = sample(split_seeds("train", 300), "mixed")
-    captions = write_captions(scenes)
-    codes = said_codes(scenes)
-    true = is_true_of(codes, captions.said)
-    assert true.diagonal().all()
-    for i, j in ((0, 1), (5, 250), (17, 3), (299, 0)):
-        agrees = all(codes[i, a] == codes[j, a] for a in range(len(SAID)) if captions.said[j, a])
-        assert true[i, j] == agrees
-    assert 300 < true.sum() < 9000
-
-
-def test_articles_agree_with_the_next_word():
-    scenes = sample(split_seeds("train", 2000), "mixed")
-    for text in write_captions(scenes).texts:
-        words = text.replace(",", "").split()
-        for first, second in itertools.pairwise(words):
-            if first in ("a", "an"):
-                assert (first == "an") == (second[0] in "aeiou"), text
-
-
-def test_vocabulary_covers_every_caption():
-    known = {word for text in vocabulary() for word in text.replace(",", " ").split()}
-    texts = write_captions(sample(split_seeds("train", 3000), "mixed")).texts
-    assert {word for text in texts for word in text.replace(",", " ").split()} <= known
 
 
 def test_signed_distances_at_known_points():

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bindsearch.errors import UnknownNameError
-from bindsearch.world.scene import Scenes, draw, names, table
+from bindsearch.world.phrases import SAID, Wording, load_wording
+from bindsearch.world.scene import Scenes, draw
 
-LANGUAGES = ("english",)
-SAID = ("subject", "setting", "colour", "size", "place", "light")
+__all__ = ["LANGUAGES", "SAID", "STYLES", "Captions", "is_true_of", "said_codes", "vocabulary", "write_captions"]
+
+LANGUAGES = ("english", "german")
+STYLES = ("varied", "plain", "full")
 
 
 @dataclass(frozen=True)
@@ -22,69 +23,49 @@ class Captions:
 
     Attributes:
         texts: n captions.
-        said: (n, 6) bool: whether a caption names the attribute; columns as in SAID.
+        said: (n, 9) bool: whether a caption names the attribute; columns as in SAID. A caption in the plural names the
+            number; "a dog" does not.
     """
 
     texts: tuple[str, ...]
     said: NDArray[np.bool_]
 
 
-def write_captions(scenes: Scenes, language: str = "english", variant: int = 0) -> Captions:
+def write_captions(scenes: Scenes, language: str = "english", variant: int = 0, style: str = "varied") -> Captions:
     """Describe each scene in one sentence.
 
     Args:
         scenes: n scenes.
-        language: a table of words in `data/`.
+        language: english or german.
         variant: number of the wording; another number gives other words for the same scene.
+        style: varied (templates of all kinds), plain (subject or setting or both, in short), full (subject, setting and
+            motion, where the scene has them).
 
     Returns:
-        Captions of length n; each is true of its scene and depends on it, the language and the variant alone.
+        Captions of length n; each is true of its scene and depends on it, the language, variant and style alone.
 
     Raises:
-        UnknownNameError: no such language.
+        UnknownNameError: no such language or style.
     """
+    wording = _wording(language)
+    if style not in STYLES:
+        raise UnknownNameError("style of captions", style, STYLES)
+    codes = said_codes(scenes)
+    chances = draw(scenes.seed, f"caption.{language}.{variant}", len(SAID) + 2)
+    present = (codes >= 0) @ (1 << np.arange(len(SAID)))
+    columns = zip(present.tolist(), codes.tolist(), chances.tolist(), strict=True)
+    texts, said = [], []
+    for mask, code, chance in columns:
+        text, named = wording.fill(wording.choose(style, mask, chance[-1], chance[-2]), code, chance)
+        texts.append(text)
+        said.append(named)
+    return Captions(tuple(texts), wording.masks[np.array(said, dtype=int)])
+
+
+def _wording(language: str) -> Wording:
     if language not in LANGUAGES:
         raise UnknownNameError("language", language, LANGUAGES)
-    words = table(language)
-    chances = draw(scenes.seed, f"caption.{language}.{variant}", len(SAID) + 2)
-    texts, said = [], np.zeros((len(scenes), len(SAID)), dtype=bool)
-    for row in range(len(scenes)):
-        kind = (
-            "full"
-            if scenes.subject[row] >= 0 and scenes.setting[row] >= 0
-            else ("subject" if scenes.subject[row] >= 0 else "setting")
-        )
-        templates = words["templates"][kind]
-        template = templates[int(chances[row, -1] * len(templates))]
-        slots = _choose_words(scenes, row, words, chances[row])
-        used = set(re.findall(r"{(\w+)}", template)) - {"a"}
-        said[row] = [attribute in used or (attribute == "setting" and "setting_alone" in used) for attribute in SAID]
-        texts.append(_fill(template, slots, words["articles"]))
-    return Captions(tuple(texts), said)
-
-
-def _choose_words(scenes: Scenes, row: int, words: dict[str, Any], chance: NDArray[np.float32]) -> dict[str, str]:
-    slots: dict[str, str] = {}
-    for column, attribute in enumerate(SAID):
-        code = int(getattr(scenes, attribute)[row])
-        if code < 0:
-            continue
-        name = names(attribute)[code]
-        slots[attribute] = _pick(words[attribute][name], float(chance[column]))
-        if attribute == "setting":
-            slots["setting_alone"] = _pick(words["setting_alone"][name], float(chance[column]))
-    return slots
-
-
-def _pick(choices: list[str], chance: float) -> str:
-    return choices[int(chance * len(choices))]
-
-
-def _fill(template: str, slots: dict[str, str], articles: dict[str, str]) -> str:
-    text = re.sub(r"{(\w+)}", lambda match: "{a}" if match[1] == "a" else slots[match[1]], template)
-    text = re.sub(r"{a} (?=[aeiou])", articles["before_vowel"] + " ", text)
-    text = text.replace("{a}", articles["otherwise"])
-    return re.sub(r"\ban (?=[^aeiou\W])", "a ", text) if re.search(r"\ban [^aeiou\W]", text) else text
+    return load_wording(language)
 
 
 def is_true_of(
@@ -92,8 +73,12 @@ def is_true_of(
 ) -> NDArray[np.bool_]:
     """Say which captions are true of which scenes: the pairs that are no negatives of each other.
 
+    A caption that names an attribute is not true of a scene in which the attribute is absent: no one of two dogs is
+    "the dog on the left". An attribute that is absent from the caption's own scene, marked as named, asks that it be
+    absent.
+
     Args:
-        codes: (n, A) attribute codes of the captions' own scenes. Not modified.
+        codes: (n, A) attribute codes of the captions' own scenes, ABSENT where there is none. Not modified.
         said: (n, A) whether caption j names attribute a. Not modified.
         others: (m, A) codes of the scenes asked about; None means the same scenes. Not modified.
 
@@ -108,17 +93,17 @@ def is_true_of(
 
 
 def said_codes(scenes: Scenes) -> NDArray[np.int16]:
-    """Give the attributes that captions can name as codes, (n, 6) int16; columns as in SAID."""
+    """Give the attributes that captions can name as codes, (n, 9) int16; columns as in SAID."""
     return np.stack([getattr(scenes, attribute) for attribute in SAID], axis=1).astype(np.int16)
 
 
-def vocabulary(language: str = "english") -> list[str]:
-    """List every text whose words captions are made of: the words a tokenizer must keep whole."""
-    words = table(language)
-    flat: list[str] = [*words["articles"].values()]
-    for group, entries in words.items():
-        if group == "templates":
-            flat += [re.sub(r"{\w+}", " ", template) for kind in entries.values() for template in kind]
-        elif group != "articles":
-            flat += [word for choices in entries.values() for word in choices]
-    return flat
+def vocabulary(language: str | None = None) -> list[str]:
+    """List every text whose words captions are made of: the words a tokenizer must keep whole.
+
+    Args:
+        language: one of LANGUAGES; None means all of them.
+
+    Raises:
+        UnknownNameError: no such language.
+    """
+    return [text for one in (LANGUAGES if language is None else (language,)) for text in _wording(one).every_text()]
