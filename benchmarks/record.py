@@ -73,3 +73,11 @@ def write_score(name: str, value: float, unit: str, target: str, command: str, s
     rows = sorted([old for old in rows if old["name"] != name] + [row], key=lambda one: str(one["name"]))
     RESULTS.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def drop_scores(command: str) -> None:
+    """Take the rows of a benchmark that is no more off results/scoreboard.json."""
+    path = RESULTS / "scoreboard.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    kept = [row for row in rows if row["command"] != command]
+    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -27,7 +27,7 @@ def space() -> bindsearch.Space:
 def home(tmp_path_factory: pytest.TempPathFactory, space: bindsearch.Space) -> Path:
     """The demo's folder and index, and 20 questions about a subject: words, a picture and a sound of it alone.
 
-    One fixed draw of 20. Over 600 quadruples the share is in benchmarks/results/mini.json (0.93 when this was written).
+    One fixed draw of 20. Over 600 quadruples the share is in benchmarks/results/quadruples.json.
     """
     home = tmp_path_factory.mktemp("demo")
     write_world(SCENES, home / "world", seed=int(split_seeds("demo", 1)[0]))

@@ -1,0 +1,35 @@
+"""Shares of right answers, with their intervals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bindsearch.evaluate.metrics import wilson
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def top_hits(queries: NDArray[np.float32], rows: NDArray[np.float32], block: int = 1024) -> NDArray[np.int64]:
+    """Give each query's best row: (q, d) and (n, d) -> (q,) int64; among equal ones the first."""
+    best = [np.argmax(queries[at : at + block] @ rows.T, axis=1) for at in range(0, len(queries), block)]
+    return np.concatenate(best).astype(np.int64)
+
+
+def share_of(right: NDArray[np.bool_]) -> dict[str, Any]:
+    """Give the share of true entries with Wilson's 95 % interval."""
+    return interval(float(np.mean(right)), len(right))
+
+
+def interval(share: float, n: int) -> dict[str, Any]:
+    """Give a share of n trials with Wilson's 95 % interval, four digits."""
+    figure = wilson(share, n)
+    ends = {name: round(float(getattr(figure, name)), 4) for name in ("value", "low", "high")}
+    return {**ends, "n": n}
+
+
+def accuracy(asked: NDArray[np.int16], found: NDArray[np.int16]) -> dict[str, Any]:
+    """Give the share of equal codes."""
+    return share_of(asked == found)
