@@ -36,11 +36,14 @@ def ellipse(u: Array, v: Array, rx: Any, ry: Any) -> Array:
         ry: half axis along v.
     """
     rx, ry = column(rx), column(ry)
-    p, q = u / rx, v / ry
-    near = np.sqrt(p * p + q * q)
-    slope = np.sqrt((p / rx) ** 2 + (q / ry) ** 2) + np.float32(1e-6)
-    out: Array = near * (near - 1) / slope
-    return out
+    p, q = (u / rx) ** 2, (v / ry) ** 2
+    slope = np.sqrt(p / rx**2 + q / ry**2)
+    slope += np.float32(1e-6)
+    square = p + q
+    near = np.sqrt(square)
+    square -= near
+    square /= slope
+    return square
 
 
 def bar(u: Array, v: Array, ends: tuple[Any, Any, Any, Any], r1: Any, r2: Any) -> Array:
@@ -55,11 +58,19 @@ def bar(u: Array, v: Array, ends: tuple[Any, Any, Any, Any], r1: Any, r2: Any) -
     """
     x1, y1, x2, y2 = (column(end) for end in ends)
     dx, dy = x2 - x1, y2 - y1
+    square = dx * dx + dy * dy + np.float32(1e-6)
     pu, pv = u - x1, v - y1
-    along = np.clip((pu * dx + pv * dy) / (dx * dx + dy * dy + np.float32(1e-6)), 0, 1)
+    along = pu * (dx / square) + pv * (dy / square)
+    np.clip(along, 0, 1, out=along)
     pu = pu - along * dx
     pv = pv - along * dy
-    out: Array = np.sqrt(pu * pu + pv * pv) - (column(r1) + along * (column(r2) - column(r1)))
+    pu *= pu
+    pv *= pv
+    pu = pu + pv
+    out: Array = np.sqrt(pu, out=pu)
+    along *= column(r2) - column(r1)
+    along += column(r1)
+    out -= along
     return out
 
 
@@ -133,21 +144,26 @@ def wave(t: Array) -> Array:
 
 
 class Canvas:
-    """n square pictures being painted.
+    """n square pictures being painted, in up to three planes that share every shape: colour, distance, heat.
 
     Attributes:
         x, y: (n or 1, 1, W) and (n or 1, H, 1) pixel centres in frame widths; y grows downwards.
         pixel: size of a pixel in frame widths.
-        rgb: (n, 3, H, W) float32, linear levels where 1 is white; overwritten by painting.
+        rgb: (n, 3, H, W) float32, linear levels where 1 is white; overwritten by painting. None: not wanted.
+        near: (n, H, W) float32, inverse distance, where 1 is the subject's distance and 0 is the sky. None: not wanted.
+        heat: (n, H, W) float32, degrees Celsius above the ambient temperature. None: not wanted.
     """
 
-    def __init__(self, n: int, size_px: int) -> None:
-        """Start with black pictures."""
+    def __init__(self, n: int, size_px: int, planes: tuple[str, ...] = ("rgb",)) -> None:
+        """Start with black pictures of things infinitely far and at the ambient temperature."""
         centres = (np.arange(size_px, dtype=np.float32) + np.float32(0.5)) / np.float32(size_px)
         self._x, self._y = centres[None, None, :], centres[None, :, None]
         self.x, self.y = self._x, self._y
         self.pixel = np.float32(1.0 / size_px)
-        self.rgb = np.zeros((n, 3, size_px, size_px), dtype=np.float32)
+        shape = (n, size_px, size_px)
+        self.rgb = np.zeros((n, 3, size_px, size_px), dtype=np.float32) if "rgb" in planes else None
+        self.near = np.zeros(shape, dtype=np.float32) if "near" in planes else None
+        self.heat = np.zeros(shape, dtype=np.float32) if "heat" in planes else None
 
     def move(self, shift: Array, zoom: Array, mirrored: Array) -> None:
         """Look at another piece of the plane: what is painted next is shifted (n, 2), zoomed and mirrored (n,)."""
@@ -159,6 +175,15 @@ class Canvas:
         """Go back to the frame's own coordinates."""
         self.x, self.y = self._x, self._y
 
+    def copy(self) -> Canvas:
+        """Give a canvas that looks the same and is painted on its own."""
+        twin = Canvas(0, 1, ())
+        twin._x, twin._y, twin.x, twin.y, twin.pixel = self._x, self._y, self.x, self.y, self.pixel
+        twin.rgb = None if self.rgb is None else self.rgb.copy()
+        twin.near = None if self.near is None else self.near.copy()
+        twin.heat = None if self.heat is None else self.heat.copy()
+        return twin
+
     def coverage(self, distance: Array, unit: Any = 1.0, soft: float = 0.0) -> Array:
         """Turn a signed distance into a coverage in [0, 1].
 
@@ -168,19 +193,33 @@ class Canvas:
             soft: additional width of the edge in units of the distance.
         """
         edge = self.pixel / column(unit) + np.float32(soft)
-        return np.clip(np.float32(0.5) - distance / edge, 0, 1)
+        cover = distance * (np.float32(-1) / edge)
+        cover += np.float32(0.5)
+        return np.clip(cover, 0, 1, out=cover)
 
-    def paint(self, cover: Array, colour: Array) -> None:
-        """Blend a colour in. Overwrites rgb.
+    def fill(self, colour: Array, near: Any = 0.0, heat: Any = 0.0) -> None:
+        """Cover everything; arguments as in `paint`. Overwrites the planes."""
+        if self.rgb is not None:
+            self.rgb[:] = colour[:, :, None, None] if colour.ndim == 2 else colour
+        if self.near is not None:
+            self.near[:] = column(near)
+        if self.heat is not None:
+            self.heat[:] = column(heat)
+
+    def paint(self, cover: Array, colour: Array, near: Any = None, heat: Any = None) -> None:
+        """Blend a thing in. Overwrites the planes.
 
         Args:
             cover: (n, H, W) or broadcastable, in [0, 1]. Not modified.
             colour: (n, 3), or (n, 3, H, W) where it varies. Not modified.
+            near: inverse distance, number, (n,) or (n, H, W); None: a mark on what is there, at no distance of its own.
+            heat: degrees above ambient, number, (n,) or (n, H, W); None: as warm as what is there.
         """
-        if colour.ndim == 2:
-            colour = colour[:, :, None, None]
-        self.rgb += cover[:, None] * (colour - self.rgb)
-
-    def shade(self, factor: Array) -> None:
-        """Multiply the levels by (n, H, W) factors. Overwrites rgb."""
-        self.rgb *= factor[:, None]
+        if self.rgb is not None:
+            change = (colour[:, :, None, None] if colour.ndim == 2 else colour) - self.rgb
+            change *= cover[:, None]
+            self.rgb += change
+        if self.near is not None and near is not None:
+            self.near += cover * (column(near) - self.near)
+        if self.heat is not None and heat is not None:
+            self.heat += cover * (column(heat) - self.heat)
