@@ -1,155 +1,203 @@
-"""The two stages: image with text, then another modality onto the image tower, which then stays as it is."""
+"""The stages of the world: images and clips with text, then other modalities onto the image tower, which stays as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bindsearch.models.bind import ArchitectureConfig, Tower, build_tower
 from bindsearch.train.config import StageConfig, TrainConfig
-from bindsearch.train.loop import Batch, Stage, has_bfloat16
-from bindsearch.train.measure import named_shares, top_hits
-from bindsearch.train.pairs import BatchDrawer, TextRows, alike, mel_batch, normalise_images
+from bindsearch.train.loop import Batch, Stage, fast_numbers
+from bindsearch.train.measure import pair_figures
+from bindsearch.train.pairs import PREPARE, BatchDrawer, TextRows, alike, normalise_clips, normalise_images
 from bindsearch.train.pool import RENDERERS, pool_scenes, render_pool
 from bindsearch.world.scene import Scenes, sample, split_seeds
+from bindsearch.world.text import LANGUAGES
 
 Numbers = Mapping[str, Mapping[str, Any]]
+ROWS_OF = {"image": "vision", "video": "vision", "text": "text", "german": "text"}
+"""Towers of the kinds of rows whose tower is named otherwise."""
+VALIDATION_STYLE = "full"
 
 
 @torch.no_grad()
-def embed_rows(tower: Tower, rows: Any, batch: int = 256) -> NDArray[np.float32]:
-    """Encode prepared rows: a callable of a slice that gives the tower's input -> (n, d) unit rows."""
+def embed_rows(tower: nn.Module, count: int, make: Callable[[slice], Tensor], batch: int = 256) -> NDArray[np.float32]:
+    """Encode prepared rows: a callable that gives the tower's input for a slice -> (count, d) unit rows."""
     tower.eval()
-    count, make = rows
     parts = []
     for at in range(0, count, batch):
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
-            parts.append(F.normalize(tower(make(slice(at, at + batch))).float(), dim=1))
+        with fast_numbers():
+            parts.append(F.normalize(tower(make(slice(at, min(at + batch, count)))).float(), dim=1))
     return torch.cat(parts).numpy()
 
 
-class Validation:
-    """Unseen full scenes in every modality, prepared once.
+@dataclass(frozen=True)
+class Run:
+    """What all stages of a run share.
 
-    Args:
-        config: how many.
-        numbers: of the modalities.
-        modality: beside image and text.
+    Attributes:
+        config: of the run.
+        architecture: of its space.
+        numbers: preprocessing numbers, modality by modality.
+        folder: of checkpoints and pools.
+        workers: processes that render.
     """
 
-    def __init__(self, config: TrainConfig, numbers: Numbers, modality: str) -> None:
+    config: TrainConfig
+    architecture: ArchitectureConfig
+    numbers: dict[str, dict[str, Any]]
+    folder: Path
+    workers: int = 2
+
+    def rows(self, modality: str, stage: StageConfig, first: int, count: int) -> NDArray[Any]:
+        """Render, or read, a span of the training scenes in one modality."""
+        pool = self.folder / "pool"
+        return render_pool(modality, pool, (first, count), stage.partial, self.numbers[modality], self.workers)
+
+    @property
+    def times(self) -> tuple[float, int, int]:
+        """What a stage's clock needs."""
+        return self.config.checkpoint_every_s, self.config.measure_every, self.config.log_every
+
+
+class Validation:
+    """Unseen full scenes, prepared once in the kinds of rows that a stage is measured in.
+
+    Args:
+        run: says how many, and the numbers.
+        kinds: keys of measure.CARRIED.
+        pairs: kinds asked with and found among.
+    """
+
+    def __init__(self, run: Run, kinds: tuple[str, ...], pairs: tuple[tuple[str, str], ...]) -> None:
         """Render the scenes."""
-        self.scenes: Scenes = sample(split_seeds("validation", config.validation))
-        self.pixels = RENDERERS["image"](self.scenes, numbers["image"])
-        self.numbers = numbers
-        text = TextRows(numbers["text"])
-        self.ids = text.draw(self.scenes, 0)[0]
-        self.mels = RENDERERS["audio"](self.scenes, numbers["audio"]) if modality == "audio" else None
+        self.scenes: Scenes = sample(split_seeds("validation", run.config.validation))
+        self.pairs, self.numbers = pairs, run.numbers
+        self.kept: dict[str, Any] = {}
+        text = TextRows(run.numbers["text"])
+        for kind in kinds:
+            if kind in ("text", "german"):
+                language = (LANGUAGES[0] if kind == "text" else LANGUAGES[1],)
+                rng = np.random.default_rng(0)
+                self.kept[kind] = text.draw(self.scenes, rng, language, (VALIDATION_STYLE,))[0]
+            else:
+                self.kept[kind] = RENDERERS[kind](self.scenes, run.numbers[kind])
 
-    def measure(self, towers: Mapping[str, Tower]) -> dict[str, float]:
-        """Give accuracies of each modality to images, and of audio to text, flat by name."""
-        rows = {"vision": embed_rows(towers["vision"], (len(self.scenes), self._images))}
-        if "text" in towers:
-            rows["text"] = embed_rows(towers["text"], (len(self.scenes), lambda part: self.ids[part]))
-        if "audio" in towers and self.mels is not None:
-            mels = self.mels
-            rows["audio"] = embed_rows(towers["audio"], (len(self.scenes), lambda part: mel_batch(mels[part], None)))
-        figures: dict[str, float] = {}
-        for asked, found in (("text", "vision"), ("audio", "vision"), ("audio", "text")):
-            if asked in rows and found in rows:
-                shares = named_shares(self.scenes, self.scenes, top_hits(rows[asked], rows[found]))
-                figures |= {f"{asked}->{found} {name}": share["value"] for name, share in shares.items()}
-        others = rows["vision"] @ rows["vision"].T - 2 * np.eye(len(self.scenes), dtype=np.float32)
-        figures["vision->vision subject"] = float((self.scenes.subject[others.argmax(1)] == self.scenes.subject).mean())
-        return figures
+    def measure(self, towers: Mapping[str, nn.Module]) -> dict[str, float]:
+        """Give top-1 accuracies of every pair, flat by name."""
+        rows = {
+            kind: embed_rows(towers[ROWS_OF.get(kind, kind)], len(self.scenes), self._inputs(kind))
+            for kind in self.kept
+        }
+        return pair_figures(self.scenes, rows, self.pairs)
 
-    def _images(self, part: slice) -> Tensor:
-        return normalise_images(self.pixels[part], self.numbers["image"], None)
+    def _inputs(self, kind: str) -> Callable[[slice], Tensor]:
+        kept = self.kept[kind]
+        if kind in ("text", "german"):
+            return lambda part: kept[part]
+        if kind == "image":
+            return lambda part: normalise_images(kept[part], self.numbers["image"], None)
+        if kind == "video":
+            return lambda part: normalise_clips(kept[part], self.numbers["video"], None)
+        return lambda part: PREPARE[kind](kept[part], None)
 
 
-def image_text_stage(
-    config: TrainConfig,
-    stage: StageConfig,
-    architecture: ArchitectureConfig,
-    numbers: Numbers,
-    trained: dict[str, Tower],
-    folder: Path,
-) -> Stage:
-    """Prepare a stage that trains the image and the text tower together: those of a stage before, or from the seed."""
+def text_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -> Stage:
+    """Prepare a stage that trains image and text towers together: those of a stage before, or from the seed.
+
+    Args:
+        run: the run.
+        stage: its numbers; `video_share` of a batch are clips.
+        trained: towers so far, by name. Overwritten by training.
+    """
     towers = {
-        name: trained[name] if name in trained else build_tower(architecture, name, seed=config.seed)
+        name: trained[name] if name in trained else build_tower(run.architecture, name, seed=run.config.seed)
         for name in ("vision", "text")
     }
-    scenes = pool_scenes(stage.first_scene, stage.pool, stage.partial)
-    pixels = render_pool(
-        "image", folder / "pool", (stage.first_scene, stage.pool), stage.partial, dict(numbers["image"])
-    )
-    drawer, text = BatchDrawer(scenes, stage), TextRows(numbers["text"])
-    validation = Validation(config, numbers, "text")
+    scenes = pool_scenes(stage.first_scene, stage.pool + stage.clips, stage.partial)
+    stills = run.rows("image", stage, stage.first_scene, stage.pool)
+    clips = run.rows("video", stage, stage.first_scene + stage.pool, stage.clips) if stage.clips else None
+    moving = round(stage.batch * stage.video_share)
+    draw_stills = BatchDrawer(scenes.rows(slice(0, stage.pool)), stage, stage.batch - moving)
+    draw_clips = BatchDrawer(scenes.rows(slice(stage.pool, None)), stage, moving) if moving else None
+    text = TextRows(run.numbers["text"])
 
     def draw(rng: np.random.Generator) -> Batch:
-        rows = drawer.rows(rng)
-        ids, fits = text.draw(scenes.rows(rows), int(rng.integers(0, 1 << 20)))
-        images = normalise_images(pixels[rows], numbers["image"], rng)
-        mask = torch.from_numpy(fits) if stage.mask_false_negatives else None
-        return Batch(lambda: towers["vision"](images), lambda: towers["text"](ids), mask)
+        which = draw_stills.rows(rng)
+        seen = normalise_images(stills[which], run.numbers["image"], rng)
+        if draw_clips is not None and clips is not None:
+            more = draw_clips.rows(rng)
+            pair = normalise_clips(clips[more], run.numbers["video"], rng)
+            seen = torch.cat((seen.expand(-1, -1, pair.shape[2], -1, -1), pair))
+            which = np.concatenate((which, more + stage.pool))
+        ids, fits = text.draw(scenes.rows(which), rng, stage.languages, stage.styles)
+        return Batch(
+            len(which), lambda part: towers["vision"](seen[part]), lambda part: towers["text"](ids[part]), _tensor(fits)
+        )
 
-    return Stage(
-        stage,
-        config.seed,
-        dict(towers),
-        draw,
-        _scale(stage, towers["text"]),
-        lambda: validation.measure(towers),
-        folder,
-        (config.checkpoint_every_s, config.measure_every, config.log_every),
+    pairs = (("text", "image"), ("image", "text"), ("image", "image"), ("text", "video"), ("german", "text"))
+    validation = Validation(run, ("image", "video", "text", "german"), pairs)
+    return _stage(run, stage, dict(towers), draw, lambda: validation.measure(towers))
+
+
+def bound_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -> Stage:
+    """Prepare a stage that binds one modality to the trained image tower, whose embeddings are made once.
+
+    Args:
+        run: the run.
+        stage: its numbers; the anchor is a still, or a clip of two frames.
+        trained: vision, and text for the figures. Not modified.
+    """
+    modality = stage.modality
+    tower = build_tower(run.architecture, modality, seed=run.config.seed)
+    scenes = pool_scenes(stage.first_scene, stage.pool, stage.partial)
+    pixels = run.rows(stage.anchor, stage, stage.first_scene, stage.pool)
+    kept = run.rows(modality, stage, stage.first_scene, stage.pool)
+    normalise, numbers = (normalise_images if stage.anchor == "image" else normalise_clips), run.numbers[stage.anchor]
+    anchors = torch.from_numpy(
+        embed_rows(trained["vision"], len(scenes), lambda part: normalise(pixels[part], numbers, None))
     )
+    del pixels
+    drawer = BatchDrawer(scenes, stage, stage.batch)
+
+    def draw(rng: np.random.Generator) -> Batch:
+        which = drawer.rows(rng)
+        inputs, fixed = PREPARE[modality](kept[which], rng), anchors[which]
+        fits = _tensor(alike(scenes.rows(which), stage.alike))
+        return Batch(len(which), lambda part: fixed[part], lambda part: tower(inputs[part]), fits)
+
+    seen = ("video",) if stage.anchor == "video" else ("image",)
+    pairs = tuple((asked, found) for kind in (*seen, "text") for asked, found in ((modality, kind), (kind, modality)))
+    validation = Validation(run, (*seen, "text", modality), pairs)
+    measured = {**trained, modality: tower}
+    return _stage(run, stage, {modality: tower}, draw, lambda: validation.measure(measured))
 
 
-def image_audio_stage(
-    config: TrainConfig,
+def build_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -> Stage:
+    """Prepare a stage of the world: text with the image tower, or a modality onto the frozen one."""
+    return (text_stage if stage.modality == "text" else bound_stage)(run, stage, trained)
+
+
+def _tensor(fits: NDArray[np.bool_]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(fits))
+
+
+def _stage(
+    run: Run,
     stage: StageConfig,
-    architecture: ArchitectureConfig,
-    numbers: Numbers,
-    trained: dict[str, Tower],
-    folder: Path,
+    towers: dict[str, nn.Module],
+    draw: Callable[[np.random.Generator], Batch],
+    measure: Callable[[], dict[str, float]],
 ) -> Stage:
-    """Prepare the stage that binds audio to the trained image tower, whose embeddings are made once."""
-    tower = build_tower(architecture, "audio", seed=config.seed)
-    scenes = pool_scenes(stage.first_scene, stage.pool, stage.partial)
-    span = (stage.first_scene, stage.pool)
-    pixels = render_pool("image", folder / "pool", span, stage.partial, dict(numbers["image"]))
-    mels = render_pool("audio", folder / "pool", span, stage.partial, dict(numbers["audio"]))
-    images = (len(scenes), lambda part: normalise_images(pixels[part], numbers["image"], None))
-    anchors = torch.from_numpy(embed_rows(trained["vision"], images))
-    drawer, validation = BatchDrawer(scenes, stage), Validation(config, numbers, "audio")
-
-    def draw(rng: np.random.Generator) -> Batch:
-        rows = drawer.rows(rng)
-        sounds = mel_batch(mels[rows], rng)
-        mask = torch.from_numpy(alike(scenes.rows(rows))) if stage.mask_false_negatives else None
-        return Batch(lambda: anchors[rows], lambda: tower(sounds), mask)
-
-    return Stage(
-        stage,
-        config.seed,
-        {"audio": tower},
-        draw,
-        _scale(stage, tower),
-        lambda: validation.measure({**trained, "audio": tower}),
-        folder,
-        (config.checkpoint_every_s, config.measure_every, config.log_every),
-    )
-
-
-def _scale(stage: StageConfig, tower: Tower) -> Any:
-    if stage.temperature is not None:
-        return lambda: 1.0 / float(stage.temperature or 1.0)
-    return tower.scale
+    bound = towers[stage.modality]
+    fixed = stage.temperature
+    scale = bound.scale if fixed is None and isinstance(bound, Tower) else lambda: 1.0 / float(fixed or 1.0)
+    return Stage(stage, run.config.seed, towers, draw, scale, measure, run.folder, run.times)

@@ -10,7 +10,7 @@ from bindsearch.config import from_json_dict
 from bindsearch.errors import InputError, MissingInputError, UnknownNameError
 
 FALSE_NEGATIVES = ("mask", "positive", "keep")
-STYLES = ("full", "plain")
+STYLES = ("varied", "plain", "full")
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,8 @@ class StageConfig:
         shared_setting, shared_subject: shares of a batch drawn from two settings, and from three subjects: hard
             negatives that agree in the other attribute.
         video_share: share of a batch whose anchors are clips of two frames; only where the anchor is trained.
-        style: of captions: "full" or "plain", which name fewer things in fewer words.
+        styles: of captions, in equal shares: varied, plain (subject or setting or both), full (with the motion).
         languages: of captions, in equal shares.
-        wordings: captions kept of each scene, all languages together.
         first_scene, pool, clips: number of the pool's first scene in the training split; scenes with a still, followed
             by scenes with a clip.
         partial: share of scenes without subject or without setting.
@@ -62,9 +61,8 @@ class StageConfig:
     shared_setting: float = 0.4
     shared_subject: float = 0.2
     video_share: float = 0.0
-    style: str = "full"
+    styles: tuple[str, ...] = ("varied",)
     languages: tuple[str, ...] = ("english",)
-    wordings: int = 4
     first_scene: int = 0
     pool: int = 60000
     clips: int = 0
@@ -81,8 +79,9 @@ class StageConfig:
             raise InputError(f"{where}: chunk must be 1 or more, got {self.chunk}. Leave it out for a batch at once.")
         if self.false_negatives not in FALSE_NEGATIVES:
             raise UnknownNameError(f"false_negatives of {where}", self.false_negatives, FALSE_NEGATIVES)
-        if self.style not in STYLES:
-            raise UnknownNameError(f"style of {where}", self.style, STYLES)
+        for style in self.styles:
+            if style not in STYLES:
+                raise UnknownNameError(f"style of {where}", style, STYLES)
         if self.anchor not in ("image", "video"):
             raise UnknownNameError(f"anchor of {where}", self.anchor, ("image", "video"))
         if not 0 <= self.video_share <= 1 or (self.video_share > 0 and round(self.video_share * self.batch) > self.clips):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,12 @@ from bindsearch.train.config import StageConfig
 from bindsearch.train.pool import MEL_SCALE
 from bindsearch.types import Media
 from bindsearch.world.scene import Scenes
-from bindsearch.world.text import SAID, is_true_of, said_codes, write_captions
+from bindsearch.world.text import is_true_of, said_codes, write_captions
 
 Rows = NDArray[np.int64]
+Generator = np.random.Generator
+VARIANTS = 1 << 20
+"""Wordings to draw from."""
 
 
 class BatchDrawer:
@@ -26,55 +29,67 @@ class BatchDrawer:
 
     Args:
         scenes: of the pool.
-        config: shares of alike rows and the batch size.
+        config: shares of alike rows.
+        batch: rows to draw.
     """
 
-    def __init__(self, scenes: Scenes, config: StageConfig) -> None:
+    def __init__(self, scenes: Scenes, config: StageConfig, batch: int) -> None:
         """Sort the pool by setting and by subject."""
-        self.config, self.size = config, len(scenes)
+        self.config, self.size, self.batch = config, len(scenes), batch
         self.by_setting = [np.flatnonzero(scenes.setting == code) for code in range(-1, int(scenes.setting.max()) + 1)]
         self.by_subject = [np.flatnonzero(scenes.subject == code) for code in range(-1, int(scenes.subject.max()) + 1)]
 
-    def rows(self, rng: np.random.Generator) -> Rows:
+    def rows(self, rng: Generator) -> Rows:
         """Draw one batch: rows of a few settings, rows of a few subjects, rows of any kind; none twice."""
         alike = [
-            (self.by_setting, 2, round(self.config.batch * self.config.shared_setting)),
-            (self.by_subject, 3, round(self.config.batch * self.config.shared_subject)),
+            (self.by_setting, 2, round(self.batch * self.config.shared_setting)),
+            (self.by_subject, 3, round(self.batch * self.config.shared_subject)),
         ]
         chosen: list[Rows] = []
         for groups, count, wanted in alike:
             picked = np.concatenate([groups[code] for code in rng.choice(len(groups), count, replace=False)])
             if wanted and len(picked):
                 chosen.append(rng.choice(picked, min(wanted, len(picked)), replace=False))
-        chosen.append(rng.choice(self.size, self.config.batch, replace=False))
+        chosen.append(rng.choice(self.size, self.batch, replace=False))
         together = np.concatenate(chosen)
         _, first = np.unique(together, return_index=True)
-        return together[np.sort(first)][: self.config.batch]
+        return together[np.sort(first)][: self.batch]
 
 
-def normalise_images(rows: NDArray[np.uint8], numbers: Mapping[str, Any], rng: np.random.Generator | None) -> Tensor:
-    """Bring pictures to what the image tower takes.
+def normalise_images(rows: NDArray[np.uint8], numbers: Mapping[str, Any], rng: Generator | None) -> Tensor:
+    """Bring stills to what the image tower takes: (B, H, W, 3) uint8 -> (B, 3, 1, H, W); see `normalise_clips`."""
+    return normalise_clips(rows[:, None], numbers, rng)
+
+
+def normalise_clips(rows: NDArray[np.uint8], numbers: Mapping[str, Any], rng: Generator | None) -> Tensor:
+    """Bring clips to what the image tower takes.
 
     Args:
-        rows: (B, H, W, 3) uint8. Not modified.
-        numbers: of the image modality: mean and std.
-        rng: of the augmentation: shifts of up to 4 px, blur, brightness; None changes nothing.
+        rows: (B, T, H, W, 3) uint8. Not modified.
+        numbers: of the image or video modality: mean and std.
+        rng: of the augmentation, the same for all frames of a clip: shifts of up to 4 px, blur or sharpening,
+            brightness; None changes nothing.
 
     Returns:
-        (B, 3, 1, H, W) float32.
+        (B, 3, T, H, W) float32.
     """
-    x = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 255
+    count, frames, height, width, _ = rows.shape
+    x = torch.from_numpy(rows).permute(0, 1, 4, 2, 3).reshape(count, frames * 3, height, width).float() / 255
     if rng is not None:
-        x = _shift(x, rng, 4)
+        x = shift(x, rng, 4)
         blur = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        amount = torch.from_numpy(rng.uniform(-0.25, 0.5, (len(rows), 1, 1, 1)).astype(np.float32))
-        x = x + amount * (blur - x)
-        x = (x * torch.from_numpy(rng.uniform(0.85, 1.15, (len(rows), 1, 1, 1)).astype(np.float32))).clamp(0, 1)
+        x = x + _factors(rng, -0.25, 0.5, count) * (blur - x)
+        x = (x * _factors(rng, 0.85, 1.15, count)).clamp(0, 1)
     mean, std = (torch.tensor(numbers[key], dtype=torch.float32)[:, None, None] for key in ("mean", "std"))
-    return ((x - mean) / std).unsqueeze(2)
+    return ((x.view(count, frames, 3, height, width) - mean) / std).transpose(1, 2)
 
 
-def _shift(x: Tensor, rng: np.random.Generator, reach: int) -> Tensor:
+def _factors(rng: Generator, low: float, high: float, count: int) -> Tensor:
+    return torch.from_numpy(rng.uniform(low, high, (count, 1, 1, 1)).astype(np.float32))
+
+
+def shift(x: Tensor, rng: Generator, reach: int) -> Tensor:
+    """Move each picture of (B, C, H, W) by up to `reach` pixels; its edge is repeated."""
     side = x.shape[-1]
     padded = F.pad(x, (reach, reach, reach, reach), mode="replicate")
     left, top = rng.integers(0, 2 * reach + 1, (2, len(x)))
@@ -82,7 +97,7 @@ def _shift(x: Tensor, rng: np.random.Generator, reach: int) -> Tensor:
     return torch.stack(parts)
 
 
-def mel_batch(rows: NDArray[np.int8], rng: np.random.Generator | None) -> Tensor:
+def mel_batch(rows: NDArray[np.int8], rng: Generator | None) -> Tensor:
     """Bring kept mel rows to what the audio tower takes.
 
     Args:
@@ -106,6 +121,63 @@ def mel_batch(rows: NDArray[np.int8], rng: np.random.Generator | None) -> Tensor
     return x.unsqueeze(1)
 
 
+def grid_batch(rows: NDArray[np.float16], rng: Generator | None) -> Tensor:
+    """Bring kept depth or thermal rows to what their towers take.
+
+    Args:
+        rows: (B, 1, H, W) float16 from a pool. Not modified.
+        rng: of the augmentation: shifts of up to 4 px, a factor, an offset, noise and one erased rectangle; None changes
+            nothing.
+
+    Returns:
+        (B, 1, H, W) float32.
+    """
+    x = torch.from_numpy(rows).float()
+    if rng is not None:
+        x = shift(x, rng, 4)
+        deviation = x.std(dim=(1, 2, 3), keepdim=True)
+        noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
+        x = x * _factors(rng, 0.93, 1.07, len(x)) + deviation * _factors(rng, -0.15, 0.15, len(x))
+        x = x + noise * deviation * _factors(rng, 0.0, 0.04, len(x))
+        x = _erase(x, rng)
+    return x
+
+
+def _erase(x: Tensor, rng: Generator) -> Tensor:
+    """Set a rectangle of up to a quarter of each side to the picture's mean, in half of the pictures."""
+    hidden = torch.from_numpy(rng.random(len(x)) < 0.5)[:, None, None, None]
+    for axis in (2, 3):
+        side = x.shape[axis]
+        start, length = rng.integers(0, side, len(x)), rng.integers(1, side // 4 + 1, len(x))
+        index = np.arange(side)
+        inside = torch.from_numpy((index >= start[:, None]) & (index < (start + length)[:, None]))
+        hidden = hidden & inside[:, None].unsqueeze(5 - axis)
+    return torch.where(hidden, x.mean(dim=(1, 2, 3), keepdim=True), x)
+
+
+def imu_batch(rows: NDArray[np.float16], rng: Generator | None) -> Tensor:
+    """Bring kept inertial rows to what the IMU tower takes.
+
+    Args:
+        rows: (B, 6, T) float16 from a pool. Not modified.
+        rng: of the augmentation: a factor a channel and noise; None changes nothing.
+
+    Returns:
+        (B, 6, T) float32.
+    """
+    x = torch.from_numpy(rows).float()
+    if rng is not None:
+        count, channels, _ = x.shape
+        gains = torch.from_numpy(rng.uniform(0.92, 1.08, (count, channels, 1)).astype(np.float32))
+        noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
+        x = x * gains + 0.01 * noise
+    return x
+
+
+PREPARE = {"audio": mel_batch, "depth": grid_batch, "thermal": grid_batch, "imu": imu_batch}
+"""Kept rows of a modality -> what its tower takes."""
+
+
 class TextRows:
     """Captions of scenes as token ids, a new wording each time.
 
@@ -118,19 +190,37 @@ class TextRows:
         self.modality = MODALITIES["text"]
         self.config = self.modality.config("default", **numbers)
 
-    def ids(self, texts: tuple[str, ...]) -> Tensor:
+    def ids(self, texts: Sequence[str]) -> Tensor:
         """Encode texts: (B, L) int64."""
         rows = [self.modality.preprocess(Media("text", text, "character", name=text), self.config) for text in texts]
         return torch.from_numpy(np.concatenate(rows))
 
-    def draw(self, scenes: Scenes, variant: int) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Describe scenes: ids (B, L) int64, and (B, B) bool: caption j is true of scene i."""
-        captions = write_captions(scenes, variant=variant)
-        return self.ids(captions.texts), is_true_of(said_codes(scenes), captions.said)
+    def draw(
+        self,
+        scenes: Scenes,
+        rng: Generator,
+        languages: Sequence[str] = ("english",),
+        styles: Sequence[str] = ("varied",),
+    ) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Describe scenes, each in one language and style: ids (B, L), and (B, B): caption j is true of scene i."""
+        kinds = [(language, style) for language in languages for style in styles]
+        kind_of = rng.permutation(np.arange(len(scenes)) % len(kinds))
+        texts: list[str] = [""] * len(scenes)
+        said: NDArray[np.bool_] | None = None
+        for number, (language, style) in enumerate(kinds):
+            rows = np.flatnonzero(kind_of == number)
+            captions = write_captions(scenes.rows(rows), language, int(rng.integers(VARIANTS)), style)
+            said = np.zeros((len(scenes), captions.said.shape[1]), dtype=bool) if said is None else said
+            said[rows] = captions.said
+            for row, text in zip(rows, captions.texts, strict=True):
+                texts[row] = text
+        return self.ids(texts), is_true_of(said_codes(scenes), np.asarray(said))
 
 
-def alike(scenes: Scenes) -> NDArray[np.bool_]:
-    """Say which scenes sound alike: (B, B) bool, the same subject in the same setting."""
-    said = np.zeros((len(scenes), len(SAID)), dtype=bool)
-    said[:, :2] = True
-    return is_true_of(said_codes(scenes), said)
+def alike(scenes: Scenes, attributes: Sequence[str] = ("subject", "setting")) -> NDArray[np.bool_]:
+    """Say which scenes agree in some attributes: (B, B) bool."""
+    same = np.ones((len(scenes), len(scenes)), dtype=bool)
+    for attribute in attributes:
+        codes = getattr(scenes, attribute)
+        same &= codes[:, None] == codes[None, :]
+    return same

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bindsearch.config import content_hash
 from bindsearch.registry import MODALITIES
-from bindsearch.types import Media
 from bindsearch.world.scene import Scenes, sample, split_seeds
 
 SHARD = 2000
 MEL_SCALE = 48.0
 """Mel features are kept as int8: feature times this, cut at ±127 (features lie in about ±2)."""
+
+Renderer = Callable[[Scenes, Mapping[str, Any]], NDArray[Any]]
 
 
 def image_rows(scenes: Scenes, numbers: Mapping[str, Any]) -> NDArray[np.uint8]:
@@ -27,21 +29,48 @@ def image_rows(scenes: Scenes, numbers: Mapping[str, Any]) -> NDArray[np.uint8]:
     return render_images(scenes, int(numbers["size_px"]))
 
 
+def video_rows(scenes: Scenes, numbers: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Render the frames of the first clip that `embed` would look at, (n, T, H, W, 3) uint8."""
+    from bindsearch.modalities.video import clip_frames
+    from bindsearch.world.motion import CLIP_S
+    from bindsearch.world.video import RATE_FPS, render_videos
+
+    config = MODALITIES["video"].config("default", **numbers)
+    _, picked = clip_frames(round(CLIP_S * RATE_FPS), float(RATE_FPS), config)[0]
+    return render_videos(scenes, config.size_px, [frame / RATE_FPS for frame in picked])
+
+
+def file_rows(modality: str, scenes: Scenes, numbers: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Render what the files of a modality hold, decode and preprocess it: the first clip of each, (n, ...) float32."""
+    from bindsearch.world.files import render_values, to_source
+
+    reader = MODALITIES[modality]
+    config = reader.config("default", **numbers)
+    values = render_values(scenes, modality, int(numbers.get("size_px", 64)))
+    decoded = (reader.decode(to_source(value, modality, "scene"), config) for value in values)
+    return np.stack([reader.preprocess(media, config)[0] for media in decoded])
+
+
 def audio_rows(scenes: Scenes, numbers: Mapping[str, Any]) -> NDArray[np.int8]:
     """Render sounds and preprocess their first clip, (n, M, T) int8 of MEL_SCALE a unit."""
-    from bindsearch.world.audio import RATE_HZ, render_waves
-
-    modality = MODALITIES["audio"]
-    config = modality.config("default", **numbers)
-    out: list[NDArray[np.int8]] = []
-    for wave in render_waves(scenes):
-        media = Media("audio", wave[None], "amplitude", rate_hz=float(RATE_HZ), name="scene")
-        clip = modality.preprocess(media, config)[0, 0]
-        out.append(np.clip(np.rint(clip * MEL_SCALE), -127, 127).astype(np.int8))
-    return np.stack(out)
+    clips = file_rows("audio", scenes, numbers)[:, 0]
+    return np.clip(np.rint(clips * MEL_SCALE), -127, 127).astype(np.int8)
 
 
-RENDERERS: dict[str, Callable[[Scenes, Mapping[str, Any]], NDArray[Any]]] = {"image": image_rows, "audio": audio_rows}
+def _half_rows(modality: str) -> Renderer:
+    return lambda scenes, numbers: file_rows(modality, scenes, numbers).astype(np.float16)
+
+
+RENDERERS: dict[str, Renderer] = {
+    "image": image_rows,
+    "video": video_rows,
+    "audio": audio_rows,
+    "depth": _half_rows("depth"),
+    "thermal": _half_rows("thermal"),
+    "imu": _half_rows("imu"),
+}
+"""Rows as they are kept: image (H, W, 3) and video (T, H, W, 3) uint8 levels, audio (M, T) int8; depth, thermal (1, H, W)
+and imu (6, T) float16 as their towers take them."""
 
 
 def pool_scenes(first: int, count: int, partial: float, split: str = "train") -> Scenes:
@@ -64,28 +93,32 @@ def render_pool(
     """Render a pool, or read what a run before this one rendered.
 
     Args:
-        modality: image or audio.
-        folder: of the shards; shards that exist are kept.
+        modality: a key of RENDERERS.
+        folder: of the shards; shards that exist are kept. Empty it when the world's own code has changed.
         span: number of the first scene in the training split, and how many.
         partial: see `sample`.
-        numbers: the modality's numbers of the space.
-        workers: processes.
+        numbers: the modality's numbers of the space; a shard of other numbers is not taken.
+        workers: processes; 0 renders in this one.
 
     Returns:
         (n, ...) rows as RENDERERS[modality] gives them, in memory.
     """
     folder.mkdir(parents=True, exist_ok=True)
     first, total = span
+    named = content_hash(dict(numbers), 8)
     jobs = []
     paths = []
     for at in range(first, first + total, SHARD):
         count = min(SHARD, first + total - at)
-        path = folder / f"{modality}-{at:08d}-{count}-{round(partial * 1000)}.npy"
+        path = folder / f"{modality}-{at:08d}-{count}-{round(partial * 1000)}-{named}.npy"
         paths.append(path)
         if not path.exists():
             jobs.append((modality, path, at, count, partial, numbers))
-    if jobs:
+    if jobs and workers:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
             for done, path in enumerate(processes.map(_write_shard, jobs), 1):
                 print(f"pool {modality}: {done}/{len(jobs)} shards ({path.name})", flush=True)  # noqa: T201
+    else:
+        for job in jobs:
+            _write_shard(job)
     return np.concatenate([np.load(path, allow_pickle=False) for path in paths])
