@@ -97,8 +97,7 @@ def _paint_ground(canvas: Canvas, scenes: Scenes) -> None:
     if canvas.near is not None:
         canvas.near *= column(np.exp2(spread(seeds, "ground.near", -0.35, 0.3)))
     if canvas.heat is not None:
-        sun = np.array([1.0, 0.8, 0.5, 0.65], dtype=np.float32)[scenes.light] * spread(seeds, "ground.sun", 0.7, 1.15)
-        canvas.heat *= np.where(canvas.heat > 0, column(sun), column(spread(seeds, "ground.cold", 0.7, 1.2)))
+        canvas.heat *= np.where(canvas.heat > 0, column(_sun(scenes)), column(spread(seeds, "ground.cold", 0.7, 1.2)))
         canvas.heat += column(spread(seeds, "ground.warm", 0.3, 1.6)) * patches
 
 
@@ -134,15 +133,15 @@ def _paint_clutter(canvas: Canvas, scenes: Scenes) -> None:
             canvas.heat[row, top, left] = warm + cover * (column(np.float32(-8) + np.float32(22) * heat) - warm)
 
 
-def _gains(scenes: Scenes, planes: tuple[str, ...]) -> Array:
-    """Give the factor on each sprite channel, (n, C): the subject's heat is above or below ambient by its own amount."""
-    columns: list[Array] = []
-    for plane in planes:
-        if plane == "rgb":
-            columns += [np.ones(len(scenes), dtype=np.float32)] * 3
-        else:
-            columns.append(subject_heat(scenes) if plane == "heat" else np.full(len(scenes), RELIEF, dtype=np.float32))
-    return np.stack(columns, axis=1)
+def _gains(scenes: Scenes, planes: tuple[str, ...]) -> dict[str, Array]:
+    """Give (n, 2) by plane: what a subject has all over, and what a sprite's channel adds to it."""
+    ones = np.ones(len(scenes), dtype=np.float32)
+    gains: dict[str, Array] = {}
+    if "near" in planes:
+        gains["near"] = np.stack([ones, ones * np.float32(RELIEF)], axis=1)
+    if "heat" in planes:
+        gains["heat"] = np.stack([ground_heat(scenes), subject_heat(scenes)], axis=1)
+    return gains
 
 
 def ambient_c(scenes: Scenes) -> Array:
@@ -151,22 +150,34 @@ def ambient_c(scenes: Scenes) -> Array:
     return table_c[scenes.setting] + spread(scenes.seed, "ambient", -6.0, 6.0)
 
 
-def subject_heat(scenes: Scenes) -> Array:
-    """Give how much each subject is warmer than the air, in degrees, (n,).
+def _sun(scenes: Scenes) -> Array:
+    """Give how strongly the sun has warmed the ground, (n,)."""
+    by_light = np.array([1.0, 0.8, 0.5, 0.65], dtype=np.float32)[scenes.light]
+    out: Array = by_light * spread(scenes.seed, "ground.sun", 0.7, 1.15)
+    return out
 
-    A thing as warm as the air has stood in the sun or in the shade: no subject comes nearer than 6 degrees.
+
+def ground_heat(scenes: Scenes) -> Array:
+    """Give how much warmer than the air the ground round each subject is, in degrees, (n,)."""
+    own = np.array([entry["ground_c"] for entry in table("settings").values()] + [1.0], dtype=np.float32)
+    return own[scenes.setting] * _sun(scenes)
+
+
+def subject_heat(scenes: Scenes) -> Array:
+    """Give how much each subject is warmer than the ground round it, in degrees, (n,).
+
+    What is as warm as the ground has stood in the sun or in the shade: no subject comes nearer to it than 10 degrees.
     """
     seeds = scenes.seed
     own = np.array([entry["heat_c"] for entry in table("subjects").values()] + [20.0], dtype=np.float32)[scenes.subject]
-    above = own + spread(seeds, "heat", -4.0, 4.0) - ambient_c(scenes)
-    above = above * np.where(above > 40, np.float32(0.8), np.float32(1))
-    least = spread(seeds, "heat.least", 7.0, 13.0) * np.where(above < 0, np.float32(-1), np.float32(1))
-    sign = np.where(draw(seeds, "heat.sun") < 0.6, np.float32(1), np.float32(-1))
-    out: Array = np.where(np.abs(above) < 4, np.abs(least) * sign, np.where(np.abs(above) < 9, least, above))
+    above = own + spread(seeds, "heat", -4.0, 4.0) - ambient_c(scenes) - ground_heat(scenes)
+    side = np.where(draw(seeds, "heat.sun") < 0.6, np.float32(1), np.float32(-1))
+    side = np.where(np.abs(above) < 4, side, np.where(above < 0, np.float32(-1), np.float32(1)))
+    out: Array = np.where(np.abs(above) < 13, side * spread(seeds, "heat.least", 10.0, 16.0), above)
     return out.astype(np.float32)
 
 
-def _paint_subjects(canvas: Canvas, scenes: Scenes, sprites: Array, gains: Array, time_s: float) -> None:
+def _paint_subjects(canvas: Canvas, scenes: Scenes, sprites: Array, gains: dict[str, Array], time_s: float) -> None:
     """Put every copy of every exposure in, oldest exposure first."""
     size = round(1 / float(canvas.pixel))
     pose = poses(scenes, np.array([time_s - age for age, _ in EXPOSURES]))
@@ -194,29 +205,28 @@ def _paint_subjects(canvas: Canvas, scenes: Scenes, sprites: Array, gains: Array
         left, top = corners[at]
         side = sides[at]
         spot_y, spot_x = slice(top, top + side), slice(left, left + side)
-        _lay(canvas, row, spot_y, spot_x, pieces[at], opacities[at], where["zoom"][at], gains[row])
+        gain = {plane: values[row] for plane, values in gains.items()}
+        _lay(canvas, row, (spot_y, spot_x), pieces[at] * opacities[at], where["zoom"][at], gain)
 
 
-def _lay(canvas: Canvas, row: int, ys: slice, xs: slice, piece: Array, opacity: Any, zoom: Any, gain: Array) -> None:
+def _lay(canvas: Canvas, row: int, spot: tuple[slice, slice], piece: Array, zoom: Any, gain: dict[str, Array]) -> None:
     """Blend one warped sprite into one frame: (C, side, side), channels as in `paint_sprites`."""
-    if opacity < 1:
-        piece *= opacity
     keep = 1 - piece[-1]
     at = 0
     if canvas.rgb is not None:
-        view = canvas.rgb[row, :, ys, xs]
+        view = canvas.rgb[(row, slice(None), *spot)]
         view *= keep
         view += piece[:3]
         at = 3
     if canvas.near is not None:
-        view = canvas.near[row, ys, xs]
+        view = canvas.near[(row, *spot)]
         view *= keep
-        view += (piece[-1] + gain[at] * piece[at]) * zoom
+        view += (gain["near"][0] * piece[-1] + gain["near"][1] * piece[at]) * zoom
         at += 1
     if canvas.heat is not None:
-        view = canvas.heat[row, ys, xs]
+        view = canvas.heat[(row, *spot)]
         view *= keep
-        view += gain[at] * piece[at]
+        view += gain["heat"][0] * piece[-1] + gain["heat"][1] * piece[at]
 
 
 def _place(scenes: Scenes, copy: int, now: dict[str, Array]) -> dict[str, Array]:

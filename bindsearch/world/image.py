@@ -13,7 +13,7 @@ from bindsearch.world.shapes import Canvas, column
 LIGHTS = {
     "day": ((1.0, 1.0, 1.0), 0.0),
     "dusk": ((1.0, 0.74, 0.6), 0.0),
-    "night": ((0.42, 0.46, 0.62), 0.0),
+    "night": ((0.48, 0.53, 0.7), 0.0),
     "fog": ((1.0, 1.0, 1.0), 0.42),
 }
 """Colour of the light and share of mist."""
@@ -53,7 +53,7 @@ def develop(canvas: Canvas, scenes: Scenes, time_s: float) -> NDArray[np.uint8]:
     gains = np.array([LIGHTS[name][0] for name in names("light")], dtype=np.float32)[scenes.light]
     mist = np.array([LIGHTS[name][1] for name in names("light")], dtype=np.float32)[scenes.light]
     mist = mist * spread(seeds, "mist", 0.8, 1.2)
-    cast = gains * spread(seeds, "cast", 0.84, 1.16, 3) * spread(seeds, "gain", 0.72, 1.1)[:, None]
+    cast = gains * spread(seeds, "cast", 0.84, 1.16, 3) * spread(seeds, "gain", 0.78, 1.1)[:, None]
     side = (
         1
         + column(spread(seeds, "side", -0.5, 0.5)) * (canvas.x - np.float32(0.5))

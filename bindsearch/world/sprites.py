@@ -15,6 +15,8 @@ from bindsearch.world.shapes import Array, bar, box, column, ellipse, polygon, r
 
 EXTENT = 1.16
 """A sprite reaches from -EXTENT to EXTENT in the subject's units, both ways."""
+RIM = 0.07
+"""Width of the darker rim of every part, in the subject's units: it keeps apart what has one colour."""
 SHIFT, GROW = 0.025, (0.9, 1.12)
 TEXTURE_DEPTH = {"stripes": 0.5, "bands": 0.85, "spots": 0.5, "patches": 0.88, "wool": 0.25}
 FILL_HEAT = {
@@ -80,7 +82,9 @@ def _paint_alike(scenes: Scenes, name: str, side_px: int, planes: tuple[str, ...
         for plane in planes:
             if plane == "rgb":
                 colour = paints[part["fill"]] if part["fill"] in paints else _fixed(part["fill"], len(scenes))
-                tone = cover * (np.float32(0.92) + np.float32(0.16) * np.clip(v, -1, 1))
+                tone = np.clip(distance * np.float32(-1 / RIM), 0, 1) * np.float32(0.42)
+                tone += np.float32(0.6) + np.float32(0.14) * np.clip(v, -1, 1)
+                tone *= cover
                 if part.get("texture", "none") != "none":
                     tone *= _texture(part["texture"], du, dv, chances[:, k, 4])
                 piece[:, 0:3] += tone[:, None] * colour[:, :, None, None]
