@@ -68,7 +68,9 @@ def true_motion(scenes: Scenes, swaying: bool = True, mounted: bool = True) -> A
     place = np.stack([pose.dx * distance, -pose.dy * distance, -distance / pose.zoom])
     pitch, heading = (_sway(seeds, axis, times) * swaying for axis in ("pitch", "heading"))
     if mounted:
-        arm = (spread(seeds, "imu.arm", -0.3, 0.3, 3).astype(np.float64).T * scenes.scale * scenes.distance_m)[:, :, None]
+        arm = (spread(seeds, "imu.arm", -0.3, 0.3, 3).astype(np.float64).T * scenes.scale * scenes.distance_m)[
+            :, :, None
+        ]
         place = place + _about(2, pose.angle, _about(1, heading, _about(0, pitch, arm + 0 * place)))
     force = (place[:, :, 2:] - 2 * place[:, :, 1:-1] + place[:, :, :-2]) / STEP_S**2
     force[1] += GRAVITY
@@ -98,9 +100,9 @@ def _about(axis: int, angle: Array, vectors: Array) -> Array:
 
 
 def _sway(seeds: Seeds, axis: str, times: Array) -> Array:
-    """Rock by up to 7°, slowly, (n, T) radians."""
-    size = spread(seeds, f"imu.sway.{axis}", 0.0, 0.12).astype(np.float64)[:, None]
-    hz = spread(seeds, f"imu.sway.hz.{axis}", 0.25, 1.6).astype(np.float64)[:, None]
+    """Rock by up to 9°, slowly, (n, T) radians."""
+    size = spread(seeds, f"imu.sway.{axis}", 0.0, 0.15).astype(np.float64)[:, None]
+    hz = spread(seeds, f"imu.sway.hz.{axis}", 0.3, 1.8).astype(np.float64)[:, None]
     out: Array = size * np.sin(TAU * (hz * times + draw(seeds, f"imu.sway.phase.{axis}")[:, None]))
     return out
 
@@ -128,21 +130,21 @@ def _engine(seeds: Seeds, lines: int = 4) -> Floats:
     total = np.zeros((len(seeds), 6, SAMPLES), dtype=np.float32)
     for k in range(lines):
         hz = np.float32(4.0) * np.exp2(spread(seeds, f"engine.hz{k}", 0.0, 4.3))
-        size = np.exp2(spread(seeds, f"engine.size{k}", -3.0, 5.5))
+        size = np.exp2(spread(seeds, f"engine.size{k}", -2.0, 5.8))
         angle = np.float32(TAU) * (hz[:, None] * TIME + draw(seeds, f"engine.phase{k}")[:, None])
         total += _axes(seeds, f"engine.axes{k}") * (size[:, None] * np.sin(angle))[:, None, :]
     return total
 
 
-def _bumps(seeds: Seeds, most: int = 6) -> Floats:
-    """Hit up to six bumps, each a short ring along a random axis, (n, 6, SAMPLES)."""
+def _bumps(seeds: Seeds, most: int = 8) -> Floats:
+    """Hit up to eight bumps, each a short ring along a random axis, (n, 6, SAMPLES)."""
     total = np.zeros((len(seeds), 6, SAMPLES), dtype=np.float32)
     count = spread(seeds, "bumps.count", 0.0, most + 1)
     for k in range(most):
         after = TIME - np.float32(IMU_S) * draw(seeds, f"bumps.t{k}")[:, None]
         hz = spread(seeds, f"bumps.hz{k}", 2.0, 18.0)[:, None]
         fading = np.exp(-np.maximum(after, 0) / spread(seeds, f"bumps.decay{k}", 0.04, 0.25)[:, None])
-        size = np.exp2(spread(seeds, f"bumps.size{k}", 1.0, 6.0)) * (count > k + 1)
+        size = np.exp2(spread(seeds, f"bumps.size{k}", 1.5, 6.5)) * (count > k + 1)
         ring = (after > 0) * fading * np.sin(np.float32(TAU) * hz * after)
         total += _axes(seeds, f"bumps.axes{k}") * (size[:, None] * ring)[:, None, :]
     return total
@@ -153,14 +155,14 @@ def _grain(seeds: Seeds) -> Floats:
     noise = spread(seeds, "imu.noise", -1.73, 1.73, 6, SAMPLES)
     hz = np.fft.rfftfreq(SAMPLES, STEP_S).astype(np.float32)
     octave = np.log2(np.maximum(hz, 0.5) / np.float32(0.5)) / np.float32(7.65)
-    curve = spread(seeds, "imu.level", -22.0, 12.0, 6)[:, :, None] + spread(seeds, "imu.slope", -14.0, 14.0, 6)[
+    curve = spread(seeds, "imu.level", -19.0, 15.0, 6)[:, :, None] + spread(seeds, "imu.slope", -14.0, 14.0, 6)[
         :, :, None
     ] * (2 * octave - 1)
     for k in range(1, 4):
         amount = spread(seeds, f"imu.colour{k}", -9.0, 9.0, 6)[:, :, None]
         phase = draw(seeds, f"imu.colour.phase{k}", 6)[:, :, None]
         curve = curve + amount * np.sin(np.float32(TAU) * (np.float32(k * 0.8) * octave + phase))
-    curve = np.minimum(curve, 16.0) - np.float32(24.0) * np.clip(1.5 - hz / 2, 0, 1)
+    curve = np.minimum(curve, 20.0) - np.float32(30.0) * np.clip(1.5 - hz / 2, 0, 1)
     shaped = np.fft.irfft(np.fft.rfft(noise, axis=2) * np.float32(10) ** (curve / 20), SAMPLES, axis=2)
     out: Floats = ((shaped + np.float32(0.03) * noise) * LOUDNESS).astype(np.float32)
     return out
