@@ -40,7 +40,6 @@ def render_depths(scenes: Scenes, size_px: int = 64) -> Array:
 def _measure(canvas: Canvas, scenes: Scenes) -> Array:
     """Turn inverse distances in multiples of the subject's into noisy metres with gaps."""
     seeds, near = scenes.seed, canvas.near
-    assert near is not None
     near /= column(scenes.distance_m)
     tilt = column(spread(seeds, "depth.side", -0.25, 0.25)) * (canvas.x - np.float32(0.5))
     near *= 1 + tilt + column(spread(seeds, "depth.fall", -0.25, 0.25)) * (canvas.y - np.float32(0.5))

@@ -90,13 +90,13 @@ def _paint_ground(canvas: Canvas, scenes: Scenes) -> None:
     for k in range(3):
         along, down = canvas.x * column(waves[:, k, 0]) + column(phases[:, k]), canvas.y * column(waves[:, k, 1])
         patches = patches + np.sin(along) * np.cos(down) + np.cos(along) * np.sin(down)
-    if canvas.rgb is not None:
+    if canvas.rgb.size:
         canvas.rgb *= spread(seeds, "ground.dye", 0.62, 1.2, 3)[:, :, None, None]
         canvas.rgb += spread(seeds, "ground.lift", -0.06, 0.16)[:, None, None, None]
         canvas.rgb *= (1 + column(spread(seeds, "ground.depth", 0.06, 0.22)) * patches)[:, None]
-    if canvas.near is not None:
+    if canvas.near.size:
         canvas.near *= column(np.exp2(spread(seeds, "ground.near", -0.35, 0.3)))
-    if canvas.heat is not None:
+    if canvas.heat.size:
         canvas.heat *= np.where(canvas.heat > 0, column(_sun(scenes)), column(spread(seeds, "ground.cold", 0.7, 1.2)))
         canvas.heat += column(spread(seeds, "ground.warm", 0.3, 1.6)) * patches
 
@@ -121,14 +121,14 @@ def _paint_clutter(canvas: Canvas, scenes: Scenes) -> None:
         rx, ry = np.float32(0.02) + np.float32(0.05) * rx, np.float32(0.02) + np.float32(0.03) * ry
         cover = canvas.coverage(ellipse(u, v, rx, ry) if k % 2 else box(u, v, rx, ry, 0.01))
         cover *= column((here * CLUTTER < many * 0.7).astype(np.float32))
-        if canvas.rgb is not None:
+        if canvas.rgb.size:
             old = canvas.rgb[row, :, top, left]
             canvas.rgb[row, :, top, left] = old + cover[..., None] * (chance[:, k, None, None, 8:11] - old)
-        if canvas.near is not None:
+        if canvas.near.size:
             away = canvas.near[row, top, left]
             level = column(np.float32(0.4) + np.float32(0.8) * near)
             canvas.near[row, top, left] = away + cover * (np.maximum(away, level) - away)
-        if canvas.heat is not None:
+        if canvas.heat.size:
             warm = canvas.heat[row, top, left]
             canvas.heat[row, top, left] = warm + cover * (column(np.float32(-8) + np.float32(22) * heat) - warm)
 
@@ -201,9 +201,8 @@ def _paint_subjects(canvas: Canvas, scenes: Scenes, sprites: Array, gains: dict[
         some, corners[which] = _warp(sprites[rows[which]], spot, int(side), size)
         for at, piece in zip(which, some, strict=True):
             pieces[at] = piece
-    for at, row in enumerate(rows):
-        left, top = corners[at]
-        side = sides[at]
+    for at, row in enumerate(rows.tolist()):
+        left, top, side = int(corners[at, 0]), int(corners[at, 1]), int(sides[at])
         spot_y, spot_x = slice(top, top + side), slice(left, left + side)
         gain = {plane: values[row] for plane, values in gains.items()}
         _lay(canvas, row, (spot_y, spot_x), pieces[at] * opacities[at], where["zoom"][at], gain)
@@ -213,17 +212,17 @@ def _lay(canvas: Canvas, row: int, spot: tuple[slice, slice], piece: Array, zoom
     """Blend one warped sprite into one frame: (C, side, side), channels as in `paint_sprites`."""
     keep = 1 - piece[-1]
     at = 0
-    if canvas.rgb is not None:
+    if canvas.rgb.size:
         view = canvas.rgb[(row, slice(None), *spot)]
         view *= keep
         view += piece[:3]
         at = 3
-    if canvas.near is not None:
+    if canvas.near.size:
         view = canvas.near[(row, *spot)]
         view *= keep
         view += (gain["near"][0] * piece[-1] + gain["near"][1] * piece[at]) * zoom
         at += 1
-    if canvas.heat is not None:
+    if canvas.heat.size:
         view = canvas.heat[(row, *spot)]
         view *= keep
         view += gain["heat"][0] * piece[-1] + gain["heat"][1] * piece[at]
@@ -256,7 +255,7 @@ def _place(scenes: Scenes, copy: int, now: dict[str, Array]) -> dict[str, Array]
 
 
 def _warp(sprites: Array, spot: dict[str, Array], side: int, size: int) -> tuple[Array, NDArray[np.intp]]:
-    """Bend (m, C, S, S) sprites to where they are; gives (m, C, side, side) pieces and their corners (m, 2), left first."""
+    """Bend (m, C, S, S) sprites to where they are: (m, C, side, side) pieces and their corners (m, 2), left first."""
     import torch
 
     corners = np.stack([spot["x"], spot["y"]], axis=1) * size - side / 2

@@ -49,7 +49,6 @@ def develop(canvas: Canvas, scenes: Scenes, time_s: float) -> NDArray[np.uint8]:
         time_s: of the frame: its grain is its own.
     """
     seeds, rgb = scenes.seed, canvas.rgb
-    assert rgb is not None
     gains = np.array([LIGHTS[name][0] for name in names("light")], dtype=np.float32)[scenes.light]
     mist = np.array([LIGHTS[name][1] for name in names("light")], dtype=np.float32)[scenes.light]
     mist = mist * spread(seeds, "mist", 0.8, 1.2)

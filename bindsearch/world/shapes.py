@@ -43,7 +43,8 @@ def ellipse(u: Array, v: Array, rx: Any, ry: Any) -> Array:
     near = np.sqrt(square)
     square -= near
     square /= slope
-    return square
+    out: Array = square
+    return out
 
 
 def bar(u: Array, v: Array, ends: tuple[Any, Any, Any, Any], r1: Any, r2: Any) -> Array:
@@ -143,15 +144,20 @@ def wave(t: Array) -> Array:
     return out
 
 
+PLANES = ("rgb", "near", "heat")
+
+
 class Canvas:
     """n square pictures being painted, in up to three planes that share every shape: colour, distance, heat.
 
     Attributes:
         x, y: (n or 1, 1, W) and (n or 1, H, 1) pixel centres in frame widths; y grows downwards.
         pixel: size of a pixel in frame widths.
-        rgb: (n, 3, H, W) float32, linear levels where 1 is white; overwritten by painting. None: not wanted.
-        near: (n, H, W) float32, inverse distance, where 1 is the subject's distance and 0 is the sky. None: not wanted.
-        heat: (n, H, W) float32, degrees Celsius above the ambient temperature. None: not wanted.
+        rgb: (n, 3, H, W) float32, linear levels where 1 is white; overwritten by painting.
+        near: (n, H, W) float32, inverse distance, where 1 is the subject's distance and 0 is the sky.
+        heat: (n, H, W) float32, degrees Celsius above the ambient temperature.
+
+    A plane that is not wanted has no pixels (H = W = 0).
     """
 
     def __init__(self, n: int, size_px: int, planes: tuple[str, ...] = ("rgb",)) -> None:
@@ -160,10 +166,10 @@ class Canvas:
         self._x, self._y = centres[None, None, :], centres[None, :, None]
         self.x, self.y = self._x, self._y
         self.pixel = np.float32(1.0 / size_px)
-        shape = (n, size_px, size_px)
-        self.rgb = np.zeros((n, 3, size_px, size_px), dtype=np.float32) if "rgb" in planes else None
-        self.near = np.zeros(shape, dtype=np.float32) if "near" in planes else None
-        self.heat = np.zeros(shape, dtype=np.float32) if "heat" in planes else None
+        side = {plane: size_px if plane in planes else 0 for plane in PLANES}
+        self.rgb = np.zeros((n, 3, side["rgb"], side["rgb"]), dtype=np.float32)
+        self.near = np.zeros((n, side["near"], side["near"]), dtype=np.float32)
+        self.heat = np.zeros((n, side["heat"], side["heat"]), dtype=np.float32)
 
     def move(self, shift: Array, zoom: Array, mirrored: Array) -> None:
         """Look at another piece of the plane: what is painted next is shifted (n, 2), zoomed and mirrored (n,)."""
@@ -179,9 +185,7 @@ class Canvas:
         """Give a canvas that looks the same and is painted on its own."""
         twin = Canvas(0, 1, ())
         twin._x, twin._y, twin.x, twin.y, twin.pixel = self._x, self._y, self.x, self.y, self.pixel
-        twin.rgb = None if self.rgb is None else self.rgb.copy()
-        twin.near = None if self.near is None else self.near.copy()
-        twin.heat = None if self.heat is None else self.heat.copy()
+        twin.rgb, twin.near, twin.heat = self.rgb.copy(), self.near.copy(), self.heat.copy()
         return twin
 
     def coverage(self, distance: Array, unit: Any = 1.0, soft: float = 0.0) -> Array:
@@ -199,11 +203,11 @@ class Canvas:
 
     def fill(self, colour: Array, near: Any = 0.0, heat: Any = 0.0) -> None:
         """Cover everything; arguments as in `paint`. Overwrites the planes."""
-        if self.rgb is not None:
+        if self.rgb.size:
             self.rgb[:] = colour[:, :, None, None] if colour.ndim == 2 else colour
-        if self.near is not None:
+        if self.near.size:
             self.near[:] = column(near)
-        if self.heat is not None:
+        if self.heat.size:
             self.heat[:] = column(heat)
 
     def paint(self, cover: Array, colour: Array, near: Any = None, heat: Any = None) -> None:
@@ -215,11 +219,11 @@ class Canvas:
             near: inverse distance, number, (n,) or (n, H, W); None: a mark on what is there, at no distance of its own.
             heat: degrees above ambient, number, (n,) or (n, H, W); None: as warm as what is there.
         """
-        if self.rgb is not None:
+        if self.rgb.size:
             change = (colour[:, :, None, None] if colour.ndim == 2 else colour) - self.rgb
             change *= cover[:, None]
             self.rgb += change
-        if self.near is not None and near is not None:
+        if self.near.size and near is not None:
             self.near += cover * (column(near) - self.near)
-        if self.heat is not None and heat is not None:
+        if self.heat.size and heat is not None:
             self.heat += cover * (column(heat) - self.heat)

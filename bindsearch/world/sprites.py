@@ -34,7 +34,7 @@ FILL_HEAT = {
     "#f08a1d": 0.75,
     "#e7a0a0": 1.15,
 }
-"""How much of a subject's warmth (or cold) above the ambient a part shows: glass mirrors the sky, fleece keeps it in."""
+"""How much of a subject's warmth (or cold) a part shows: glass mirrors the sky, fleece keeps it in."""
 
 
 def paint_sprites(scenes: Scenes, side_px: int, planes: tuple[str, ...]) -> Array:
@@ -78,27 +78,23 @@ def _paint_alike(scenes: Scenes, name: str, side_px: int, planes: tuple[str, ...
         piece = out[:, :, ys, xs]
         piece *= (1 - cover)[:, None]
         piece[:, -1] += cover
+        texture = _texture(part.get("texture", "none"), du, dv, chances[:, k, 4])
         at = 0
-        for plane in planes:
-            if plane == "rgb":
-                colour = paints[part["fill"]] if part["fill"] in paints else _fixed(part["fill"], len(scenes))
-                tone = np.clip(distance * np.float32(-1 / RIM), 0, 1) * np.float32(0.42)
-                tone += np.float32(0.6) + np.float32(0.14) * np.clip(v, -1, 1)
-                tone *= cover
-                if part.get("texture", "none") != "none":
-                    tone *= _texture(part["texture"], du, dv, chances[:, k, 4])
-                piece[:, 0:3] += tone[:, None] * colour[:, :, None, None]
-                at = 3
-                continue
-            if plane == "near":
-                bulge = np.clip(distance * np.float32(-1 / 0.22), 0, 1)
-                level = np.float32(0.55) * bulge * (2 - bulge) + np.float32(0.45 * (k + 1) / len(parts))
-            else:
-                level = np.full((1, 1, 1), part.get("heat", FILL_HEAT.get(part["fill"], 0.8)), dtype=np.float32)
-                if part.get("texture", "none") != "none":
-                    level = level * (np.float32(0.6) + np.float32(0.4) * _texture(part["texture"], du, dv, chances[:, k, 4]))
-            piece[:, at] += cover * level
+        if "rgb" in planes:
+            colour = paints[part["fill"]] if part["fill"] in paints else _fixed(part["fill"], len(scenes))
+            tone = np.clip(distance * np.float32(-1 / RIM), 0, 1) * np.float32(0.42)
+            tone += np.float32(0.6) + np.float32(0.14) * np.clip(v, -1, 1)
+            tone *= cover * texture
+            piece[:, 0:3] += tone[:, None] * colour[:, :, None, None]
+            at = 3
+        if "near" in planes:
+            bulge = np.clip(distance * np.float32(-1 / 0.22), 0, 1)
+            layer = np.float32(0.45 * (k + 1) / len(parts))
+            piece[:, at] += cover * (np.float32(0.55) * bulge * (2 - bulge) + layer)
             at += 1
+        if "heat" in planes:
+            warmth = np.float32(part.get("heat", FILL_HEAT.get(part["fill"], 0.8)))
+            piece[:, at] += cover * warmth * (np.float32(0.6) + np.float32(0.4) * texture)
     return out
 
 
@@ -142,7 +138,9 @@ def _part_distance(part: dict[str, Any], u: Array, v: Array, chance: Array) -> t
     x, y = (at[0], at[1]) if kind != "polygon" else (float(np.mean(at[0::2])), float(np.mean(at[1::2])))
     du, dv = u - column(x + shift[:, 0]), v - column(y + shift[:, 1])
     angle = math.radians(part.get("swing", 0.0)) * (chance[:, 3] * 2 - 1)
-    angle = angle + math.radians({"ellipse": at[4], "box": at[-1]}.get(kind, 0.0) if kind in ("ellipse", "box") else 0.0)
+    angle = angle + math.radians(
+        {"ellipse": at[4], "box": at[-1]}.get(kind, 0.0) if kind in ("ellipse", "box") else 0.0
+    )
     if np.any(angle):
         du, dv = turn(du, dv, angle)
     if kind == "ellipse":
@@ -182,7 +180,9 @@ def _fixed(fill: str, n: int) -> Array:
 
 
 def _texture(kind: str, u: Array, v: Array, phase: Array) -> Array:
-    """Give factors on a part's colour, (n, H, W)."""
+    """Give factors on a part's colour, (n, H, W), or one factor."""
+    if kind == "none":
+        return np.ones((1, 1, 1), dtype=np.float32)
     p = column(phase)
     if kind not in TEXTURE_DEPTH:
         raise UnknownNameError("texture in data/subjects.json", kind, TEXTURE_DEPTH)

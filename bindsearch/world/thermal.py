@@ -36,7 +36,6 @@ def render_thermals(scenes: Scenes, size_px: int = 64) -> Array:
 def _read(canvas: Canvas, scenes: Scenes) -> Array:
     """Turn degrees above ambient into a reading: gain and offset drift, a warm side, striped and grainy noise."""
     seeds, heat = scenes.seed, canvas.heat
-    assert heat is not None
     heat *= column(spread(seeds, "thermal.gain", 0.85, 1.15))
     heat += column(ambient_c(scenes) + spread(seeds, "thermal.offset", -3.0, 3.0))
     heat += column(spread(seeds, "thermal.side", -5.0, 5.0)) * (canvas.x - np.float32(0.5))
