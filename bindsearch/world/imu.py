@@ -62,7 +62,7 @@ def true_motion(scenes: Scenes, swaying: bool = True, mounted: bool = True) -> A
         (n, 6, 2000) float64, m/s² and rad/s.
     """
     seeds = scenes.seed
-    times = np.arange(-1, SAMPLES + 1) * STEP_S
+    times = np.arange(-1, SAMPLES + 1, dtype=np.float64) * np.float64(STEP_S)
     pose = poses(scenes, times)
     distance = scenes.distance_m.astype(np.float64)[:, None]
     place = np.stack([pose.dx * distance, -pose.dy * distance, -distance / pose.zoom])
