@@ -15,6 +15,7 @@ import numpy as np
 
 from bindsearch.errors import BindSearchError, DecodeError
 from bindsearch.listing.naming import to_path
+from bindsearch.makers import maker_of
 from bindsearch.registry import MODALITIES
 from bindsearch.sources import Source
 from bindsearch.types import Hit, Media, Span
@@ -92,7 +93,14 @@ def preview_hit(hit: Hit, presets: Mapping[str, str], with_clip: bool = False) -
     if hit.modality == "text" and words:  # a literal text: its source is the list or table that held it
         return Preview(hit.key, "text", words=str(words)[:_WORDS])
     member = hit.columns.get("member")
-    source = Source.tar_member(to_path(hit.source), member) if member else Source.of(to_path(hit.source))
+    maker = None if member else maker_of(hit.source)
+    try:
+        if maker is not None:
+            source = Source.of(maker.for_viewing(hit.source, SIZE_PX))
+        else:
+            source = Source.tar_member(to_path(hit.source), member) if member else Source.of(to_path(hit.source))
+    except BindSearchError as error:
+        return Preview(hit.key, hit.modality, trouble=str(error))
     return preview(source, hit.modality, hit.span, presets.get(hit.modality, "default"), hit.key, with_clip)
 
 

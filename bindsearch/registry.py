@@ -1,4 +1,4 @@
-"""Name -> thing: modalities, spaces and index backends register here, and plugins through entry points."""
+"""Name -> thing: modalities, spaces, index backends, makers of media; plugins come through entry points."""
 
 from __future__ import annotations
 
@@ -100,3 +100,5 @@ INDEXES: Registry[Any] = Registry(
     {"flat": "bindsearch.index.flat", "faiss-flat": "bindsearch.index.faiss_index"},
     "bindsearch.indexes",
 )
+MAKERS: Registry[Any] = Registry("maker of media", {"world": "bindsearch.world.source"}, "bindsearch.makers")
+"""Scheme -> what lists and makes media that lie in no file: `world:0..1000`."""

@@ -12,11 +12,12 @@ import io
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from bindsearch.errors import DecodeError, InputError
+from bindsearch.makers import maker_of
 
 if TYPE_CHECKING:
     from bindsearch.types import Item
@@ -65,7 +66,7 @@ class Source:
             rate_hz: samples or frames a second, for an array with a time axis.
 
         Raises:
-            InputError: for any other type.
+            InputError: for any other type, or a name of media that cannot be made.
         """
         if isinstance(thing, Source):
             return thing
@@ -103,6 +104,8 @@ class Source:
             return cls("path", name or text, location=unquote(urlsplit(text).path))
         if _SCHEME.match(text):
             return cls("uri", name or text, location=text)
+        if (maker := maker_of(text)) is not None:
+            return replace(maker.make([text])[0], name=name or text)
         return cls("path", name or text, location=text)
 
     @classmethod

@@ -51,7 +51,7 @@ def main() -> None:
     dog = write_question(questions, "dog", "audio", "subject", subject="dog")
     beach = write_question(questions, "beach", "image", "setting", setting="beach")
 
-    run("world", "write", str(SCENES), "-o", str(world))
+    run("world", "write", str(SCENES), "-o", str(world), "--modalities", "image,text,audio")
     run("embed", str(world), "-o", str(embeddings))
     run("index", str(embeddings), "-o", str(index), "--force")
     run("query", str(index), "--text", "a dog", "-k", "5")

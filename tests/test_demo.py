@@ -30,11 +30,12 @@ def home(tmp_path_factory: pytest.TempPathFactory, space: bindsearch.Space) -> P
     One fixed draw of 20. Over 600 quadruples the share is in benchmarks/results/quadruples.json.
     """
     home = tmp_path_factory.mktemp("demo")
-    write_world(SCENES, home / "world", seed=int(split_seeds("demo", 1)[0]))
+    write_world(SCENES, home / "world", seed=int(split_seeds("demo", 1)[0]), modalities=tuple(SUFFIXES))
     report = run_embed([home / "world"], home / "embeddings", space)
     assert report.to_json()["embedded"] == {"audio": SCENES, "image": SCENES, "text": SCENES}
     build_index(home / "embeddings", home / "index")
-    write_world(QUADRUPLES, home / "questions", seed=int(split_seeds("demo", 1, 50_000)[0]), kind="subject")
+    asked = int(split_seeds("demo", 1, 50_000)[0])
+    write_world(QUADRUPLES, home / "questions", seed=asked, kind="subject", modalities=tuple(SUFFIXES))
     return home
 
 

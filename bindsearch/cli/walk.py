@@ -30,13 +30,16 @@ index_app = make_group("Build an index over embeddings, and look at one.", Build
 
 
 def embed(
-    sources: Annotated[list[str], typer.Argument(help="Folders, files, @lists, manifests, tars, or - for stdin.")],
+    sources: Annotated[list[str], typer.Argument(help="Folders, files, @lists, manifests, tars, world:0..1000, or -.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the embeddings; a second run resumes.")],
     space: SpaceOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     preset: PresetOption = None,
     modality: Annotated[str | None, typer.Option(help="Read every source as this modality.")] = None,
+    modalities: Annotated[
+        str | None, typer.Option(help="What to embed of a source such as world:0..1000: image,text,...")
+    ] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of a manifest that holds texts.")] = None,
     window_s: Annotated[float | None, typer.Option("--window", help="Cut long recordings into spans of S s.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Items a forward pass.")] = 32,
@@ -67,6 +70,10 @@ def embed(
     )
     if (output / "index.json").is_file():
         raise InputError(f"{output}: holds an index. Name another folder for the embeddings, such as run/embeddings.")
+    if modalities is not None:
+        from bindsearch.makers import narrow
+
+        sources = [narrow(source, modalities.split(",")) for source in sources]
     loaded = open_space(space, device, dtype, preset)
     report = run_embed(sources, output, loaded, options=options, progress=not quiet)
     if as_json:

@@ -7,24 +7,46 @@ from typing import Annotated
 
 import typer
 
-from bindsearch.cli.options import make_group, say
+from bindsearch.cli.options import QuietOption, make_group, say
+from bindsearch.errors import InputError
 
-world_app = make_group("Procedural worlds: scenes rendered into paired image, text and audio files.")
+world_app = make_group("Procedural worlds: scenes rendered into every modality, paired.")
 
 
 @world_app.command("write")
 def world_write(
     n: Annotated[int, typer.Argument(min=1, help="How many scenes.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
-    split: Annotated[str, typer.Option(help="train, validation, test or demo; splits share no scene.")] = "demo",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; a second run goes on.")],
+    modalities: Annotated[
+        str | None, typer.Option(help="image,video,text,audio,depth,thermal,imu,points; default: all.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, validation, test, demo or compositional.")] = "demo",
     start: Annotated[int, typer.Option(min=0, help="Number of the first scene within the split.")] = 0,
-    size_px: Annotated[int, typer.Option("--size", min=16, help="Side of the pictures, in pixels.")] = 256,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the first scene, in place of both.")] = None,
+    size_px: Annotated[int, typer.Option("--size", min=16, help="Side of pictures and frames, in pixels.")] = 256,
     kind: Annotated[str, typer.Option(help="full, subject (no setting), setting (no subject) or mixed.")] = "full",
+    language: Annotated[str, typer.Option(help="Of texts: english (.txt), german (.de.txt) or both.")] = "english",
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that render; default: one a CPU.")] = None,
+    quiet: QuietOption = False,
 ) -> None:
-    """Write scenes as ordinary files (png, wav, txt) with a Parquet of their attributes."""
+    """Write scenes as ordinary files (png, mp4, txt, wav, depth, thermal, imu, ply) with tables of what they hold."""
+    from bindsearch.config import setting
+    from bindsearch.embed import EmbedOptions
+    from bindsearch.world.files import SUFFIXES
     from bindsearch.world.scene import split_seeds
     from bindsearch.world.write import write_world
 
-    seed = int(split_seeds(split, 1, start)[0])
-    write_world(n, output, seed=seed, size_px=size_px, kind=kind)
+    if seed is not None and (start or split != "demo"):
+        raise InputError("--seed names a scene by itself. Leave away --split and --start, or --seed.")
+    write_world(
+        n,
+        output,
+        seed=seed if seed is not None else int(split_seeds(split, 1, start)[0]),
+        size_px=size_px,
+        kind=kind,
+        modalities=modalities.split(",") if modalities is not None else tuple(SUFFIXES),
+        language=language,
+        workers=EmbedOptions(workers=setting("workers", workers)).worker_count(),
+        progress=not quiet,
+    )
     say(f"wrote {n} scenes to {output}. Next: bindsearch embed {output} -o EMBEDDINGS")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from bindsearch.errors import DecodeError, InputError, UnsupportedError
+from bindsearch.embed.blocks import is_made
+from bindsearch.errors import BindSearchError, DecodeError, InputError, UnsupportedError
 from bindsearch.listing import BrokenItem, FusedItem, Listing
 from bindsearch.listing.naming import to_path
+from bindsearch.makers import maker_of
 from bindsearch.modalities.base import Modality
 from bindsearch.registry import MODALITIES
 from bindsearch.sources import Source
@@ -23,6 +26,7 @@ from bindsearch.types import Item, Span
 if TYPE_CHECKING:
     import numpy as np
 
+LOG = logging.getLogger(__name__)
 COUNTED_NOTES = ("truncated",)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -76,17 +80,41 @@ def source_of(item: Item) -> Source:
     return Source.of_item(replace(item, source=to_path(item.source), member=item.member and to_path(item.member)))
 
 
-def decode_item(item: Item, configs: Mapping[str, Any]) -> Outcome:
+def decode_item(item: Item, configs: Mapping[str, Any], source: Source | None = None) -> Outcome:
     """Read, decode and preprocess an item; never raises on what the item holds.
 
     Args:
         item: from a plan.
         configs: preprocessing by modality.
+        source: where the item's media are, if it is known already.
 
     Returns:
         Decoded or Failed.
     """
-    return _guarded(item, lambda started: _decode(item, configs, started))
+    return _guarded(item, lambda started: _decode(item, configs, started, source))
+
+
+def decode_items(items: Sequence[Item], configs: Mapping[str, Any]) -> Iterator[Outcome]:
+    """Decode items one after another; media that are made, of one modality, are made together first.
+
+    Yields:
+        An outcome an item. The time of making is shared among them.
+    """
+    if len(items) < 2:
+        yield from (decode_item(item, configs) for item in items)
+        return
+    started = time.perf_counter()
+    maker = maker_of(items[0].source)
+    sources: Sequence[Source | None] = [None] * len(items)
+    if maker is not None:
+        try:
+            sources = maker.make([item.source for item in items])
+        except (BindSearchError, MemoryError, ValueError, ArithmeticError, LookupError, TypeError):
+            LOG.debug("a block cannot be made; its items are made one by one", exc_info=True)
+    share_s = (time.perf_counter() - started) / len(items)
+    for item, source in zip(items, sources, strict=True):
+        outcome = decode_item(item, configs, source)
+        yield outcome if isinstance(outcome, Cut) else replace(outcome, seconds=outcome.seconds + share_s)
 
 
 def cut_item(item: Item, configs: Mapping[str, Any], window_s: float | None) -> Outcome:
@@ -113,8 +141,8 @@ def warm_up(item: Item, configs: Mapping[str, Any]) -> None:
 
 
 def has_spans(item: Item) -> bool:
-    """Say whether an item may have to be cut: its modality knows how, and it is a whole."""
-    if item.span is not None or isinstance(item, BrokenItem | FusedItem):
+    """Say whether an item may have to be cut: its modality knows how, and it is a whole and not made from its name."""
+    if item.span is not None or isinstance(item, BrokenItem | FusedItem) or is_made(item):
         return False
     return type(MODALITIES[item.modality]).spans is not Modality.spans
 
@@ -148,19 +176,21 @@ def _sha256_if_any(item: Item) -> str | None:
         return None
 
 
-def _decode(item: Item, configs: Mapping[str, Any], started: float) -> Outcome:
+def _decode(item: Item, configs: Mapping[str, Any], started: float, source: Source | None) -> Outcome:
     if isinstance(item, BrokenItem):
         return Failed(item.stage, item.reason)
     arrays: list[np.ndarray] = []
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        digest = _sha256(item)
+        if source is None and is_made(item):
+            source = source_of(item)
+        digest = _sha256(item) if source is None else source.sha256()
         for part in _parts(item):
             modality: Modality[Any] = MODALITIES[part.modality]
             config = configs[part.modality]
             try:
-                media = modality.decode(source_of(part), config, part.span)
+                media = modality.decode(source or source_of(part), config, part.span)
                 arrays.append(modality.preprocess(media, config))
             except DecodeError as error:
                 if not isinstance(item, FusedItem):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from bindsearch.embed.decoding import Outcome, cut_item, decode_item, warm_up
+from bindsearch.embed.decoding import Outcome, cut_item, decode_items, warm_up
 from bindsearch.errors import BindSearchError
 from bindsearch.types import Item
 
 _GRACE_S = 10.0
+_PIECE = 32  # outcomes of a block that are sent together
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,30 @@ class Task:
     window_s: float | None = None
     item_limit_s: float = 30.0
 
-    def do(self, item: Item) -> Outcome:
-        """Do it, in this process and without a time limit."""
-        return cut_item(item, self.configs, self.window_s) if self.cut else decode_item(item, self.configs)
+    def do(self, items: Sequence[Item]) -> Iterator[Outcome]:
+        """Do it, in this process and without a time limit: an outcome an item."""
+        if self.cut:
+            return (cut_item(item, self.configs, self.window_s) for item in items)
+        return decode_items(items, self.configs)
 
 
 @dataclass
 class Job:
-    """One item on its way to a worker; `tries` counts the deaths it has seen."""
+    """Items on their way to a worker, most often one: a block is media that are made together.
+
+    Attributes:
+        number: of the first item in the stream.
+        items: in order.
+        tries: how many deaths of workers it has seen.
+    """
 
     number: int
-    item: Item
+    items: tuple[Item, ...]
     tries: int = 0
+
+    def rest(self, done: int) -> Job:
+        """Give what is left of it after so many items."""
+        return Job(self.number + done, self.items[done:], self.tries)
 
 
 def serve(descriptor: int) -> None:
@@ -77,14 +91,20 @@ def _serve(link: Any) -> None:
         try:
             if task is None:
                 raise BindSearchError("a job came before its task")
-            if message.item.modality not in warm and not task.cut:
-                warm_up(message.item, task.configs)
-                warm.add(message.item.modality)
+            if message.items[0].modality not in warm and not task.cut:
+                warm_up(message.items[0], task.configs)
+                warm.add(message.items[0].modality)
             link.send(("began", message.number))
-            signal.setitimer(signal.ITIMER_REAL, task.item_limit_s + _GRACE_S)  # should the parent die, so does this
-            outcome = task.do(message.item)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            limit_s = task.item_limit_s * len(message.items)
+            signal.setitimer(signal.ITIMER_REAL, limit_s + _GRACE_S)  # should the parent die, so does this
+            outcomes = task.do(message.items)
+            left = len(message.items)
+            while left:
+                piece = list(itertools.islice(outcomes, _PIECE))
+                left -= len(piece)
+                if not left:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                link.send(("done", piece))
         except Exception as error:  # no fault of an item: said in the parent
             link.send(("fatal", f"{type(error).__name__}: {error}"))
             return
-        link.send(("done", outcome))

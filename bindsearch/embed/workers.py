@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Pipe, connection
 from typing import Any
 
+from bindsearch.embed.blocks import Blocks
 from bindsearch.embed.decoding import Decoded, Failed, Outcome
 from bindsearch.embed.worker import Job, Task
 from bindsearch.errors import BindSearchError
@@ -44,7 +45,7 @@ class _Worker:
         """Tell when to give up on it."""
         if self.ready and not self.jobs:
             return float("inf")
-        return self.since_s + (item_limit_s if self.began else START_LIMIT_S)
+        return self.since_s + (item_limit_s * len(self.jobs[0].items) if self.began else START_LIMIT_S)
 
     def turn(self, began: bool) -> None:
         """Note that the job in hand begins, or that the one before has ended."""
@@ -59,7 +60,7 @@ class _Worker:
 
 
 class DecodePool:
-    """Maps items to outcomes, in order, in worker processes.
+    """Maps items to outcomes, in order, in worker processes; media that are made go to a worker in blocks.
 
     A worker over the time limit is killed and its item fails ("took longer than 30 s"). When a worker dies, its item is
     tried once more, in case the item was not at fault; a second death fails it. Use as a context manager: leaving it
@@ -67,7 +68,7 @@ class DecodePool:
 
     Args:
         workers: number of processes; 0 does everything in this one, without time limit.
-        window: items that may be handed out and not yet taken.
+        window: items that may be handed out and not yet taken; blocks may exceed it.
     """
 
     def __init__(self, workers: int, window: int = 64) -> None:
@@ -97,7 +98,11 @@ class DecodePool:
             BindSearchError: workers cannot be started, or something fails that is no fault of an item.
         """
         if self.size == 0:
-            yield from ((item, task.do(item)) for item in items)
+            blocks = Blocks(items)
+            while block := blocks.take():
+                for item, outcome in zip(block, task.do(block), strict=True):
+                    blocks.note(item.modality, _nbytes(outcome))
+                    yield item, outcome
             return
         run = self._run = _Run(self, iter(items), task)
         try:
@@ -137,7 +142,7 @@ class _Run:
     """One `map`: a thread hands out items and takes in outcomes, whatever the caller is busy with."""
 
     def __init__(self, pool: DecodePool, items: Iterator[Item], task: Task) -> None:
-        self._pool, self._items, self._task = pool, items, task
+        self._pool, self._blocks, self._task = pool, Blocks(items), task
         self._state = threading.Condition()  # guards the six below
         self._done: dict[int, tuple[Item, Outcome]] = {}
         self._taken = self._bytes = 0
@@ -200,7 +205,8 @@ class _Run:
     def _hand_out(self) -> bool:
         """Give workers what they have room for; False when all is done."""
         while (job := self._next_job()) is not None:
-            short = job.item.modality == "text" and (job.item.size_bytes or 0) <= _SHORT_BYTES
+            first = job.items[0]
+            short = first.modality == "text" and (first.size_bytes or 0) <= _SHORT_BYTES
             depth = _DEEP if short else _DEPTH
             idle = [worker for worker in self._pool.workers if not worker.jobs]
             if not idle and len(self._pool.workers) < self._pool.size:
@@ -219,16 +225,23 @@ class _Run:
     def _next_job(self) -> Job | None:
         if self._waiting:
             return self._waiting.popleft()
-        with self._state:
-            ahead = self._given - self._taken
-            if self._exhausted or ahead >= self._pool.window or (ahead and self._bytes > BUFFER_BYTES):
-                return None
-        item = next(self._items, None)
-        if item is None:
+        if self._exhausted or not self._has_room():
+            return None
+        items = self._blocks.take()
+        if not items:
             self._exhausted = True
             return None
-        self._given += 1
-        return Job(self._given - 1, item)
+        self._given += len(items)
+        return Job(self._given - len(items), items)
+
+    def _has_room(self) -> bool:
+        """Say whether more may be handed out: within the window, or of blocks one more than there are workers."""
+        with self._state:
+            ahead, waiting_bytes = self._given - self._taken, self._bytes
+        if not ahead or waiting_bytes > BUFFER_BYTES:
+            return not ahead
+        jobs = sum(len(worker.jobs) for worker in self._pool.workers)
+        return ahead < self._pool.window or (self._blocks.making and jobs <= self._pool.size)
 
     def _take_in(self) -> None:
         """Wait for a message, the bell or a deadline, and take in what is there."""
@@ -257,16 +270,22 @@ class _Run:
         elif what == "began":
             worker.turn(began=True)
         elif what == "done":
-            self._settle(worker.jobs.popleft(), value)
-            worker.turn(began=False)
+            job = worker.jobs.popleft()
+            self._settle(job, value)
+            if len(value) < len(job.items):
+                worker.jobs.appendleft(job.rest(len(value)))
+            worker.turn(began=len(value) < len(job.items))
         else:
             raise BindSearchError(f"a decode worker cannot go on: {value}")
 
-    def _settle(self, job: Job, outcome: Outcome) -> None:
+    def _settle(self, job: Job, outcomes: Sequence[Outcome]) -> None:
+        """Note what came of the first items of a job."""
         with self._state:
-            self._done[job.number] = job.item, outcome
-            self._bytes += _nbytes(outcome)
+            for place, outcome in enumerate(outcomes):
+                self._done[job.number + place] = job.items[place], outcome
+                self._bytes += _nbytes(outcome)
             self._state.notify_all()
+        self._blocks.note(job.items[0].modality, _nbytes(outcomes[0]))
 
     def _check_deadlines(self) -> None:
         now_s = time.monotonic()
@@ -279,7 +298,8 @@ class _Run:
                 )
             limit_s = self._task.item_limit_s
             outcome = Failed("worker", f"took longer than {limit_s:g} s", None, now_s - worker.since_s)
-            self._settle(worker.jobs.popleft(), outcome)
+            job = worker.jobs.popleft()
+            self._settle(job, [outcome] * len(job.items))
             self._remove(worker)
 
     def _bury(self, worker: _Worker) -> None:
@@ -293,10 +313,13 @@ class _Run:
         if began:
             job = self._waiting.popleft()
             job.tries += 1
-            if job.tries < _TRIES:
+            if len(job.items) > 1:  # one by one, so that one at fault takes no other with it
+                singles = [Job(job.number + place, (item,)) for place, item in enumerate(job.items)]
+                self._waiting.extendleft(reversed(singles))
+            elif job.tries < _TRIES:
                 self._waiting.appendleft(job)
             else:
-                self._settle(job, Failed("worker", f"its decode worker was killed {_TRIES} times ({how})"))
+                self._settle(job, [Failed("worker", f"its decode worker was killed {_TRIES} times ({how})")])
 
     def _remove(self, worker: _Worker) -> str:
         """Kill a worker and put its jobs back in front of the queue."""

@@ -16,6 +16,7 @@ from bindsearch.listing.items import literal_item
 from bindsearch.listing.naming import Namer, is_uri, place_of, suffix_of, to_path, to_text
 from bindsearch.listing.tables import TABLE_SUFFIXES, Manifest
 from bindsearch.listing.tars import expand_braces, scan_tar
+from bindsearch.makers import maker_of
 from bindsearch.row_table import is_row_table, load_row_table
 from bindsearch.sources import ROW_SCHEME
 from bindsearch.types import Item
@@ -73,7 +74,7 @@ class Listing:
 
     @property
     def origins(self) -> list[str]:
-        """What each source is called in a plan: an absolute path, a URI, or "-"."""
+        """What each source is called in a plan: an absolute path, a URI, a name of made media, or "-"."""
         return [name if name == STDIN or is_uri(name) else _origin(name) for name in self.names]
 
     def __iter__(self) -> Iterator[Item]:
@@ -94,6 +95,8 @@ class Listing:
             return self._of_list(Path(name[1:]))
         if is_uri(name):
             return self._of_file(name, name, None)
+        if (maker := maker_of(name)) is not None:
+            return maker.items(name, self.modality)
         path = Path(name)
         if self.modality == "features" and is_row_table(path):
             return _rows_of(path)
@@ -183,6 +186,9 @@ def _expand(name: str) -> Iterator[str]:
 def _check_there(name: str) -> None:
     if name == STDIN or is_uri(name):
         return
+    if (maker := maker_of(name)) is not None:
+        maker.canonical(name)
+        return
     path = name[1:] if name.startswith("@") and not os.path.lexists(name) else name
     if not os.path.lexists(path):
         raise MissingInputError(f"{to_text(path)}: no such file or folder.")
@@ -194,6 +200,8 @@ def _check_there(name: str) -> None:
 
 
 def _origin(name: str) -> str:
+    if (maker := maker_of(name)) is not None:
+        return maker.canonical(name)
     return f"@{place_of(name[1:])}" if name.startswith("@") else place_of(name)
 
 

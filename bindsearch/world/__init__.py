@@ -4,16 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Scenes", "render_images", "render_waves", "sample", "split_seeds", "write_captions", "write_world"]
+__all__ = [
+    "Scenes",
+    "render_depths",
+    "render_images",
+    "render_imus",
+    "render_points",
+    "render_thermals",
+    "render_videos",
+    "render_waves",
+    "sample",
+    "split_seeds",
+    "view_scenes",
+    "write_captions",
+    "write_world",
+]
 
 _HOMES = {
     "Scenes": "scene",
     "sample": "scene",
     "split_seeds": "scene",
     "render_images": "image",
+    "render_videos": "video",
+    "render_depths": "depth",
+    "render_thermals": "thermal",
+    "render_imus": "imu",
+    "render_points": "points",
     "render_waves": "audio",
     "write_captions": "text",
     "write_world": "write",
+    "view_scenes": "view",
 }
 
 

@@ -1,0 +1,64 @@
+"""Cut a stream of items in jobs: most go one by one, media that are made go in blocks, since many are made quicker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bindsearch.makers import maker_of
+from bindsearch.types import Item
+
+BLOCK_BYTES = 48 << 20
+"""Decoded arrays of one block."""
+LONGEST = 1024
+_FIRST = 32
+
+
+def is_made(item: Item) -> bool:
+    """Say whether an item's media have to be made: no file, no text that stands there as it is."""
+    return item.literal is None and item.member is None and maker_of(item.source) is not None
+
+
+class Blocks:
+    """Takes items from a stream, made ones of one modality together.
+
+    A block is twice as long as the one before, up to LONGEST and to BLOCK_BYTES: a short run is spread over all
+    workers, a long one is quick. What is read ahead is at most one item.
+
+    Attributes:
+        making: the block taken last was made media.
+    """
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        """Take nothing yet."""
+        self.making = False
+        self._items = iter(items)
+        self._held: Item | None = None
+        self._modality, self._length, self._nbytes = "", _FIRST, 0
+
+    def take(self) -> tuple[Item, ...]:
+        """Give the next block; () at the end."""
+        first = self._held if self._held is not None else next(self._items, None)
+        self._held = None
+        if first is None:
+            return ()
+        self.making = is_made(first)
+        if not self.making:
+            return (first,)
+        if first.modality != self._modality:
+            self._modality, self._length, self._nbytes = first.modality, _FIRST, 0
+        block = [first]
+        while len(block) < self._length:
+            item = next(self._items, None)
+            if item is None:
+                break
+            if item.modality != first.modality or not is_made(item):
+                self._held = item
+                break
+            block.append(item)
+        self._length = min(2 * self._length, LONGEST, max(1, BLOCK_BYTES // max(self._nbytes, 1)))
+        return tuple(block)
+
+    def note(self, modality: str, nbytes: int) -> None:
+        """Learn how large the decoded arrays of an item are."""
+        if modality == self._modality:
+            self._nbytes = max(self._nbytes, nbytes)
