@@ -95,7 +95,7 @@ def _paint_ground(canvas: Canvas, scenes: Scenes) -> None:
         canvas.rgb += spread(seeds, "ground.lift", -0.06, 0.16)[:, None, None, None]
         canvas.rgb *= (1 + column(spread(seeds, "ground.depth", 0.06, 0.22)) * patches)[:, None]
     if canvas.near.size:
-        canvas.near *= column(np.exp2(spread(seeds, "ground.near", -0.35, 0.3)))
+        canvas.near *= column(np.exp2(spread(seeds, "ground.near", -0.6, 0.05)))
     if canvas.heat.size:
         canvas.heat *= np.where(canvas.heat > 0, column(_sun(scenes)), column(spread(seeds, "ground.cold", 0.7, 1.2)))
         canvas.heat += column(spread(seeds, "ground.warm", 0.3, 1.6)) * patches
@@ -195,10 +195,10 @@ def _paint_subjects(canvas: Canvas, scenes: Scenes, sprites: Array, gains: dict[
     sides = np.minimum(size, np.ceil((where["half"] * 2 * size + 2) / 8).astype(int) * 8)
     pieces: list[Any] = [None] * len(rows)
     corners = np.zeros((len(rows), 2), dtype=int)
-    for side in np.unique(sides):
-        which = np.flatnonzero(sides == side)
+    for width in np.unique(sides):
+        which = np.flatnonzero(sides == width)
         spot = {key: values[which] for key, values in where.items()}
-        some, corners[which] = _warp(sprites[rows[which]], spot, int(side), size)
+        some, corners[which] = _warp(sprites[rows[which]], spot, int(width), size)
         for at, piece in zip(which, some, strict=True):
             pieces[at] = piece
     for at, row in enumerate(rows.tolist()):
