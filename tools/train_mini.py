@@ -1,14 +1,22 @@
-"""Train bindsearch-mini from nothing: draw the world, bind text, then audio, to images, write the bundled space.
+"""Train bindsearch-mini from nothing: draw the world, bind text, then the other modalities, to images; write the space.
 
-python tools/train_mini.py runs/mini            # resumes where it was stopped
-python tools/train_mini.py runs/mini --stage image-text
+python tools/train_mini.py runs/mini                      # every stage; resumes where it was stopped
+python tools/train_mini.py runs/mini --stage image-text   # no further than this stage
+python tools/train_mini.py runs/mini --partial            # write the space with the towers that are trained so far
+python tools/train_mini.py runs/mini --seed 2 --output runs/mini/space-2    # stage 2 again from another seed
+
+A stage that is done is read back in a second. Stages that train the image tower keep the configuration's seed; with
+`--seed` the others start from that one, in a folder of their own, on the same first stage.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,15 +26,22 @@ import torch
 from bindsearch.config import to_json_dict
 from bindsearch.modalities.bpe import closed_id_map
 from bindsearch.models.architecture import load_preprocess
-from bindsearch.models.bind import ArchitectureConfig, Tower, load_architecture
+from bindsearch.models.bind import ArchitectureConfig, Tower, build_tower, load_architecture
 from bindsearch.models.manifest import SpaceManifest
 from bindsearch.models.weights import getters, save_space
-from bindsearch.train.binding import image_audio_stage, image_text_stage
-from bindsearch.train.config import TrainConfig, load_train_config
-from bindsearch.train.loop import train_stage
+from bindsearch.train.binding import Run, build_stage
+from bindsearch.train.checkpoint import finished_notes, load_checkpoint
+from bindsearch.train.config import StageConfig, TrainConfig, load_train_config
+from bindsearch.train.curves import write_curves
+from bindsearch.train.loop import stage_id, train_stage
 from bindsearch.world.text import vocabulary
 
 PACKAGE = Path(str(resources.files("bindsearch")))
+RESULTS = PACKAGE.parent / "benchmarks" / "results"
+ORDER = ("image", "video", "text", "audio", "depth", "thermal", "imu")
+LIMIT_BYTES = 12_000_000
+
+Say = Callable[[str], None]
 
 
 def load_numbers(space: str) -> dict[str, dict[str, Any]]:
@@ -36,97 +51,127 @@ def load_numbers(space: str) -> dict[str, dict[str, Any]]:
     return numbers
 
 
-def run_stages(config: TrainConfig, folder: Path, only: str | None) -> dict[str, Tower]:
-    """Run the stages in order; returns the trained towers."""
-    architecture: ArchitectureConfig = load_architecture(config.space)
+def fit_vocabulary(architecture: ArchitectureConfig, words: int, say: Say) -> ArchitectureConfig:
+    """Give the text tower as many token rows as the world's words need."""
+    text = architecture.towers["text"]
+    if text.stem.vocabulary == words:
+        return architecture
+    say(f"{architecture.name}.json says vocabulary {text.stem.vocabulary}; the world's words need {words}: taken.")
+    fitting = replace(text, stem=replace(text.stem, vocabulary=words))
+    return replace(architecture, towers={**architecture.towers, "text": fitting})
+
+
+def prepare(config: TrainConfig, folder: Path, workers: int, say: Say) -> Run:
+    """Gather what all stages share."""
     numbers = load_numbers(config.space)
-    rows, words = architecture.towers["text"].stem.vocabulary, len(numbers["text"]["id_map"])
-    if rows != words:
-        raise SystemExit(
-            f"{config.space}.json: vocabulary is {rows}, the world's words need {words}. Write {words} there."
-        )
+    architecture = fit_vocabulary(load_architecture(config.space), len(numbers["text"]["id_map"]), say)
+    return Run(config, architecture, numbers, folder, workers)
+
+
+def finished_towers(run: Run, stage: StageConfig) -> dict[str, Tower] | None:
+    """Read a stage that is done, without its pools; None where there is work left."""
+    names = ("vision", "text") if stage.train_anchor else (stage.modality,)
+    path = run.folder / f"{stage.name}.safetensors"
+    towers = {name: build_tower(run.architecture, name, seed=run.config.seed) for name in names}
+    expected = stage_id(stage, run.config.seed, dict(towers))
+    if finished_notes(path, expected, stage.steps) is None:
+        return None
+    load_checkpoint(path, dict(towers), None, expected)
+    return towers
+
+
+def run_stages(run: Run, seed: int | None, only: str | None, partial: bool, say: Say) -> dict[str, Tower]:
+    """Run the stages in order; returns the trained towers."""
     trained: dict[str, Tower] = {}
-    for number, stage_config in enumerate(config.stages):
-        if stage_config.modality == "text":
-            stage = image_text_stage(config, stage_config, architecture, numbers, trained, folder)
+    for number, stage in enumerate(run.config.stages):
+        here = run if seed is None or stage.train_anchor else seeded(run, seed)
+        done = finished_towers(here, stage)
+        if done is None and partial:
+            break
+        head = f"stage {number + 1}/{len(run.config.stages)}: {stage.name}"
+        if done is None:
+            say(head)
+            began = time.monotonic()
+            ready = build_stage(here, stage, trained)
+            say(f"{stage.name}: prepared in {time.monotonic() - began:.0f} s")
+            notes = train_stage(ready, say=say)
+            (here.folder / f"{stage.name}.json").write_text(json.dumps(notes, indent=1), encoding="utf-8")
+            done = ready.towers  # type: ignore[assignment]
         else:
-            stage = image_audio_stage(config, stage_config, architecture, numbers, trained, folder)
-        print(f"stage {number + 1}/{len(config.stages)}: {stage_config.name}", flush=True)
-        notes = train_stage(stage, say=lambda line: print(line, flush=True))
-        (folder / f"{stage_config.name}.json").write_text(json.dumps(notes, indent=1), encoding="utf-8")
-        trained.update({name: tower.eval() for name, tower in stage.towers.items()})  # type: ignore[misc]
-        if stage_config.name == only:
+            say(f"{head}: done before")
+        trained.update({name: tower.eval() for name, tower in done.items()})  # type: ignore[union-attr]
+        if stage.name == only:
             break
     return trained
 
 
-def write_space(config: TrainConfig, towers: dict[str, Tower], folder: Path) -> None:
-    """Write the trained towers as a space in float16, with the numbers that preprocessing needs."""
+def seeded(run: Run, seed: int) -> Run:
+    """Give the run of another seed: its checkpoints lie in a folder of their own, its pools do not."""
+    folder = run.folder / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return replace(run, config=replace(run.config, seed=seed), folder=folder, pool=run.pool_folder)
+
+
+def write_space(run: Run, towers: dict[str, Tower], folder: Path, seed: int | None, say: Say) -> None:
+    """Write the trained towers as a space in float16, with the numbers that preprocessing needs, and its card."""
+    config = run.config
     stages = [f"{stage.name}: {stage.steps} steps of {stage.batch}" for stage in config.stages]
+    there = {modality for modality in ORDER if {"image": "vision", "video": "vision"}.get(modality, modality) in towers}
+    architecture = replace(run.architecture, towers={n: t for n, t in run.architecture.towers.items() if n in towers})
+    source: dict[str, Any] = {"made_by": "tools/train_mini.py", "seed": config.seed, "stages": stages}
+    if seed is not None:
+        source["seed_of_stage_2"] = seed
     manifest = SpaceManifest(
         name=config.space,
-        architecture=load_architecture(config.space),
-        modalities=("image", "text", "audio"),
-        preprocess=load_numbers(config.space),
-        source={"made_by": "tools/train_mini.py", "seed": config.seed, "stages": stages},
+        architecture=architecture,
+        modalities=tuple(modality for modality in ORDER if modality in there),
+        preprocess={modality: dict(numbers) for modality, numbers in run.numbers.items() if modality in there},
+        source=source,
         licence="Apache-2.0",
     )
     written = save_space(folder, manifest, {name: getters(tower) for name, tower in towers.items()}, dtype="float16")
-    size = sum(record.size_bytes for record in written.towers.values())
-    print(f"{written.space_id}: {size / 1e6:.2f} MB in {folder}", flush=True)
-
-
-def write_curves(config: TrainConfig, folder: Path, output: Path) -> None:
-    """Write loss and retrieval of every stage as JSON, and a plot where matplotlib is installed."""
-    stages = {
-        stage.name: json.loads((folder / f"{stage.name}.json").read_text(encoding="utf-8")) for stage in config.stages
-    }
-    curves = {name: {"seconds": notes["seconds"], "curve": notes["curve"]} for name, notes in stages.items()}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"config": to_json_dict(config), "stages": curves}, indent=1) + "\n", encoding="utf-8")
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        print("no matplotlib here: the curves are in the JSON alone", flush=True)
-        return
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "mini"
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.2), squeeze=False)
-    for axes, (name, stage) in zip(panels[0], curves.items(), strict=True):
-        shown = [key for key in stage["curve"][-1] if key.endswith(("subject", "setting"))]
-        asked = "audio" if "audio->vision subject" in shown else "text"
-        for key in shown:
-            if key.startswith((asked, "vision")):
-                have = [(point["step"], point[key]) for point in stage["curve"] if key in point]
-                axes.plot(*zip(*have, strict=True), label=key, marker=".")
-        axes.set(title=f"{name} ({stage['seconds'] / 60:.0f} min)", xlabel="step", ylim=(0, 1.02))
-        axes.legend(fontsize=7, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(output.with_suffix(".svg"), metadata={"Date": None})
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+    say(f"{written.space_id}: {', '.join(manifest.modalities)}; {size} bytes in {folder}")
+    if size > LIMIT_BYTES:
+        say(f"{folder}: {size} bytes, over the limit of {LIMIT_BYTES}. Make a tower narrower in {config.space}.json.")
 
 
 def main() -> None:
     """Train, then write the space."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="checkpoints, pools and curves")
+    parser.add_argument("folder", type=Path, help="checkpoints, pools, log and curves")
     parser.add_argument("--config", type=Path, default=PACKAGE / "train" / "mini.json")
     parser.add_argument(
         "--output", type=Path, default=PACKAGE / "models" / "spaces" / "bindsearch-mini", help="space to write"
     )
-    parser.add_argument("--curves", type=Path, default=PACKAGE.parent / "benchmarks" / "results" / "mini_training.json")
+    parser.add_argument(
+        "--curves", type=Path, help="JSON of the curves, a plot and the log beside it; with --seed, in its own folder"
+    )
     parser.add_argument("--stage", help="stop after this stage")
+    parser.add_argument("--partial", action="store_true", help="train nothing: write the towers that are done")
+    parser.add_argument("--seed", type=int, help="of the stages that leave the image tower as it is")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes that render")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    log = (arguments.folder / "train.log").open("a", encoding="utf-8")
     began = time.time()
-    towers = run_stages(load_train_config(arguments.config), arguments.folder, arguments.stage)
-    if "audio" in towers:
-        write_space(load_train_config(arguments.config), towers, arguments.output)
-        write_curves(load_train_config(arguments.config), arguments.folder, arguments.curves)
-    print(f"trained {', '.join(towers)} in {(time.time() - began) / 60:.1f} min", flush=True)
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        log.write(f"{time.strftime('%H:%M:%S', time.gmtime())} {line}\n")
+        log.flush()
+
+    run = prepare(load_train_config(arguments.config), arguments.folder, arguments.workers, say)
+    towers = run_stages(run, arguments.seed, arguments.stage, arguments.partial, say)
+    if arguments.partial or arguments.stage is None:
+        write_space(run, towers, arguments.output, arguments.seed, say)
+    own = None if arguments.seed is None else arguments.folder / f"seed-{arguments.seed}"
+    curves = arguments.curves or (RESULTS if own is None else own) / "mini_training.json"
+    write_curves(run.config, [arguments.folder, *([own] if own else [])], curves)
+    shutil.copyfile(arguments.folder / "train.log", curves.with_suffix(".log"))
+    say(f"trained {', '.join(towers)} in {(time.time() - began) / 60:.1f} min")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class Run:
         numbers: preprocessing numbers, modality by modality.
         folder: of checkpoints and pools.
         workers: processes that render.
+        pool: folder of the pools; None means `folder/pool`.
     """
 
     config: TrainConfig
@@ -56,11 +57,17 @@ class Run:
     numbers: dict[str, dict[str, Any]]
     folder: Path
     workers: int = 2
+    pool: Path | None = None
+
+    @property
+    def pool_folder(self) -> Path:
+        """Where the pools lie."""
+        return self.pool or self.folder / "pool"
 
     def rows(self, modality: str, stage: StageConfig, first: int, count: int) -> NDArray[Any]:
         """Render, or read, a span of the training scenes in one modality."""
-        pool = self.folder / "pool"
-        return render_pool(modality, pool, (first, count), stage.partial, self.numbers[modality], self.workers)
+        span = (first, count)
+        return render_pool(modality, self.pool_folder, span, stage.partial, self.numbers[modality], self.workers)
 
     @property
     def times(self) -> tuple[float, int, int]:

@@ -38,6 +38,17 @@ def save_checkpoint(
     temporary.replace(path)
 
 
+def finished_notes(path: Path, expected: str, steps: int) -> dict[str, Any] | None:
+    """Read the notes of a checkpoint that has all its steps; None where it is missing, unfinished or of other numbers."""
+    from safetensors import safe_open
+
+    if not path.exists():
+        return None
+    with safe_open(str(path), framework="pt") as file:
+        notes: dict[str, Any] = json.loads(file.metadata()["notes"])
+    return notes if notes["config"] == expected and notes["step"] >= steps else None
+
+
 def load_checkpoint(
     path: Path, towers: dict[str, nn.Module], optimiser: torch.optim.Optimizer | None, expected: str
 ) -> dict[str, Any]:

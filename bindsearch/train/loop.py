@@ -84,15 +84,19 @@ class Stage:
 
     @property
     def id(self) -> str:
-        """Hash of the stage's numbers, the seed, the data and the towers' numbers: a checkpoint of another is refused."""
-        towers = {name: _numbers(tower) for name, tower in self.towers.items()}
-        stage = to_json_dict(self.config)
-        return content_hash({"stage": stage, "seed": self.seed, "towers": towers, "data": self.data})
+        """Hash that a checkpoint must bear: see `stage_id`."""
+        return stage_id(self.config, self.seed, self.towers, self.data)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All that training moves."""
         return [parameter for tower in self.towers.values() for parameter in tower.parameters()]
+
+
+def stage_id(config: StageConfig, seed: int, towers: dict[str, nn.Module], data: str = "") -> str:
+    """Hash a stage's numbers, the seed, the data and the towers' numbers: a checkpoint of another one is refused."""
+    numbers = {name: _numbers(tower) for name, tower in towers.items()}
+    return content_hash({"stage": to_json_dict(config), "seed": seed, "towers": numbers, "data": data})
 
 
 def _numbers(tower: nn.Module) -> Any:
