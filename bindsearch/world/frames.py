@@ -188,7 +188,7 @@ def _paint_subjects(canvas: Canvas, scenes: Scenes, sprites: Array, gains: dict[
             shown = (scenes.subject >= 0) & (scenes.count >= copy)
             rows = np.flatnonzero(shown & ~still) if age else np.flatnonzero(shown)
             now = {key: getattr(pose, key)[rows, e].astype(np.float32) for key in ("dx", "dy", "angle", "zoom")}
-            placed.append((rows, np.full(len(rows), opacity, dtype=np.float32), _place(scenes.rows(rows), copy, now)))
+            placed.append((rows, np.full(len(rows), opacity, dtype=np.float32), place_copies(scenes.rows(rows), copy, now)))
     rows = np.concatenate([row for row, _, _ in placed])
     opacities = np.concatenate([opacity for _, opacity, _ in placed])
     where = {key: np.concatenate([place[key] for _, _, place in placed]) for key in placed[0][2]} if placed else {}
@@ -202,8 +202,8 @@ def _paint_subjects(canvas: Canvas, scenes: Scenes, sprites: Array, gains: dict[
         for at, piece in zip(which, some, strict=True):
             pieces[at] = piece
     for at, row in enumerate(rows.tolist()):
-        left, top, side = int(corners[at, 0]), int(corners[at, 1]), int(sides[at])
-        spot_y, spot_x = slice(top, top + side), slice(left, left + side)
+        left, top = corners[at].tolist()
+        spot_y, spot_x = slice(top, top + pieces[at].shape[-1]), slice(left, left + pieces[at].shape[-1])
         gain = {plane: values[row] for plane, values in gains.items()}
         _lay(canvas, row, (spot_y, spot_x), pieces[at] * opacities[at], where["zoom"][at], gain)
 
@@ -228,7 +228,7 @@ def _lay(canvas: Canvas, row: int, spot: tuple[slice, slice], piece: Array, zoom
         view += gain["heat"][0] * piece[-1] + gain["heat"][1] * piece[at]
 
 
-def _place(scenes: Scenes, copy: int, now: dict[str, Array]) -> dict[str, Array]:
+def place_copies(scenes: Scenes, copy: int, now: dict[str, Array]) -> dict[str, Array]:
     """Say where a copy of each subject is: centre, size, turn, and half the side of a square that holds it."""
     seeds, count = scenes.seed, scenes.count.astype(np.float32)
     squash = np.array([tall for _, tall in VIEWS.values()], dtype=np.float32)[scenes.view]

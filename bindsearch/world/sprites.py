@@ -73,7 +73,7 @@ def _paint_alike(scenes: Scenes, name: str, side_px: int, planes: tuple[str, ...
         xs = slice(max(0, int((left + EXTENT) / pixel - 1)), min(side_px, int((right + EXTENT) / pixel + 2)))
         ys = slice(max(0, int((low + EXTENT) / pixel - 1)), min(side_px, int((high + EXTENT) / pixel + 2)))
         u, v = centres[None, None, xs], centres[None, ys, None]
-        distance, du, dv = _part_distance(part, u, v, chances[:, k])
+        distance, du, dv = part_distance(part, u, v, chances[:, k])
         cover = np.clip(np.float32(0.5) - distance / np.float32(pixel + part.get("soft", 0.0)), 0, 1)
         piece = out[:, :, ys, xs]
         piece *= (1 - cover)[:, None]
@@ -130,7 +130,7 @@ def _bounds(name: str, k: int) -> tuple[float, float, float, float]:
     )
 
 
-def _part_distance(part: dict[str, Any], u: Array, v: Array, chance: Array) -> tuple[Array, Array, Array]:
+def part_distance(part: dict[str, Any], u: Array, v: Array, chance: Array) -> tuple[Array, Array, Array]:
     """Signed distance of a part, and the part's own coordinates for its texture; chance is (n, 5) of the scene's."""
     at, kind = part["at"], part["kind"]
     shift = (chance[:, :2] * 2 - 1) * np.float32(SHIFT)
