@@ -13,6 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Classifier": "bindsearch.zeroshot",
     "EmbeddingStore": "bindsearch.store",
     "Embedding": "bindsearch.query",
     "Hit": "bindsearch.types",
@@ -21,6 +22,7 @@ _WHERE = {
     "Media": "bindsearch.types",
     "SearchIndex": "bindsearch.search",
     "Space": "bindsearch.models.spaces",
+    "classify": "bindsearch.zeroshot",
     "load_space": "bindsearch.models.spaces",
     "open_index": "bindsearch.search",
     "open_store": "bindsearch.store",

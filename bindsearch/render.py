@@ -166,16 +166,18 @@ def page_html(found: Hits | Answers, limit_bytes: int = PAGE_BYTES) -> str:
     answers = as_answers(found)
     named = [hits.query.describe() for hits in answers.hits if hits.query is not None]
     title = f"{named[0]:.80} — bindsearch" if named else "bindsearch"
-    return str(_templates().get_template("page.html").render(title=title, **_content(answers, limit_bytes)))
+    content = _content(answers, limit_bytes)
+    return str(page_templates().get_template("page.html").render(title=title, body="hits.html", **content))
 
 
 def notebook_html(hits: Hits, limit_bytes: int = NOTEBOOK_BYTES) -> str:
     """Make a fragment for a notebook cell; smaller than a page, so that notebooks stay light."""
-    return str(_templates().get_template("hits.html").render(**_content(Answers((hits,)), limit_bytes)))
+    return str(page_templates().get_template("hits.html").render(**_content(Answers((hits,)), limit_bytes)))
 
 
 @lru_cache(maxsize=1)
-def _templates() -> Any:
+def page_templates() -> Any:
+    """Give the templates of pages, with escaping on."""
     import jinja2
 
     folder = Path(__file__).parent / "pages"
@@ -184,7 +186,7 @@ def _templates() -> Any:
 
 
 @dataclass
-class _Budget:
+class PageBudget:
     """Bytes that the page's pictures and sounds may still take."""
 
     left: int
@@ -202,13 +204,13 @@ class _Budget:
 def _content(answers: Answers, limit_bytes: int) -> dict[str, Any]:
     from markupsafe import Markup
 
-    budget = _Budget(limit_bytes)
+    budget = PageBudget(limit_bytes)
     shown = [_answer(hits, answers, budget) for hits in answers.hits]
     css = (Path(__file__).parent / "pages" / "hits.css").read_text(encoding="utf-8")
     return {"answers": shown, "css": Markup(css)}  # noqa: S704  # our own file, no input in it
 
 
-def _answer(hits: Hits, answers: Answers, budget: _Budget) -> dict[str, Any]:
+def _answer(hits: Hits, answers: Answers, budget: PageBudget) -> dict[str, Any]:
     best = max((abs(hit.score) for hit in hits), default=1.0) or 1.0
     rows = []
     for hit in hits:
@@ -222,7 +224,7 @@ def _answer(hits: Hits, answers: Answers, budget: _Budget) -> dict[str, Any]:
                 "key": visible(display_key(hit)),
                 "source": visible(hit.source),
                 "caption": caption_of(hit) if hit.modality != "text" else "",
-                "view": _view(preview_hit(hit, hits.preset_ids, with_clip=True), budget),
+                "view": page_view(preview_hit(hit, hits.preset_ids, with_clip=True), budget),
                 "parts": [
                     {"name": name, "value": value, "width": f"{abs(value) / widest * 100:.0f}"}
                     for name, value in _parts(hits, hit)
@@ -239,7 +241,7 @@ def _answer(hits: Hits, answers: Answers, budget: _Budget) -> dict[str, Any]:
     }
 
 
-def _terms(hits: Hits, budget: _Budget) -> list[dict[str, Any]]:
+def _terms(hits: Hits, budget: PageBudget) -> list[dict[str, Any]]:
     terms = []
     for place, (term, view) in enumerate(term_previews(hits, with_clip=True)):
         terms.append(
@@ -247,7 +249,7 @@ def _terms(hits: Hits, budget: _Budget) -> list[dict[str, Any]]:
                 "sign": "−" if term.weight < 0 else ("+" if place else ""),
                 "weight": f"{abs(term.weight):g}" if abs(term.weight) != 1 else "",
                 "label": "" if view.words and term.item_id is None else term.short,
-                "view": _view(view, budget),
+                "view": page_view(view, budget),
             }
         )
     return terms
@@ -273,7 +275,7 @@ def _facts(hits: Hits) -> str:
     return f"{len(hits)} of {manifest.count:,} items ({counts}) · {hits.index_path} · {manifest.space_id}"
 
 
-def _view(shown: Preview, budget: _Budget) -> dict[str, Any]:
+def page_view(shown: Preview, budget: PageBudget) -> dict[str, Any]:
     """Turn a preview into what the template writes down."""
     view: dict[str, Any] = {
         "title": shown.title,

@@ -1,0 +1,274 @@
+"""Naming things: classify (labels in words), probe (labels from examples)."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from bindsearch.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    PresetOption,
+    SpaceOption,
+    make_group,
+    open_space,
+    print_json,
+    say,
+)
+from bindsearch.errors import InputError, TooManyBadError
+from bindsearch.registry import MODALITIES
+
+if TYPE_CHECKING:
+    from bindsearch.store import EmbeddingStore
+    from bindsearch.zeroshot import Classifier, Verdicts
+
+
+class RunFirst(TyperGroup):
+    """`bindsearch classify --audio x.wav ...` means `bindsearch classify run --audio x.wav ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `run` in front when the first word is no subcommand."""
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+classify_app = make_group(
+    "Say which of your labels fits a file, a text or a whole folder of embeddings; no training.", RunFirst
+)
+
+LabelsOption = Annotated[
+    str,
+    typer.Option(
+        "--labels",
+        help="Labels with commas between, or @FILE: one a line, or JSON with the phrases that stand for each.",
+    ),
+]
+TemplatesOption = Annotated[
+    str, typer.Option("--templates", help="Prompts that labels are put into: plain, sound, clip80, world, or a file.")
+]
+OnlyOption = Annotated[str | None, typer.Option("--only", help="Take the items of this modality alone.")]
+TruthOption = Annotated[
+    Path | None,
+    typer.Option("--truth", help="Table of true labels (csv, jsonl, parquet); default: the items' own attributes."),
+]
+ColumnOption = Annotated[str, typer.Option("--column", help="Column that holds the true label.")]
+SHOWN = 20
+
+
+@classify_app.command("run")
+def classify_run(
+    labels: LabelsOption,
+    embeddings: Annotated[
+        Path | None, typer.Argument(help="Folder that `bindsearch embed` wrote; or give files by the options below.")
+    ] = None,
+    templates: TemplatesOption = "plain",
+    none: Annotated[
+        bool, typer.Option("--none", help="An item may be none of the labels; --calibration says from when on.")
+    ] = False,
+    none_below: Annotated[
+        float | None, typer.Option(help="As --none, where no label reaches this cosine; instead of a calibration.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="File that `bindsearch classify calibrate` wrote, for honest probabilities.")
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Add the files and texts up to one; bird.jpg@0.3 is a weight.")
+    ] = False,
+    top: Annotated[int, typer.Option("--top", min=1, help="Labels to show an item.")] = 3,
+    only: OnlyOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a row an item: .parquet, .csv or .jsonl.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with pictures and players.")] = None,
+    space: SpaceOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    preset: PresetOption = None,
+    as_json: JsonOption = False,
+    **things: list[str],
+) -> None:
+    """Say which label fits each thing best, and how likely: `bindsearch classify --audio x.wav --labels bird,rain`.
+
+    Without `run` it is the same command. A probability is the softmax of the cosines times the modality's scale.
+    """
+    from bindsearch.query import parse_terms
+    from bindsearch.zeroshot import build_classifier, classify_store, classify_terms, load_calibration, read_labels
+
+    specs = parse_terms([(name, text) for name, texts in things.items() for text in texts or ()])
+    if (embeddings is None) == (not specs):
+        raise InputError("name either a folder of embeddings, or files by --image, --audio, ...: one of the two.")
+    fitted = load_calibration(calibration) if calibration is not None else None
+    chosen = read_labels(labels)
+    may_be_none = none_below if none_below is not None else none
+
+    def build(opened: Any, modalities: tuple[str, ...]) -> Classifier:
+        made = build_classifier(opened, chosen, templates, modalities=modalities, none=may_be_none, calibration=fitted)
+        _say_doubts(made, modalities)
+        return made
+
+    if embeddings is None:
+        opened = open_space(space, device, dtype, preset)
+        classifier = build(opened, tuple(dict.fromkeys(spec.kind for spec in specs)))
+        verdicts = classify_terms(classifier, opened, specs, together, top)
+    else:
+        verdicts = classify_store(
+            embeddings,
+            lambda store: build(
+                _space_of(store, space, device, dtype, preset), (only,) if only else tuple(store.manifest.counts)
+            ),
+            modality=only,
+            top=top,
+        )
+    _show(verdicts, output, html, as_json, whole=embeddings is None)
+
+
+def _show(verdicts: Verdicts, output: Path | None, html: Path | None, as_json: bool, whole: bool) -> None:
+    from bindsearch import verdicts as shown
+    from bindsearch.zeroshot.tables import write_labels
+
+    if output is not None:
+        say(f"wrote {len(verdicts)} rows to {write_labels(verdicts, output)}")
+    if html is not None:
+        say(f"wrote {shown.write_html(verdicts, html)}")
+    if as_json:
+        typer.echo(shown.to_json(verdicts))
+    else:
+        typer.echo(shown.to_table(verdicts, None if whole else SHOWN))
+    for name, reason in verdicts.bad:
+        say(f"{name}: {reason}. Left out.")
+    if verdicts.bad:
+        raise TooManyBadError(f"{len(verdicts.bad)} of {len(verdicts.bad) + len(verdicts)} things cannot be read.")
+
+
+def _say_doubts(classifier: Classifier, modalities: tuple[str, ...]) -> None:
+    """Say what the probabilities do not tell."""
+    fitted = classifier.calibration
+    if fitted is not None:
+        missing = [name for name in modalities if name not in fitted.fits]
+        if missing:
+            say(f"note: the calibration has no fit for {', '.join(missing)}; their probabilities are as trained.")
+        if fitted.templates != classifier.templates:
+            say(f"note: calibrated with prompts {fitted.templates}, these are {classifier.templates}.")
+    if classifier.with_none and any(classifier.none_of(name) is None for name in modalities):
+        say(
+            "note: --none without a calibration goes by doubt alone and misses most; see `bindsearch classify "
+            "calibrate`, or give --none-below."
+        )
+
+
+@classify_app.command("calibrate")
+def classify_calibrate(
+    embeddings: Annotated[Path, typer.Argument(help="Folder of embeddings of items whose label is known.")],
+    labels: LabelsOption,
+    column: ColumnOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The calibration, as JSON.")],
+    truth: TruthOption = None,
+    templates: TemplatesOption = "plain",
+    none_share: Annotated[
+        float, typer.Option(help="Share of items that are none of the labels where you will use it.")
+    ] = 0.5,
+    only: OnlyOption = None,
+    space: SpaceOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    preset: PresetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit the probabilities on items whose label is known, and say how far they were off before and after.
+
+    A few hundred items a modality will do; labels of the table that are not among --labels count as none of them.
+    """
+    import numpy as np
+
+    from bindsearch.store import open_store
+    from bindsearch.truth import truth_of
+    from bindsearch.zeroshot import build_classifier, calibrate, read_labels, save_calibration
+    from bindsearch.zeroshot.label import item_blocks
+
+    store = open_store(embeddings)
+    blocks = list(item_blocks(store, only))
+    records = [record for _, part in blocks for record in part]
+    known = truth_of(records, column, truth)
+    opened = _space_of(store, space, device, dtype, preset)
+    kinds = tuple(store.manifest.counts)
+    classifier = build_classifier(opened, read_labels(labels), templates, modalities=kinds)
+    classifier.check(store.manifest.identity, str(store.path))
+    rows = np.concatenate([part for part, _ in blocks])
+    fitted = calibrate(classifier, rows, [record["modality"] for record in records], known, none_share)
+    say(f"wrote {save_calibration(fitted, output)}")
+    if as_json:
+        from bindsearch.zeroshot.calibration import quality_table
+
+        print_json(quality_table(fitted))
+        return
+    typer.echo("modality   items  accuracy  calibration error   scale  with none: accuracy  error  cosine")
+    for name, fit in fitted.fits.items():
+        last = ""
+        if fit.none_after is not None and fit.none_score is not None:
+            last = f"{fit.none_after.accuracy:20.3f}  {fit.none_after.ece:5.3f}  {fit.none_score:6.3f}"
+        typer.echo(
+            f"{name:<8} {fit.items:>7}  {fit.after.accuracy:8.3f}  {fit.before.ece:7.3f} -> {fit.after.ece:5.3f}   "
+            f"{fit.scale:5.1f}  {last}".rstrip()
+        )
+
+
+@classify_app.command("templates")
+def classify_templates(
+    name: Annotated[str | None, typer.Argument(help="A set, or a file; without one the sets are listed.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the sets of prompts, or show one."""
+    from bindsearch.zeroshot import list_templates, load_templates
+
+    sets = [load_templates(each) for each in ([name] if name else list_templates())]
+    if as_json:
+        print_json([dataclasses.asdict(each) for each in sets])
+    elif name:
+        typer.echo("\n".join(sets[0].templates))
+    else:
+        for each in sets:
+            typer.echo(f"{each.name:<14} {len(each.templates):>3}  {each.language:<8} {each.templates[-1]}")
+
+
+def _space_of(
+    store: EmbeddingStore, space: str | None, device: str | None, dtype: str | None, preset: str | None
+) -> Any:
+    """Load the space that a store was made with."""
+    from bindsearch.store import UNKNOWN
+
+    known = store.manifest
+    if space is None and known.space_id == UNKNOWN:
+        raise InputError(
+            f"{store.path}: nobody says which space its vectors are in. Say it when you import them: bindsearch import "
+            "... --space-id NAME@HASH"
+        )
+    return open_space(space or known.space_name, device, dtype, preset or dict(known.preset_ids))
+
+
+def _with_thing_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one repeatable option a modality, in place of **things."""
+    signature = inspect.signature(function, eval_str=True)
+    plain = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    made = []
+    for name in MODALITIES.built_in:
+        what = "Words" if name == "text" else f"{name} file"
+        option = typer.Option(f"--{name}", help=f"{what} to classify; repeatable.", show_default=False)
+        made.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[list[str], option]
+            )
+        )
+    function.__signature__ = signature.replace(parameters=[*plain, *made])  # type: ignore[attr-defined]
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in (*plain, *made)}
+    return function
+
+
+_with_thing_options(classify_run)
