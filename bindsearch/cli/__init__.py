@@ -9,11 +9,25 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bindsearch.cli import exchange, machine, spaces, walk, worlds
+from bindsearch.cli import classify, evaluate, exchange, machine, spaces, training, walk, worlds
 from bindsearch.cli.options import say
 from bindsearch.errors import BindSearchError
 
-ORDER = ("embed", "index", "query", "inspect", "models", "export", "import", "world", "doctor", "config")
+ORDER = (
+    "embed",
+    "index",
+    "query",
+    "classify",
+    "evaluate",
+    "inspect",
+    "models",
+    "export",
+    "import",
+    "train",
+    "world",
+    "doctor",
+    "config",
+)
 
 
 class InOrder(TyperGroup):
@@ -36,10 +50,13 @@ app = typer.Typer(
 app.command("embed")(walk.embed)
 app.add_typer(walk.index_app, name="index")
 app.command("query")(walk.query)
+app.add_typer(classify.classify_app, name="classify")
+app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(machine.inspect_file)
 app.add_typer(spaces.models_app, name="models")
 app.command("export")(exchange.export_embeddings)
 app.command("import")(exchange.import_embeddings)
+app.command("train")(training.train)
 app.add_typer(worlds.world_app, name="world")
 app.command("doctor")(machine.doctor)
 app.add_typer(machine.config_app, name="config")

@@ -1,0 +1,186 @@
+"""What is evaluated: embeddings with the columns that say what belongs together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bindsearch.errors import InputError, MissingInputError, UnknownNameError
+from bindsearch.listing.tables import TABLE_SUFFIXES, table_rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bindsearch.embed import EmbedOptions
+    from bindsearch.types import FloatArray
+
+PAIR_COLUMNS = ("pair", "group")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Embedded items and what their table says of them.
+
+    Attributes:
+        vectors: (n, d) float32 unit rows. Not to be modified.
+        modality: (n,) str.
+        columns: name -> n values; a missing one is None.
+        space_id, space_name: what made the vectors.
+        source: where they come from, for people.
+        preset_ids: of the modalities.
+        bad: how many inputs have no vector.
+    """
+
+    vectors: FloatArray
+    modality: NDArray[np.str_]
+    columns: Mapping[str, Sequence[Any]]
+    space_id: str
+    space_name: str
+    source: str
+    preset_ids: Mapping[str, str] = field(default_factory=dict)
+    bad: int = 0
+
+    def __len__(self) -> int:
+        """Count the items."""
+        return len(self.vectors)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that are there, in the order of their names."""
+        return tuple(sorted(set(self.modality.tolist())))
+
+    def column(self, name: str) -> Sequence[Any]:
+        """Give a column.
+
+        Raises:
+            UnknownNameError: with the nearest name.
+        """
+        if name not in self.columns:
+            raise UnknownNameError(f"column of {self.source}", name, self.columns)
+        return self.columns[name]
+
+    def where(self, modality: str) -> NDArray[np.int64]:
+        """Give the places of a modality's items, (m,) int64."""
+        return np.flatnonzero(self.modality == modality)
+
+    def pair_column(self, wanted: str | None) -> str | None:
+        """Choose the column whose equal values make a pair: the one wanted, else "pair" or "group" where it has values.
+
+        Raises:
+            UnknownNameError: the wanted one is not there.
+        """
+        if wanted is not None:
+            self.column(wanted)
+            return wanted
+        for name in PAIR_COLUMNS:
+            if any(value is not None for value in self.columns.get(name, ())):
+                return name
+        return None
+
+    def joined(self, path: Path, on: str) -> Rows:
+        """Add the columns of a table.
+
+        Args:
+            path: csv, tsv, jsonl or parquet.
+            on: its column whose values are the items' groups (or the last part of them), or their keys.
+
+        Raises:
+            InputError: the table has no such column, a value twice, or nothing of it fits an item.
+        """
+        found: dict[str, Mapping[str, Any]] = {}
+        for row in table_rows(path):
+            if isinstance(row, str):
+                raise InputError(f"{path}, {row}")
+            if on not in row:
+                raise UnknownNameError(f"column of {path}", on, row)
+            if str(row[on]) in found:
+                raise InputError(f"{path}: {on} = {row[on]!r} is there twice.")
+            found[str(row[on])] = row
+        names = [str(value) for value in self.columns["key"]]
+        groups = [None if value is None else str(value) for value in self.columns.get("group", [None] * len(self))]
+        matched = [
+            found.get(group or "") or found.get((group or "").rpartition("/")[2]) or found.get(name) or {}
+            for group, name in zip(groups, names, strict=True)
+        ]
+        if not any(matched):
+            raise InputError(f"{path}: no value of {on!r} is the group or the key of an item of {self.source}.")
+        added = {name: [row.get(name) for row in matched] for name in next(iter(found.values())) if name != on}
+        return replace(self, columns={**self.columns, **added})
+
+
+def read_rows(folder: str | Path, columns: Sequence[str] | None = None) -> Rows:
+    """Read an embedding store.
+
+    Args:
+        folder: what `bindsearch embed` wrote.
+        columns: keep these alone; None: all of the item table and all attributes.
+
+    Raises:
+        MissingInputError: no store there, or nothing in it.
+    """
+    from bindsearch.store import EmbeddingStore
+
+    store = EmbeddingStore.open(folder)
+    if not len(store):
+        raise MissingInputError(f"{folder}: holds no embedded item. Type: bindsearch embed SRC -o {folder}")
+    table = store.items()
+    attributes = [json.loads(text) if text else {} for text in table.column("attributes").to_pylist()]
+    found: dict[str, Sequence[Any]] = {
+        name: [row.get(name) for row in attributes]
+        for name in dict.fromkeys(name for row in attributes for name in row)
+    }
+    found.update({name: table.column(name).to_pylist() for name in table.column_names if name != "attributes"})
+    if columns is not None:
+        found = {name: found[name] for name in columns if name in found}
+    return Rows(
+        vectors=store.vectors(),
+        modality=np.array(table.column("modality").to_pylist()),
+        columns=found,
+        space_id=store.manifest.space_id,
+        space_name=store.manifest.space_name,
+        source=str(folder),
+        preset_ids=dict(store.manifest.preset_ids),
+        bad=store.manifest.bad,
+    )
+
+
+def embed_rows(source: str | Path, output: Path, space: Any, options: EmbedOptions | None, progress: bool) -> Rows:
+    """Embed a manifest or a folder (resuming what is there), and read the result.
+
+    Args:
+        source: what `bindsearch embed` takes.
+        output: folder of the embeddings.
+        space: from `load_space`.
+        options: of the embedder.
+        progress: draw a bar.
+
+    Raises:
+        As `run_embed` and `read_rows`.
+    """
+    from bindsearch.embed import run_embed
+
+    run_embed([str(source)], output, space, options=options, progress=progress)
+    return read_rows(output)
+
+
+def is_store(path: Path) -> bool:
+    """Say whether a folder holds embeddings."""
+    return (path / "manifest.json").is_file() or any(path.glob("g[0-9][0-9][0-9][0-9]/plan.json"))
+
+
+def is_table(path: Path) -> bool:
+    """Say whether a file is a manifest, by its suffix."""
+    return path.suffix.lower() in TABLE_SUFFIXES
+
+
+def codes(values: Sequence[Any]) -> NDArray[np.int64]:
+    """Give values numbers: equal ones have one number, a missing one has -1: (n,) int64."""
+    numbers: dict[str, int] = {}
+    return np.array(
+        [-1 if value is None else numbers.setdefault(str(value), len(numbers)) for value in values], dtype=np.int64
+    )

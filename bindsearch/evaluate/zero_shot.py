@@ -1,0 +1,169 @@
+"""Zero-shot accuracy: class names become prompts, prompts become class vectors, the nearest class is the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bindsearch.errors import InputError
+from bindsearch.evaluate.metrics import DECIMALS, bootstrap, join_judged, judge_scores, wilson
+from bindsearch.evaluate.rows import Rows
+from bindsearch.zeroshot.prompts import Labels, Templates, class_vectors, load_templates
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bindsearch.types import FloatArray
+
+_ITEMS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class ClassName:
+    """A class and the words for it.
+
+    Attributes:
+        label: its value in the data.
+        names: words put into the prompts; the class's score is the greatest over them.
+    """
+
+    label: str
+    names: tuple[str, ...]
+
+    @classmethod
+    def of_label(cls, label: str) -> ClassName:
+        """Take a label's own words: "sea_waves" is "sea waves"."""
+        return cls(label, (label.replace("_", " ").strip(),))
+
+
+def load_prompts(name: str) -> Templates:
+    """Load templates: a bundled set, a file, or one template itself ("a photo of a {}"); see `load_templates`."""
+    return Templates("given", (name,)) if "{}" in name else load_templates(name)
+
+
+def name_vectors(space: Any, classes: Sequence[ClassName], templates: Templates) -> FloatArray:
+    """Encode the names of classes, each through all templates, as CLIP does.
+
+    Args:
+        space: one with text.
+        classes: what can be answered.
+        templates: from `load_prompts`.
+
+    Returns:
+        (sum of names, d) float32 unit rows, in the order of classes and names.
+    """
+    names = tuple(name for each in classes for name in each.names)
+    return class_vectors(space, Labels(names, tuple((name,) for name in names)), templates)
+
+
+def measure_zero_shot(
+    rows: Rows,
+    modality: str,
+    column: str,
+    classes: Sequence[ClassName],
+    vectors: FloatArray,
+    fold: str | None = None,
+    ties: str = "pessimistic",
+) -> dict[str, Any]:
+    """Measure how often the nearest class is right.
+
+    Args:
+        rows: what is embedded. Not modified.
+        modality: whose items are classified.
+        column: their labels: one, or a list of several (then the classes' mAP is the figure to look at).
+        classes: all that can be answered.
+        vectors: (sum of names, d) float32: the class vectors, of all names in order. Not modified.
+        fold: column of folds: accuracy is the mean over them.
+        ties: see `metrics.TIES`.
+
+    Returns:
+        modality, queries, without (items of no label), classes, accuracy_at_1, accuracy_at_5 (five classes or more),
+        chance_at_1, map (over classes, macro), folds, and per_class: label -> accuracy and count.
+
+    Raises:
+        InputError: no item has a label that is a class.
+    """
+    places = {each.label: number for number, each in enumerate(classes)}
+    given = rows.column(column)
+    asked = [place for place in rows.where(modality).tolist() if given[place] is not None]
+    labels = [[places[label] for label in _labels_of(given[place]) if label in places] for place in asked]
+    kept = np.array([place for place, known in zip(asked, labels, strict=True) if known], dtype=np.int64)
+    if not kept.size:
+        some = sorted({label for place in asked[:200] for label in _labels_of(given[place])})[:5]
+        raise InputError(
+            f"{rows.source}: no {modality} has one of the {len(classes)} classes as its {column!r}; "
+            f"labels there are, for example: {', '.join(some) or 'none'}."
+        )
+    right = np.zeros((kept.size, len(classes)), dtype=bool)
+    for number, known in enumerate(known for known in labels if known):
+        right[number, known] = True
+    scores = _class_scores(rows.vectors[kept], vectors, classes)
+    step = max(1, (8 << 20) // max(1, len(classes)))
+    judged = join_judged(
+        [judge_scores(scores[at : at + step], right[at : at + step], None, ties) for at in range(0, kept.size, step)],
+        ties,
+    )
+    hit = judged.hits(1)
+    record: dict[str, Any] = {
+        "modality": modality,
+        "queries": int(kept.size),
+        "without": int(rows.where(modality).size - kept.size),
+        "classes": len(classes),
+        "ties": judged.ties_matter(),
+        "accuracy_at_1": wilson(float(hit.mean()), int(kept.size)),
+        "chance_at_1": round(float(judged.chance(1).mean()), 6),
+    }
+    if len(classes) > 5:
+        record["accuracy_at_5"] = wilson(float(judged.hits(5).mean()), int(kept.size))
+    record["map"] = _macro_precision(scores, right, ties)
+    if fold is not None:
+        record.update(_over_folds([rows.column(fold)[place] for place in kept.tolist()], hit))
+    record["per_class"] = _per_class(classes, right, hit)
+    return record
+
+
+def _labels_of(value: Any) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
+
+
+def _class_scores(items: FloatArray, vectors: FloatArray, classes: Sequence[ClassName]) -> NDArray[np.float64]:
+    """Score items against classes, the greatest over a class's names: (n, c) float64."""
+    starts = np.cumsum([0, *(len(each.names) for each in classes[:-1])])
+    wide = vectors.astype(np.float64).T
+    parts = [
+        np.maximum.reduceat(
+            np.round(items[at : at + _ITEMS_AT_ONCE].astype(np.float64) @ wide, DECIMALS), starts, axis=1
+        )
+        for at in range(0, len(items), _ITEMS_AT_ONCE)
+    ]
+    return np.concatenate(parts)
+
+
+def _macro_precision(scores: NDArray[np.float64], right: NDArray[np.bool_], ties: str) -> Any:
+    """Give the mean over classes of the average precision of their items, as AudioSet is measured."""
+    there = right.any(axis=0)
+    judged = judge_scores(scores.T[there], right.T[there], None, ties)
+    return bootstrap(judged.precision)
+
+
+def _over_folds(folds: Sequence[Any], hit: NDArray[np.float64]) -> dict[str, Any]:
+    """Average over folds; the interval is that of all items together."""
+    names = sorted({str(fold) for fold in folds})
+    of = np.array([str(fold) for fold in folds])
+    each = {name: wilson(float(hit[of == name].mean()), int((of == name).sum())) for name in names}
+    mean = wilson(float(np.mean([figure.value for figure in each.values()])), len(hit))
+    return {"accuracy_at_1": mean, "folds": each}
+
+
+def _per_class(
+    classes: Sequence[ClassName], right: NDArray[np.bool_], hit: NDArray[np.float64]
+) -> dict[str, dict[str, float]]:
+    """Give accuracy and count by class, for the classes that occur."""
+    return {
+        each.label: {"accuracy": round(float(hit[right[:, place]].mean()), 6), "n": int(right[:, place].sum())}
+        for place, each in enumerate(classes)
+        if right[:, place].any()
+    }
