@@ -46,7 +46,7 @@ def _measure(canvas: Canvas, scenes: Scenes) -> Array:
     cell = np.minimum((canvas.y[0, :, 0] * CELLS).astype(int), CELLS - 1)
     chance = draw(seeds, "depth.noise", CELLS, CELLS)[:, cell][:, :, cell]
     away = near < np.float32(1 / FAR_M)
-    near += column(spread(seeds, "depth.amount", 0.01, 0.07)) * (chance - np.float32(0.5))
+    near += column(spread(seeds, "depth.amount", 0.005, 0.045)) * (chance - np.float32(0.5))
     near = np.maximum(np.rint(near / np.float32(STEP)), 1) * np.float32(STEP)
     gaps = draw(seeds, "depth.gaps", CELLS, CELLS)[:, cell][:, :, cell] < column(spread(seeds, "depth.gap", 0.0, 0.05))
     out: Array = np.where(away | gaps, np.float32(0), np.minimum(1 / near, np.float32(FAR_M)))

@@ -188,7 +188,9 @@ def _paint_subjects(canvas: Canvas, scenes: Scenes, sprites: Array, gains: dict[
             shown = (scenes.subject >= 0) & (scenes.count >= copy)
             rows = np.flatnonzero(shown & ~still) if age else np.flatnonzero(shown)
             now = {key: getattr(pose, key)[rows, e].astype(np.float32) for key in ("dx", "dy", "angle", "zoom")}
-            placed.append((rows, np.full(len(rows), opacity, dtype=np.float32), place_copies(scenes.rows(rows), copy, now)))
+            placed.append(
+                (rows, np.full(len(rows), opacity, dtype=np.float32), place_copies(scenes.rows(rows), copy, now))
+            )
     rows = np.concatenate([row for row, _, _ in placed])
     opacities = np.concatenate([opacity for _, opacity, _ in placed])
     where = {key: np.concatenate([place[key] for _, _, place in placed]) for key in placed[0][2]} if placed else {}
@@ -199,7 +201,7 @@ def _paint_subjects(canvas: Canvas, scenes: Scenes, sprites: Array, gains: dict[
         which = np.flatnonzero(sides == width)
         spot = {key: values[which] for key, values in where.items()}
         some, corners[which] = _warp(sprites[rows[which]], spot, int(width), size)
-        for at, piece in zip(which, some, strict=True):
+        for at, piece in zip(which.tolist(), some, strict=True):
             pieces[at] = piece
     for at, row in enumerate(rows.tolist()):
         left, top = corners[at].tolist()

@@ -19,6 +19,8 @@ RIM = 0.07
 """Width of the darker rim of every part, in the subject's units: it keeps apart what has one colour."""
 SHIFT, GROW = 0.025, (0.9, 1.12)
 TEXTURE_DEPTH = {"stripes": 0.5, "bands": 0.85, "spots": 0.5, "patches": 0.88, "wool": 0.25}
+GLASS = "#bcd9ea"
+"""Panes stand back in the distances."""
 FILL_HEAT = {
     "body": 1.0,
     "deep": 0.82,
@@ -29,7 +31,7 @@ FILL_HEAT = {
     "#2a2523": 1.15,
     "#f4f1e8": 0.45,
     "#8d949c": 0.3,
-    "#bcd9ea": -0.25,
+    GLASS: -0.25,
     "#cf2020": 1.15,
     "#f08a1d": 0.75,
     "#e7a0a0": 1.15,
@@ -47,7 +49,7 @@ def paint_sprites(scenes: Scenes, side_px: int, planes: tuple[str, ...]) -> Arra
 
     Returns:
         (n, C, side_px, side_px) float32: the channels of the planes in that order, then the coverage in [0, 1]; all are
-        multiplied by the coverage. Row 0 is the lowest: v grows with the row. "near" is a relief in [0, 1], "heat" a
+        multiplied by the coverage. Row 0 is the lowest: v grows with the row. "near" is a relief in [-1, 1], "heat" a
         share of the subject's warmth above ambient. Without a subject all zeros.
     """
     channels = 1 + sum(3 if plane == "rgb" else 1 for plane in planes)
@@ -89,7 +91,7 @@ def _paint_alike(scenes: Scenes, name: str, side_px: int, planes: tuple[str, ...
             at = 3
         if "near" in planes:
             bulge = np.clip(distance * np.float32(-1 / 0.22), 0, 1)
-            layer = np.float32(0.45 * (k + 1) / len(parts))
+            layer = np.float32(-0.7 if part["fill"] == GLASS else 0.45 * (k + 1) / len(parts))
             piece[:, at] += cover * (np.float32(0.55) * bulge * (2 - bulge) + layer)
             at += 1
         if "heat" in planes:
@@ -119,7 +121,7 @@ def _bounds(name: str, k: int) -> tuple[float, float, float, float]:
         hx, hy = (wide * cos + tall * sin) * GROW[1], (wide * sin + tall * cos) * GROW[1]
         corners = [(-hx, -hy), (hx, hy)]
     arm = max(math.hypot(a, b) for a, b in corners)
-    margin = thick + SHIFT + part.get("soft", 0.0) + min(arm * math.radians(part.get("swing", 0.0)), arm)
+    margin = thick + SHIFT + 0.03 + 1.5 * part.get("soft", 0.0) + min(arm * math.radians(part.get("swing", 0.0)), arm)
     if part.get("swing", 0.0) > 60:
         corners = [(-arm, -arm), (arm, arm)]
     return (
