@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bindsearch.errors import InputError
+from bindsearch.world.frames import paint_frames
 from bindsearch.world.imu import GRAVITY, RATE_HZ, SAMPLES, render_imus, true_motion
-from bindsearch.world.motion import IMU_S, poses
+from bindsearch.world.motion import IMU_S, STILL_S, poses
+from bindsearch.world.points import render_points
 from bindsearch.world.scene import Scenes, names, sample, split_seeds
 
 MOTIONS = names("motion")
@@ -112,3 +115,50 @@ def test_nuisances_are_as_large_as_many_a_motion():
     signal, true = render_imus(scenes)[:, :3], true_motion(scenes)[:, :3]
     ratio = (signal - true).std(axis=(1, 2)) / (true - true.mean(axis=2, keepdims=True)).std(axis=(1, 2))
     assert 0.3 < np.median(ratio) < 10
+
+
+def test_points_project_onto_the_subject_of_the_picture():
+    size = 64
+    scenes = moving("still", 48)  # a moving one leaves afterimages where it no longer is
+    points = render_points(scenes)
+    assert points.shape == (48, 1024, 3) and points.dtype == np.float32
+    pixels = np.floor((points[..., :2] / points[..., 2:] + 0.5) * size).astype(int)
+    subject = subject_masks(scenes, size)
+    seen = (pixels >= 0).all(axis=2) & (pixels < size).all(axis=2)
+    on, covered = [], []
+    for row in range(len(scenes)):
+        x, y = pixels[row][seen[row]].T
+        on.append(subject[row, y, x].mean())
+        hit = np.zeros((size + 2, size + 2), dtype=bool)
+        for dx, dy in ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1)):
+            hit[1 + y + dy, 1 + x + dx] = True
+        covered.append(hit[1:-1, 1:-1][subject[row]].mean())
+    assert np.mean(on) > 0.97 and np.mean(covered) > 0.9
+
+
+def subject_masks(scenes: Scenes, size: int) -> np.ndarray:
+    """Say which pixels the subject covers now, (n, size, size) bool: what opaque paint on it would change."""
+    still = dataclasses.replace(scenes, subject=np.full_like(scenes.subject, -1))
+    masks = np.zeros((len(scenes), size, size), dtype=bool)
+    frames = paint_frames(scenes, size, (STILL_S,), ("rgb",)), paint_frames(still, size, (STILL_S,), ("rgb",))
+    for (rows, _, full), (_, _, empty) in zip(*frames, strict=True):
+        masks[rows] = np.abs(full.rgb - empty.rgb).max(axis=1) > 0.01
+    return masks
+
+
+@settings(max_examples=8, deadline=None)
+@given(start=st.integers(0, 100_000), n_points=st.integers(1, 700))
+def test_points_are_metres_at_the_subjects_distance(start, n_points):
+    scenes = sample(split_seeds("test", 4, start))
+    points = render_points(scenes, n_points)
+    assert np.array_equal(points[2:3], render_points(scenes.rows(slice(2, 3)), n_points))
+    away = (scenes.distance_m / poses(scenes, np.array([STILL_S])).zoom[:, 0])[:, None]
+    size = (scenes.scale * scenes.distance_m)[:, None]
+    assert (np.abs(points[..., 2] - away) <= 1.05 * size).all()
+    assert len(np.unique(points[0], axis=0)) > 0.98 * n_points
+
+
+def test_a_scene_without_a_subject_has_no_surface():
+    assert not render_points(sample(split_seeds("test", 3), "setting"), 10).any()
+    with pytest.raises(InputError, match="n_points"):
+        render_points(sample(split_seeds("test", 3)), 0)
