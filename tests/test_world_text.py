@@ -59,7 +59,7 @@ def test_captions_name_what_they_say_and_nothing_absent(language, style):
     assert not (captions.said & (codes == ABSENT)).any()
     assert not captions.said[codes[:, COLUMN["count"]] > 0, COLUMN["place"]].any()
     for text, said, code in zip(captions.texts, captions.said, codes, strict=True):
-        assert text == text.strip() and not re.search(r"[{}\[\]]|  ", text), text
+        assert text == text.strip() and not re.search(r"[{}\[\]]| [ ,]", text), text
         for column in np.flatnonzero(said):
             attribute = SAID[column]
             value = names(attribute)[code[column]]
