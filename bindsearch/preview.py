@@ -174,9 +174,20 @@ def _show_video(media: Media, source: Source, title: str, with_clip: bool) -> Pr
     kind = mimetypes.guess_type(source.name)[0]
     if with_clip and kind in _VIDEO_TYPES and source.kind != "value" and (source.size or _VIDEO_BYTES) < _VIDEO_BYTES:
         clip = source.read_bytes(_VIDEO_BYTES), str(kind)
+    if with_clip and source.kind == "value":
+        clip = _film(source)
     count = media.notes.get("frames")
     note = f"{count / media.rate_hz:.1f} s" if isinstance(count, int) and media.rate_hz else ""
     return Preview(title, "video", _thumbnail(frames[len(frames) // 2]), clip=clip, note=note)
+
+
+def _film(source: Source) -> tuple[bytes, str] | None:
+    """Encode frames that lie in no file for a browser, cut to an even size."""
+    from bindsearch.world.files import encode_mp4
+
+    frames, rate_hz = np.asarray(source.value), round(source.rate_hz or 0)
+    height, width = frames.shape[1] // 2 * 2, frames.shape[2] // 2 * 2
+    return (encode_mp4(frames[:, :height, :width], rate_hz), "video/mp4") if rate_hz else None
 
 
 def _show_audio(media: Media, source: Source, title: str, with_clip: bool) -> Preview:

@@ -170,6 +170,8 @@ def _guarded(item: Item, work: Any) -> Outcome:
 
 
 def _sha256_if_any(item: Item) -> str | None:
+    if is_made(item):  # making it again would fail again
+        return None
     try:
         return _sha256(item)
     except (DecodeError, OSError):
