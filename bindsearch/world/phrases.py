@@ -92,7 +92,9 @@ class Wording:
     def _versions(self, text: str) -> list[Template]:
         pieces = re.split(r"\[(.*?)\]", text)
         choices = [(piece, "") if number % 2 else (piece,) for number, piece in enumerate(pieces)]
-        return [self._parse(" ".join("".join(chosen).split()).replace(" ,", ",")) for chosen in itertools.product(*choices)]
+        return [
+            self._parse(" ".join("".join(chosen).split()).replace(" ,", ",")) for chosen in itertools.product(*choices)
+        ]
 
     def _parse(self, text: str) -> Template:
         parts: list[str | Slot] = []
