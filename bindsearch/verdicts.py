@@ -128,6 +128,11 @@ def _preview(verdict: Verdict, verdicts: Verdicts) -> Preview:
 
 
 def _facts(verdicts: Verdicts, shown: int) -> str:
+    if "probe" in verdicts.facts:
+        count = f"{shown} of {len(verdicts):,} items"
+        return (
+            f"{count} · {verdicts.facts['space']} · a linear probe of {verdicts.facts['probe'].get('items')} examples"
+        )
     fitted = sorted(name for name, scale in verdicts.facts.get("scales", {}).items() if scale["calibrated"])
     how = f"calibrated for {', '.join(fitted)}" if fitted else "not calibrated"
     count = f"{shown} of {len(verdicts):,} items" if shown < len(verdicts) else f"{len(verdicts):,} items"

@@ -50,7 +50,7 @@ HOMES = {
     "transformers": set(),
     "open_clip": {"models/open_clip_space.py"},
     "timm": {"models/foreign_stems.py"},
-    "sklearn": {"probe.py"},
+    "sklearn": {"probe/linear.py"},
     "torchaudio": set(),
     "torchvision": set(),
 }

@@ -1,4 +1,4 @@
-"""Write what can be generated of the documentation: docs/cli.md and the README's table of figures.
+"""Write what can be generated of the documentation: docs/cli.md, the README's figures, the tables of docs/emergence.md.
 
 `python tools/make_docs.py` writes; `--check` only compares and exits 1 where a file is stale.
 """
@@ -10,6 +10,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+from report_tables import fill
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = "<!-- measured: written by tools/make_docs.py from benchmarks/results/scoreboard.json -->"
@@ -25,6 +27,11 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("index", "remove"),
     ("index", "compact"),
     ("query",),
+    ("classify",),
+    ("classify", "run"),
+    ("classify", "calibrate"),
+    ("classify", "templates"),
+    ("probe",),
     ("inspect",),
     ("models",),
     ("models", "list"),
@@ -35,6 +42,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("models", "path"),
     ("export",),
     ("import",),
+    ("train",),
     ("world",),
     ("world", "write"),
     ("doctor",),
@@ -86,7 +94,9 @@ def readme() -> str:
 
 def main() -> int:
     """Write what is stale, or only say so with --check."""
-    pages = {ROOT / "docs" / "cli.md": cli_page(), ROOT / "README.md": readme()}
+    report = ROOT / "docs" / "emergence.md"
+    filled = fill(report.read_text(encoding="utf-8"))
+    pages = {ROOT / "docs" / "cli.md": cli_page(), ROOT / "README.md": readme(), report: filled}
     stale = [path for path, page in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != page]
     for path in stale:
         if "--check" in sys.argv:

@@ -18,6 +18,7 @@ ORDER = (
     "index",
     "query",
     "classify",
+    "probe",
     "evaluate",
     "inspect",
     "models",
@@ -51,6 +52,7 @@ app.command("embed")(walk.embed)
 app.add_typer(walk.index_app, name="index")
 app.command("query")(walk.query)
 app.add_typer(classify.classify_app, name="classify")
+app.command("probe")(classify.probe)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(machine.inspect_file)
 app.add_typer(spaces.models_app, name="models")

@@ -271,4 +271,76 @@ def _with_thing_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+def probe(
+    embeddings: Annotated[Path, typer.Argument(help="Folder that `bindsearch embed` wrote.")],
+    column: Annotated[str | None, typer.Option("--column", help="Column that holds the label.")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="Table of labels (csv, jsonl, parquet); default: the items' own attributes."),
+    ] = None,
+    shots: Annotated[str, typer.Option("--shots", help="Examples a label, with commas between.")] = "1,2,4,8",
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Draws of examples for each number.")] = 5,
+    test_share: Annotated[float, typer.Option(help="Share of the items that only test; the same for all draws.")] = 0.5,
+    inverse_penalty: Annotated[
+        float | None, typer.Option("--c", help="Inverse of the penalty on weights; default: 1000.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 0,
+    only: OnlyOption = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the curve: .svg, .png or .pdf.")] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Fit on all labelled items and write the probe: .npz or .json.")
+    ] = None,
+    apply: Annotated[
+        Path | None, typer.Option("--apply", help="Label the items with a saved probe instead of measuring.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="With --apply: a row an item, .parquet, .csv or .jsonl.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="With --apply: a page with pictures and players.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn labels from a few examples: a linear classifier on embeddings that stay as they are.
+
+    Says how often it is right with 1, 2, 4 and 8 examples a label, on items that it did not learn from.
+    """
+    from bindsearch.probe import INVERSE_PENALTY, apply_probe, load_probe, plot_curves, read_labelled, save_probe
+
+    if apply is not None:
+        _show(apply_probe(embeddings, load_probe(apply), modality=only), output, html, as_json, whole=False)
+        return
+    if output is not None or html is not None:
+        raise InputError("--output and --html belong to --apply: fit a probe with --save, then label with --apply.")
+    if column is None:
+        raise InputError(
+            "--column: name the column that holds the label, of --labels TABLE or of the items themselves."
+        )
+    penalty = INVERSE_PENALTY if inverse_penalty is None else inverse_penalty
+    known = read_labelled(embeddings, column, labels, only)
+    curves = known.curves(_numbers(shots), repeats, test_share, penalty, seed)
+    if save is not None:
+        say(f"wrote {save_probe(known.fit(column, penalty), save)}")
+    if plot is not None:
+        say(f"wrote {plot_curves(curves, plot, f'{column}, {known.store.manifest.space_id}')}")
+    for name, curve in curves.items():
+        for k, label in curve.left_out:
+            say(f"note: {name}: {k} shots are left out, {label!r} has too few examples.")
+    if as_json:
+        print_json({name: curve.to_json() for name, curve in curves.items()})
+        return
+    for name, curve in curves.items():
+        typer.echo(
+            f"{name}: {curve.labels} labels, tested on {curve.tested} of {curve.items}; chance {curve.chance:.3f}"
+        )
+        for cell in curve.cells:
+            spread = f"± {cell.deviation:.3f} over {len(cell.draws)} draws"
+            typer.echo(f"  {cell.shots:>3} a label  {cell.mean:.3f} {spread}")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise InputError(f"--shots {text}: expected whole numbers with commas between, such as 1,2,4,8.") from error
+
+
 _with_thing_options(classify_run)
