@@ -1,0 +1,131 @@
+"""Probes of a store's items: which of them have a label, their curves, and labels for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bindsearch.errors import MismatchError, MissingInputError
+from bindsearch.probe.curve import Curve, few_shot
+from bindsearch.probe.linear import LinearProbe, fit_probe
+from bindsearch.store import EmbeddingStore, open_store
+from bindsearch.truth import truth_of
+from bindsearch.zeroshot.label import item_blocks
+from bindsearch.zeroshot.verdict import Verdicts, rank
+
+if TYPE_CHECKING:
+    from bindsearch.types import FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """The labelled items of a store.
+
+    Attributes:
+        store: where they are.
+        rows: (n, d) float32 unit rows.
+        labels, modalities, units: n names; items of one unit (spans of one file, files of one group) belong together.
+    """
+
+    store: EmbeddingStore
+    rows: FloatArray
+    labels: tuple[str, ...]
+    modalities: tuple[str, ...]
+    units: tuple[str, ...]
+
+    def curves(
+        self, shots: Sequence[int], repeats: int, test_share: float, inverse_penalty: float, seed: int
+    ) -> dict[str, Curve]:
+        """Measure every modality by itself; see `few_shot`."""
+        found = {}
+        kinds = np.array(self.modalities)
+        for modality in sorted(set(self.modalities)):
+            here = np.flatnonzero(kinds == modality)
+            found[modality] = few_shot(
+                self.rows[here],
+                [self.labels[place] for place in here],
+                shots,
+                repeats,
+                units=[self.units[place] for place in here],
+                test_share=test_share,
+                inverse_penalty=inverse_penalty,
+                seed=seed,
+            )
+        return found
+
+    def fit(self, column: str, inverse_penalty: float) -> LinearProbe:
+        """Fit one probe on all of them."""
+        kinds = sorted(set(self.modalities))
+        facts = {"column": column}
+        return fit_probe(self.rows, self.labels, inverse_penalty, self.store.manifest.space_id, kinds, facts)
+
+
+def read_labelled(
+    store: EmbeddingStore | str | Path, column: str, table: str | Path | None = None, modality: str | None = None
+) -> Labelled:
+    """Read the items of a store that have a label.
+
+    Args:
+        store: the store or its folder.
+        column: that holds the label.
+        table: see `truth.truth_of`; None: the items' own attributes.
+        modality: the only one to read.
+
+    Raises:
+        MissingInputError: no store, no table, or no item with a label.
+    """
+    store = store if isinstance(store, EmbeddingStore) else open_store(store)
+    blocks = list(item_blocks(store, modality))
+    records = [record for _, part in blocks for record in part]
+    truth = truth_of(records, column, table)
+    here = [place for place, label in enumerate(truth) if label is not None]
+    if not here:
+        raise MissingInputError(f"{store.path}: no item has a value of {column!r}.")
+    rows = np.concatenate([part for part, _ in blocks])[here]
+    kept = [records[place] for place in here]
+    return Labelled(
+        store,
+        rows,
+        tuple(str(truth[place]) for place in here),
+        tuple(str(record["modality"]) for record in kept),
+        tuple(str(record.get("group") or record["key"]) for record in kept),
+    )
+
+
+def apply_probe(
+    store: EmbeddingStore | str | Path, probe: LinearProbe, *, modality: str | None = None, top: int = 3
+) -> Verdicts:
+    """Label every item of a store, or those of one modality.
+
+    Args:
+        store: the store or its folder.
+        probe: fitted in the same space.
+        modality: the only one to label.
+        top: labels to keep an item.
+
+    Returns:
+        Verdicts; their scores are missing: a probe has no cosines.
+
+    Raises:
+        MismatchError: the probe was fitted in another space.
+        MissingInputError: no store there, or no item in it.
+    """
+    store = store if isinstance(store, EmbeddingStore) else open_store(store)
+    if probe.space_id and store.manifest.space_id != probe.space_id:
+        raise MismatchError(
+            f"{store.path}: made with space {store.manifest.space_id}, the probe with {probe.space_id}. Embed "
+            "again, or fit the probe anew: bindsearch probe ... --save"
+        )
+    items: list[dict[str, Any]] = []
+    parts = []
+    for rows, table in item_blocks(store, modality):
+        shares = probe.probabilities(rows)
+        parts.append(rank(shares, np.full_like(shares, np.nan), top))
+        items += table
+    codes, shares, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
+    facts = {"space": probe.space_id, "probe": dict(probe.facts), "modalities": list(probe.modalities)}
+    return Verdicts(probe.labels, items, codes, shares, scores, facts, (), dict(store.manifest.preset_ids))
