@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -137,7 +138,8 @@ def warm_up(item: Item, configs: Mapping[str, Any]) -> None:
     if not isinstance(item, BrokenItem):
         for part in _parts(item):
             modality: Modality[Any] = MODALITIES[part.modality]
-            modality.preprocess(modality.example(0), configs[part.modality])
+            with contextlib.suppress(DecodeError):  # an example of features has not every encoder's length
+                modality.preprocess(modality.example(0), configs[part.modality])
 
 
 def has_spans(item: Item) -> bool:

@@ -27,6 +27,7 @@ TowerLoader = Callable[[str, "torch.dtype", "torch.device"], "torch.nn.Module"]
 DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float64": "float64"}
 CLIPS_AT_ONCE = 64
 _OTHER_SPACES = "--space imagebind-huge reads all seven; --space tiny, of random weights, shows how a file is read."
+_PROJECTED = "Features need the projector that `bindsearch train` made for them: --space RUN/space."
 _HOW_SHAPES_READ = "B items, S clips each; a still has S = 1"
 
 
@@ -292,7 +293,8 @@ class Space:
 
     def _tower_name(self, modality: str) -> str:
         if modality not in self.card.towers:
-            raise UnknownNameError(f"modality of {self.name}", modality, self.card.towers, _OTHER_SPACES)
+            hint = _PROJECTED if modality == "features" else _OTHER_SPACES
+            raise UnknownNameError(f"modality of {self.name}", modality, self.card.towers, hint)
         return self.card.towers[modality]
 
     def _check_preset(self, modality: str) -> None:

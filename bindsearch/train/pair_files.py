@@ -1,0 +1,221 @@
+"""A user's pairs: a manifest of files two by two -> items of both sides, and which of them belong together."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bindsearch.config import content_hash
+from bindsearch.errors import InputError, MissingInputError
+from bindsearch.listing.folders import file_facts
+from bindsearch.listing.naming import Namer, is_uri, place_of, to_path, to_text
+from bindsearch.listing.tables import table_rows
+from bindsearch.row_table import RowTable, load_row_table
+from bindsearch.sources import ROW_SCHEME
+from bindsearch.train.bind_config import PairsConfig
+from bindsearch.types import Item
+
+PairRow = tuple[str, str, str | None]
+WORDS = "text:"
+"""Beginning of the key of a text that stands in the manifest."""
+
+
+@dataclass
+class Pairs:
+    """Pairs of items.
+
+    Attributes:
+        anchors, others: the different items of each side, by key.
+        rows: (anchor key, other key, label or None) a pair, in the manifest's order, each different pair once.
+        bad: ledger lines of rows that cannot be meant: key, side, reason.
+        anchor, modality: of the sides.
+        features: hash of the table that side b is looked up in; "" without one.
+    """
+
+    anchor: str
+    modality: str
+    anchors: dict[str, Item] = field(default_factory=dict)
+    others: dict[str, Item] = field(default_factory=dict)
+    rows: list[PairRow] = field(default_factory=list)
+    bad: list[dict[str, Any]] = field(default_factory=list)
+    features: str = ""
+
+    @property
+    def id(self) -> str:
+        """Hash of the pairs, of their files' sizes and of the table of features: the same wherever they lie."""
+        sizes = [side[key].size_bytes for side in (self.anchors, self.others) for key in sorted(side)]
+        rows = [list(row) for row in self.rows]
+        return content_hash({"rows": rows, "sizes": sizes, "features": self.features})
+
+
+def read_pairs(config: PairsConfig) -> Pairs:
+    """Read a manifest of pairs; see `PairsConfig`.
+
+    Raises:
+        MissingInputError: no such manifest or table, or no pair in it.
+        InputError: columns are missing, or a side's modality is not known.
+    """
+    path = Path(config.manifest)
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such manifest of pairs.")
+    table = load_row_table(config.features) if config.features else None
+    rows = list(table_rows(path))
+    first = next((row for row in rows if not isinstance(row, str)), None)
+    if first is None:
+        raise MissingInputError(f"{path}: no pair in it. Write one a row: path_a, path_b.")
+    pairs = Pairs(
+        _modality_of(first, "a", config.anchor, path),
+        _modality_of(first, "b", "features" if table else config.modality, path),
+    )
+    if table is not None:
+        pairs.features = content_hash([sorted(table.places.items()), hashlib.sha256(table.rows.tobytes()).hexdigest()])
+    reader = _Reader(path, pairs, table)
+    for number, row in enumerate(rows):
+        reader.take(row, f"{path.name}, row {number}", config.label)
+    if not pairs.rows:
+        raise MissingInputError(f"{path}: not one row names a pair; the first: {pairs.bad[0]['reason']}")
+    return pairs
+
+
+@dataclass
+class _Reader:
+    path: Path
+    pairs: Pairs
+    table: RowTable | None
+    seen: set[tuple[str, str]] = field(default_factory=set)
+
+    def take(self, row: Mapping[str, Any] | str, where: str, label: str) -> None:
+        """Add a row, or a line to the ledger."""
+        if isinstance(row, str):
+            self.pairs.bad.append({"key": where, "side": "", "stage": "list", "reason": row})
+            return
+        items: list[Item] = []
+        for side, modality in (("a", self.pairs.anchor), ("b", self.pairs.modality)):
+            found = self._item(row, side, modality)
+            if isinstance(found, str):
+                self.pairs.bad.append({"key": where, "side": side, "stage": "list", "reason": found})
+                return
+            items.append(found)
+        anchor, other = items
+        if (anchor.key, other.key) in self.seen:
+            return
+        self.seen.add((anchor.key, other.key))
+        self.pairs.anchors.setdefault(anchor.key, anchor)
+        self.pairs.others.setdefault(other.key, other)
+        value = row.get(label)
+        self.pairs.rows.append((anchor.key, other.key, None if value in (None, "") else str(value)))
+
+    def _item(self, row: Mapping[str, Any], side: str, modality: str) -> Item | str:
+        words, written = row.get(f"text_{side}"), row.get(f"path_{side}")
+        if modality == "text" and words not in (None, ""):
+            text = to_text(str(words))
+            return Item(f"{WORDS}{text}", "text", place_of(self.path), literal=text)
+        if written in (None, ""):
+            return f"no path_{side}"
+        name = to_text(str(written)).replace(os.sep, "/").removeprefix("./")
+        if side == "b" and self.table is not None:
+            if name not in self.table.places:
+                return f"{name}: no row of that key in {self.table.path}; its keys are such as {self.table.example()!r}"
+            mtime_s = file_facts(self.table.path)[1]
+            return Item(name, "features", f"{ROW_SCHEME}{place_of(self.table.path)}!/{name}", mtime_s=mtime_s)
+        if is_uri(name):
+            return Item(name, modality, name)
+        place = place_of(self.path.parent / to_path(name))
+        size_bytes, mtime_s = file_facts(to_path(place))
+        return Item(name, modality, place, size_bytes=size_bytes, mtime_s=mtime_s)
+
+
+def _modality_of(row: Mapping[str, Any], side: str, wanted: str, path: Path) -> str:
+    """Tell the modality of a side from what was asked for, else from the first row.
+
+    Raises:
+        InputError: no column, or a suffix that says nothing.
+    """
+    columns = (f"path_{side}", f"text_{side}")
+    if not set(columns) & set(row):
+        raise InputError(
+            f"{path}: expected a column {columns[0]!r} or {columns[1]!r}, got {', '.join(map(str, row)) or 'none'}. "
+            "A manifest of pairs has path_a (the frozen side) and path_b (the side that is bound)."
+        )
+    if wanted:
+        return wanted
+    if columns[0] not in row:
+        return "text"
+    found = Namer().of_named(str(row[columns[0]]))
+    if found is None:
+        flag = "--anchor" if side == "a" else "--modality"
+        raise InputError(f"{path}: {row[columns[0]]!r} does not say its modality by its suffix. Say it: {flag} NAME")
+    return found
+
+
+def components(rows: Sequence[PairRow], both_sides: bool = True) -> NDArray[np.int64]:
+    """Give one number to all pairs that share a file, directly or through others: (n,) int64.
+
+    Args:
+        rows: of `Pairs`. Words that stand in the manifest are no file: two pairs may share them.
+        both_sides: False looks at side b alone.
+    """
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    names = []
+    for number, (anchor, other, _) in enumerate(rows):
+        sides = [f"b{other}", f"a{anchor}"] if both_sides else [f"b{other}"]
+        linked = [name for name in sides if not name[1:].startswith(WORDS)] or [f"{number}"]
+        names.append(linked[0])
+        for name in linked[1:]:
+            parent[root(name)] = root(linked[0])
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(root(name), len(numbers)) for name in names], dtype=np.int64)
+
+
+def hold_out(rows: Sequence[PairRow], share: float, at_most: int) -> NDArray[np.bool_]:
+    """Choose the pairs that are measured on, by hashes of their names: about the same ones when pairs are added.
+
+    Args:
+        rows: of `Pairs`.
+        share: of the pairs, about.
+        at_most: so many.
+
+    Returns:
+        (n,) bool. No file is on both sides of the cut; where files of side a tie all pairs together, no file of side b.
+
+    Raises:
+        InputError: nothing can be held out.
+    """
+    for both_sides in (True, False):
+        chosen = _chosen(rows, components(rows, both_sides), min(round(share * len(rows)), at_most))
+        if chosen.sum() >= 2 and not chosen.all():
+            return chosen
+    raise InputError(
+        f"{len(rows)} pairs: no two of them can be held out for measuring (share {share:g}). Bring more pairs, or "
+        "raise --held-out."
+    )
+
+
+def _chosen(rows: Sequence[PairRow], groups: NDArray[np.int64], wanted: int) -> NDArray[np.bool_]:
+    draws = np.ones(int(groups.max()) + 1)
+    for group, (anchor, other, _) in zip(groups.tolist(), rows, strict=True):
+        digest = hashlib.blake2b(f"{anchor}\0{other}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        draws[group] = min(draws[group], int.from_bytes(digest, "big") / 2**64)
+    sizes = np.bincount(groups)
+    chosen = np.zeros(len(sizes), dtype=bool)
+    for group in np.argsort(draws, kind="stable"):
+        if sizes[group] <= wanted:
+            chosen[group] = True
+            wanted -= int(sizes[group])
+        if wanted <= 0:
+            break
+    return chosen[groups]
