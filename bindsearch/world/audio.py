@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bindsearch.world.ambience import AMBIENCES
 from bindsearch.world.scene import Scenes, Seeds, draw, names, spread, table
@@ -27,6 +29,8 @@ from bindsearch.world.sound import (
 __all__ = ["RATE_HZ", "SAMPLES", "render_waves"]
 
 CHUNK = 12
+ECHOES = 5
+KNOTS = 96
 
 
 def render_waves(scenes: Scenes) -> Array:
@@ -107,29 +111,69 @@ def _breath(scenes: Scenes, voice: dict[str, Any], beat: Array, loud: Array) -> 
     return total
 
 
-def _room(voice: Array, ground: Array, seeds: Seeds) -> Array:
-    """Mix at the scene's own ratio, then echo, colour, add hiss and set the loudness: spectra become poor guides."""
+def blend(voice: Array, ground: Array, seeds: Seeds) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Colour voice and ambience each in a way of the scene's own, and set the scene's ratio between them.
+
+    Args:
+        voice: (n, SAMPLES) of unit level, or silence. Not modified.
+        ground: the same of the ambience. Not modified.
+        seeds: (n,) of the scenes.
+
+    Returns:
+        Both as spectra, (n, SAMPLES // 2 + 1) complex64, whose sum is the scene before its room.
+    """
     ratio = np.float32(10) ** (spread(seeds, "room.ratio", -3.0, 9.0) / 20)
-    mix = level(_coloured(voice, seeds, "room.voice") * wide(ratio) + _coloured(ground, seeds, "room.ground"))
-    delay = (spread(seeds, "room.delay", 0.01, 0.06) * RATE_HZ).astype(int)
-    gain = spread(seeds, "room.echo", 0.0, 0.4)
-    for row in range(len(mix)):
-        mix[row, delay[row] :] += gain[row] * mix[row, : -delay[row]]
-    mix = level(_coloured(mix, seeds, "room.all"))
+    near = np.fft.rfft(voice, axis=1) * (_colours(seeds, "room.voice") * wide(ratio))
+    return near, np.fft.rfft(ground, axis=1) * _colours(seeds, "room.ground")
+
+
+def _room(voice: Array, ground: Array, seeds: Seeds) -> Array:
+    """Mix at the scene's own ratio, colour, add hiss, echo and set the loudness: spectra become poor guides."""
+    near, far = blend(voice, ground, seeds)
+    spectrum = (near + far) * _colours(seeds, "room.all")
+    power = (spectrum.real**2 + spectrum.imag**2).sum(axis=1, keepdims=True) * np.float32(2.0 / SAMPLES**2)
     hiss = np.float32(10) ** (spread(seeds, "room.hiss", -46.0, -20.0) / 20)
-    mix = mix + wide(hiss) * _coloured(white(seeds, "room.noise"), seeds, "room.noise.colour")
+    noise = np.fft.rfft(white(seeds, "room.noise"), axis=1) * (_colours(seeds, "room.noise.colour") * wide(hiss))
+    mix: Array = np.fft.irfft(spectrum / (np.sqrt(power) + np.float32(1e-6)) + noise, SAMPLES, axis=1).astype(
+        np.float32
+    )
     loudness = np.float32(10) ** (spread(seeds, "room.loudness", -32.0, -16.0) / 20)
-    out: Array = np.clip(mix * wide(loudness), -1, 1).astype(np.float32)
+    out: Array = np.clip(level(_echo(mix, seeds)) * wide(loudness), -1, 1)
     return out
 
 
-def _coloured(sound: Array, seeds: Seeds, name: str, reach_db: float = 9.0) -> Array:
-    """Give each sound a spectrum curve of its own: a tilt and four slow waves over the octaves."""
-    octaves = np.log2(np.maximum(np.fft.rfftfreq(SAMPLES, 1 / RATE_HZ), 30.0)).astype(np.float32)[None, :]
-    place = (octaves - np.float32(5)) / np.float32(8)
-    curve = wide(spread(seeds, name + ".tilt", -reach_db, reach_db)) * (place * 2 - 1)
+def _echo(dry: Array, seeds: Seeds) -> Array:
+    """Add the room's echoes: each later, weaker, and of either sign."""
+    step = spread(seeds, "room.delay", 0.01, 0.06)
+    keep = spread(seeds, "room.echo", 0.0, 0.5)
+    chance = draw(seeds, "room.echoes", 2, ECHOES)
+    delay = (np.cumsum(np.float32(0.5) + chance[:, 0], axis=1) * step[:, None] * RATE_HZ).astype(int)
+    gain = keep[:, None] ** np.arange(1, ECHOES + 1, dtype=np.float32) * np.where(chance[:, 1] < 0.5, -1, 1)
+    wet = dry.copy()
+    for row in range(len(dry)):
+        for late, loud in zip(delay[row].tolist(), gain[row].astype(np.float32), strict=True):
+            wet[row, late:] += loud * dry[row, :-late]
+    return wet
+
+
+@functools.cache
+def _knots() -> tuple[Array, Any, Array]:
+    """Give places of KNOTS pitches in octaves, and of every frequency the knot below it and how far it is past that."""
+    octaves = np.log2(np.maximum(np.fft.rfftfreq(SAMPLES, 1 / RATE_HZ), 30.0))
+    places = np.linspace(octaves[0], octaves[-1], KNOTS)
+    at = (octaves - places[0]) / (places[1] - places[0])
+    below = np.minimum(at.astype(int), KNOTS - 2)
+    return ((places - 5) / 8).astype(np.float32)[None, :], below, (at - below).astype(np.float32)
+
+
+def _colours(seeds: Seeds, name: str, reach_db: float = 9.0) -> Array:
+    """Draw a gain curve over the spectrum: a tilt and four slow waves over the octaves, (n, SAMPLES // 2 + 1)."""
+    place, below, past = _knots()
+    curve: NDArray[Any] = wide(spread(seeds, name + ".tilt", -reach_db, reach_db)) * (place * 2 - 1)
     for k in range(1, 5):
         amount, phase = spread(seeds, f"{name}.a{k}", -reach_db, reach_db), draw(seeds, f"{name}.p{k}")
         curve = curve + wide(amount) * np.sin(TAU * (np.float32(k * 0.8) * place + wide(phase))) * np.float32(0.6)
-    spectrum = np.fft.rfft(sound, axis=1) * np.float32(10) ** (curve / 20)
-    return np.fft.irfft(spectrum, SAMPLES, axis=1).astype(np.float32)
+    gain: Array = (np.float32(10) ** (curve / 20)).astype(np.float32)
+    step = np.diff(gain, axis=1)
+    out: Array = gain[:, below] + past * step[:, below]
+    return out
