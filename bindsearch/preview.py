@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bindsearch.drawing import FAR, HEAT, apply_palette, spectrogram
 from bindsearch.errors import BindSearchError, DecodeError
 from bindsearch.listing.naming import to_path
 from bindsearch.makers import maker_of
@@ -35,9 +36,6 @@ _POINTS = 240
 _MP3_RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _VIDEO_TYPES = ("video/mp4", "video/webm")
 
-# levels from low to high, evenly spaced
-_HEAT = ((4, 3, 18), (52, 12, 86), (118, 22, 110), (188, 48, 84), (236, 98, 40), (252, 172, 46), (255, 250, 200))
-_FAR = ((252, 244, 190), (158, 216, 108), (66, 176, 124), (38, 126, 142), (56, 82, 138), (54, 40, 104), (28, 12, 52))
 _NOTHING = (120, 120, 126)
 
 
@@ -200,7 +198,7 @@ def _show_audio(media: Media, source: Source, title: str, with_clip: bool) -> Pr
     return Preview(
         title,
         "audio",
-        _spectrogram(wave, rate_hz),
+        spectrogram(wave, rate_hz, (SIZE_PX, SIZE_PX // 2)),
         (Panel("wave", (envelope / loudest).astype(np.float32), filled=True),),
         clip=_sound(wave[: int(_SOUND_S * rate_hz)], rate_hz) if with_clip else None,
         note=f"{wave.size / rate_hz:.1f} s",
@@ -210,13 +208,13 @@ def _show_audio(media: Media, source: Source, title: str, with_clip: bool) -> Pr
 def _show_depth(media: Media, source: Source, title: str, with_clip: bool) -> Preview:
     del source, with_clip
     near_is_high = "disparity" in media.unit
-    picture, low, high = _false_colour(media.array, _FAR[::-1] if near_is_high else _FAR)
+    picture, low, high = _false_colour(media.array, FAR[::-1] if near_is_high else FAR)
     return Preview(title, "depth", picture, note="inverse depth" if near_is_high else f"{low:.1f}–{high:.1f} m")
 
 
 def _show_thermal(media: Media, source: Source, title: str, with_clip: bool) -> Preview:
     del source, with_clip
-    picture, _, _ = _false_colour(media.array, _HEAT)
+    picture, _, _ = _false_colour(media.array, HEAT)
     return Preview(title, "thermal", picture, note=f"{media.array.shape[1]} × {media.array.shape[0]}")
 
 
@@ -283,31 +281,6 @@ def _false_colour(grid: FloatArray, palette: tuple[tuple[int, int, int], ...]) -
     colours = apply_palette(levels, palette)
     colours[~valid] = _NOTHING
     return _thumbnail(colours), float(low), float(high)
-
-
-def apply_palette(levels: NDArray[Any], palette: tuple[tuple[int, int, int], ...]) -> NDArray[np.uint8]:
-    """Colour (H, W) levels in [0, 1] by linear steps through a palette: (H, W, 3) uint8."""
-    stops = np.linspace(0, 1, len(palette))
-    channels = [np.interp(levels, stops, [colour[axis] for colour in palette]) for axis in range(3)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
-
-
-def _spectrogram(wave: FloatArray, rate_hz: float) -> Image:
-    """Picture a wave (T,): time to the right, pitch upwards on a log scale from 60 Hz, 60 dB of loudness in colour."""
-    from PIL import Image
-
-    window = max(64, int(0.04 * rate_hz))
-    steps = min(_POINTS, max(2, wave.size // 32))
-    starts = np.linspace(0, max(0, wave.size - window), steps).astype(np.int64)
-    padded = np.pad(wave, (0, max(0, window - wave.size)))
-    frames = padded[starts[:, None] + np.arange(window)] * np.hanning(window)
-    power = np.abs(np.fft.rfft(frames, axis=1)) ** 2  # (steps, bins)
-    pitches_hz = np.geomspace(60, max(120.0, rate_hz / 2 * 0.98), 96)
-    bins = pitches_hz / rate_hz * window
-    rows = np.stack([np.interp(bins, np.arange(power.shape[1]), step) for step in power], axis=1)
-    decibels = 10 * np.log10(rows + 1e-12)
-    levels = np.clip((decibels - decibels.max()) / 60 + 1, 0, 1)[::-1]
-    return Image.fromarray(apply_palette(levels, _HEAT)).resize((SIZE_PX, SIZE_PX // 2), Image.Resampling.BICUBIC)
 
 
 def _sound(wave: FloatArray, rate_hz: float) -> tuple[bytes, str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from bindsearch.drawing import draw_words, fit, font_of
 from bindsearch.preview import Panel, Preview
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ _BADGES = {
     "imu": "#3f8a2f",
 }
 _LINES = ("#c8453d", "#3f8a2f", "#2f6fde")
-_FONTS = ("NotoSans-{}.ttf", "DejaVuSans{}.ttf", "Arial{}.ttf", "Helvetica{}.ttc")
 
 
 @dataclass(frozen=True)
@@ -88,13 +87,13 @@ def contact_sheet(rows: Sequence[Row], foot: str = "", columns: int = COLUMNS) -
     draw = ImageDraw.Draw(sheet)
     top = _EDGE_PX
     for row, (of_terms, _), height in zip(rows[:kept], lines, heights, strict=False):
-        draw.text((_EDGE_PX, top), _fit(row.title, 17, size[0] - 2 * _EDGE_PX), _INK, _font(17, bold=True))
+        draw.text((_EDGE_PX, top), fit(row.title, 17, size[0] - 2 * _EDGE_PX), _INK, font_of(17, bold=True))
         for tiles, first in ((row.terms, top + _HEAD_PX), (row.hits, top + _HEAD_PX + of_terms * tall)):
             for number, tile in enumerate(tiles):
                 at = (_EDGE_PX + number % columns * step, first + number // columns * tall)
                 _draw_tile(sheet, draw, tile, at, is_term=tiles is row.terms)
         top += height
-    draw.text((_EDGE_PX, size[1] - _EDGE_PX - 8), _fit(foot, 12, size[0] - 2 * _EDGE_PX), _SOFT, _font(12))
+    draw.text((_EDGE_PX, size[1] - _EDGE_PX - 8), fit(foot, 12, size[0] - 2 * _EDGE_PX), _SOFT, font_of(12))
     return sheet
 
 
@@ -106,20 +105,20 @@ def _draw_tile(sheet: Image, draw: Any, tile: Tile, at: tuple[int, int], is_term
     inner = (left + 4, top + 4, left + _TILE_PX - 5, top + _PICTURE_PX - 1)
     draw.rectangle(inner, _WELL)
     if shown.trouble or (shown.picture is None and not shown.panels and not shown.words):
-        _draw_words(draw, shown.trouble or "nothing to show", inner, _SOFT, 12)
+        draw_words(draw, shown.trouble or "nothing to show", inner, _SOFT, 12)
     elif shown.words:
-        _draw_words(draw, shown.words, inner, _INK, 15)
+        draw_words(draw, shown.words, inner, _INK, 15)
     else:
         _draw_media(sheet, draw, shown, inner)
     line = top + _PICTURE_PX + 4
-    draw.text((left + 10, line), tile.head, _INK, _font(13, bold=True))
-    badge, font = shown.modality, _font(11, bold=True)
+    draw.text((left + 10, line), tile.head, _INK, font_of(13, bold=True))
+    badge, font = shown.modality, font_of(11, bold=True)
     if not is_term:
         width = draw.textlength(badge, font)
         right = left + _TILE_PX - 9
         draw.rounded_rectangle((right - width - 10, line + 1, right, line + 16), 3, _BADGES.get(badge, _SOFT))
         draw.text((right - width - 5, line + 1), badge, _CARD, font)
-    draw.text((left + 10, line + 19), _fit(tile.label, 12, _TILE_PX - 20, keep_end=True), _SOFT, _font(12))
+    draw.text((left + 10, line + 19), fit(tile.label, 12, _TILE_PX - 20, keep_end=True), _SOFT, font_of(12))
 
 
 def _draw_media(sheet: Image, draw: Any, shown: Preview, box: tuple[int, int, int, int]) -> None:
@@ -158,55 +157,5 @@ def _draw_panel(draw: Any, panel: Panel, box: tuple[int, int, int, int]) -> None
     for colour, line in zip(_LINES, panel.lines, strict=False):
         points = [(x, middle - reach * y) for x, y in zip(xs, line.tolist(), strict=True)]
         draw.line(points, colour, 1)
-    draw.rectangle((left + 2, top + 1, left + 8 + draw.textlength(panel.name, _font(10)), top + 14), _WELL)
-    draw.text((left + 4, top + 1), panel.name, _SOFT, _font(10))
-
-
-def _draw_words(draw: Any, words: str, box: tuple[int, int, int, int], colour: str, size: int) -> None:
-    """Wrap words into a box, in its middle; what does not fit ends in an ellipsis."""
-    left, top, right, bottom = box
-    room, height, font = right - left - 20, size + 5, _font(size)
-    most = max(1, (bottom - top - 12) // height)
-    lines: list[str] = []
-    for word in words.split():
-        joined = f"{lines[-1]} {word}" if lines else word
-        if lines and draw.textlength(joined, font) <= room:
-            lines[-1] = joined
-        elif len(lines) == most:
-            lines[-1] = _fit(f"{lines[-1]} …", size, room)
-            break
-        else:
-            lines.append(_fit(word, size, room))
-    place = (top + bottom - len(lines) * height) / 2
-    for number, line in enumerate(lines):
-        middle = (left + right - draw.textlength(line, font)) / 2
-        draw.text((middle, place + number * height), line, colour, font)
-
-
-@lru_cache(maxsize=16)
-def _font(size: int, bold: bool = False) -> Any:
-    """Load a font with many alphabets where the machine has one, else Pillow's own."""
-    from PIL import ImageFont
-
-    for pattern in _FONTS:
-        plain = "Regular" if pattern.startswith("Noto") else ""
-        weight = ("-Bold" if "DejaVu" in pattern else "Bold") if bold else plain
-        try:
-            return ImageFont.truetype(pattern.format(weight), size)
-        except OSError:
-            continue
-    return ImageFont.load_default(size)
-
-
-def _fit(text: str, size: int, width: int, keep_end: bool = False) -> str:
-    """Shorten a text to a width in pixels, with an ellipsis at its end, or at its start where the end says more."""
-    font = _font(size)
-    text = "".join(char if char.isprintable() else " " for char in text)[:2000]
-    if font.getlength(text) <= width:
-        return text
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        part = f"…{text[-middle:]}" if keep_end else f"{text[:middle]}…"
-        low, high = (middle, high) if font.getlength(part) <= width else (low, middle - 1)
-    return (f"…{text[-low:]}" if keep_end else f"{text[:low]}…") if low else "…"
+    draw.rectangle((left + 2, top + 1, left + 8 + draw.textlength(panel.name, font_of(10)), top + 14), _WELL)
+    draw.text((left + 4, top + 1), panel.name, _SOFT, font_of(10))

@@ -16,6 +16,7 @@ LAYERS = [
     ("types",),
     ("registry",),
     ("makers",),
+    ("drawing",),
     ("config",),
     ("row_table",),
     ("sources",),
