@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from bindsearch.config import to_json_dict
 from bindsearch.modalities.bpe import closed_id_map
 from bindsearch.models.architecture import load_preprocess
 from bindsearch.models.bind import ArchitectureConfig, Tower, build_tower, load_architecture

@@ -169,10 +169,10 @@ def bound_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) 
     pixels = run.rows(stage.anchor, stage, stage.first_scene, stage.pool)
     kept = run.rows(modality, stage, stage.first_scene, stage.pool)
     normalise, numbers = (normalise_images if stage.anchor == "image" else normalise_clips), run.numbers[stage.anchor]
+    seen_by = trained["vision"]
     anchors = torch.from_numpy(
-        embed_rows(trained["vision"], len(scenes), lambda part: normalise(pixels[part], numbers, None))
+        embed_rows(seen_by, len(scenes), lambda part: normalise(pixels[part], numbers, None))
     )
-    del pixels
     drawer = BatchDrawer(scenes, stage, stage.batch)
 
     def draw(rng: np.random.Generator) -> Batch:

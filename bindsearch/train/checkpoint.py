@@ -39,7 +39,7 @@ def save_checkpoint(
 
 
 def finished_notes(path: Path, expected: str, steps: int) -> dict[str, Any] | None:
-    """Read the notes of a checkpoint that has all its steps; None where it is missing, unfinished or of other numbers."""
+    """Read the notes of a checkpoint that has all its steps; None where it is missing, unfinished or another."""
     from safetensors import safe_open
 
     if not path.exists():

@@ -39,8 +39,8 @@ class Batch:
 
     Attributes:
         size: B, pairs of all processes together.
-        anchors, others: rows of the batch -> (b, d) embeddings, any norm; called inside autocast, and twice for the same
-            rows where the batch is cut in chunks. Frozen embeddings have no gradient and are asked for once.
+        anchors, others: rows of the batch -> (b, d) embeddings, any norm; called inside autocast, and twice for the
+            same rows where the batch is cut in chunks.
         alike: (B, B) bool: [i, j] says that anchor i and other j fit although they are no pair; or None.
     """
 

@@ -56,10 +56,13 @@ def gather_rows(rows: Tensor, count: int) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up the processes' gradients; overwrites them with the sum, one message for all."""
+    """Add up the processes' gradients; overwrites them with the sum. What no process has a gradient of stays without."""
     if world_size() == 1:
         return
-    kept = list(parameters)
+    every = list(parameters)
+    used = torch.tensor([parameter.grad is not None for parameter in every], dtype=torch.int32)
+    dist.all_reduce(used)
+    kept = [parameter for parameter, count in zip(every, used.tolist(), strict=True) if count]
     for parameter in kept:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
