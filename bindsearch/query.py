@@ -43,6 +43,7 @@ class Term:
         modality: of the thing, or "vector" where it is not known.
         source: what was encoded, for a picture of it; None: nothing to show.
         item_id: of the item of an index that it is, or None.
+        centring: id of the means that were taken from the vector already, of an item of a centred index; None: none.
     """
 
     vector: FloatArray
@@ -51,6 +52,7 @@ class Term:
     modality: str
     source: Any = None
     item_id: int | None = None
+    centring: str | None = None
 
     @property
     def short(self) -> str:
@@ -116,6 +118,7 @@ class Embedding:
         identity: Identity | None = None,
         modality: str = "vector",
         item_id: int | None = None,
+        centring: str | None = None,
     ) -> Embedding:
         """Make a query of a vector that is there already.
 
@@ -125,12 +128,15 @@ class Embedding:
             identity: what it was made with; None: not known, nobody checks that it belongs to the index's space.
             modality: of the thing it stands for.
             item_id: of the item of an index that it is.
+            centring: id of the means that were taken from it already.
 
         Raises:
             ShapeError: not one vector of float32.
             InputError: not finite, or zero.
         """
-        return cls((Term(_unit(vector, label), 1.0, label, modality, None, item_id),), identity or Identity(None))
+        return cls(
+            (Term(_unit(vector, label), 1.0, label, modality, None, item_id, centring),), identity or Identity(None)
+        )
 
     @property
     def dim(self) -> int:

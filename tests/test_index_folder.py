@@ -423,6 +423,7 @@ def rewrite_manifest(folder, change):
     ("change", "message"),
     [
         (lambda data: data.update(format_version=2), "format version 2, this bindsearch reads 1"),
+        (lambda data: data.update(format_version=3), "format version 3, this bindsearch reads 1"),
         (lambda data: data.update(format="clip-index"), "expected format 'bindsearch-index', got 'clip-index'"),
         (lambda data: data.update(dim=17), r"rows of shape \(30, 16\), its manifest says \(30, 17\)"),
         (lambda data: data["segments"][0].update(rows=31), r"rows of shape \(30, 16\), its manifest says \(31, 16\)"),

@@ -20,6 +20,7 @@ ORDER = (
     "classify",
     "probe",
     "evaluate",
+    "gap",
     "inspect",
     "models",
     "export",
@@ -54,6 +55,7 @@ app.command("query")(walk.query)
 app.add_typer(classify.classify_app, name="classify")
 app.command("probe")(classify.probe)
 app.command("evaluate")(evaluate.evaluate)
+app.command("gap")(evaluate.gap)
 app.command("inspect")(machine.inspect_file)
 app.add_typer(spaces.models_app, name="models")
 app.command("export")(exchange.export_embeddings)

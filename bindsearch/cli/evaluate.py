@@ -155,3 +155,28 @@ def _run_recipe(
     if progress:
         say(f"embeddings: {folder / 'embeddings'}")
     return result
+
+
+def gap(
+    embeddings: Annotated[Path, typer.Argument(help="Folder that `bindsearch embed` wrote.")],
+    pair: Annotated[
+        str | None, typer.Option(help="Column whose equal values are true pairs; default: pair, else group.")
+    ] = None,
+    plot: PlotOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the modality gap: how far apart modalities lie, as stored and with their means taken away."""
+    from bindsearch import gap as gaps
+    from bindsearch.evaluate.report import check_plot
+    from bindsearch.evaluate.rows import read_rows
+
+    if plot is not None:
+        check_plot(plot)
+    rows = read_rows(embeddings)
+    result = gaps.measure_gap(rows, pair)
+    if plot is not None:
+        say(f"wrote {gaps.write_plot(rows, result, plot)}")
+    if as_json:
+        print_json(result)
+    else:
+        typer.echo(gaps.to_text(result))

@@ -89,12 +89,20 @@ def index_build(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the index.")],
     backend: Annotated[str, typer.Option(help="faiss-flat (exact) or flat (exact, numpy).")] = "faiss-flat",
     force: Annotated[bool, typer.Option("--force", help="Replace an index that is already there.")] = False,
+    centre: Annotated[
+        bool,
+        typer.Option("--centre", help="Take each modality's mean from its rows and its queries (the modality gap)."),
+    ] = False,
+    centre_with: Annotated[
+        list[Path] | None,
+        typer.Option("--centre-with", help="Further embeddings that the means are over, as of texts to ask with."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build an index over embeddings: `bindsearch index EMBEDDINGS -o INDEX`."""
     from bindsearch.index.folder import build_index
 
-    folder = build_index(embeddings, output, backend=backend, force=force)
+    folder = build_index(embeddings, output, backend, force, centre, tuple(centre_with or ()))
     if as_json:
         print_json(folder.info())
     else:

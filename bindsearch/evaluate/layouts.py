@@ -81,8 +81,8 @@ def _audiocaps(recipe: Recipe, data: Path, prepared: Path) -> list[Row]:  # noqa
     captions = list(_read_csv(table, ("audiocap_id", "youtube_id", "start_time", "caption")))
     clips: dict[str, Path] = {}
     for row in captions:
-        names = (each.format(**row) for each in AUDIOCAPS_NAMES)
-        found = next((there[name] for name in names if name in there), None)
+        wanted = (each.format(**row) for each in AUDIOCAPS_NAMES)
+        found = next((there[name] for name in wanted if name in there), None)
         if found is not None:
             clips.setdefault(f"{row['youtube_id']}_{row['start_time']}", found)
     if not clips:

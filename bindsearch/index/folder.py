@@ -9,7 +9,7 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from bindsearch.errors import InputError, MismatchError, MissingInputError
+from bindsearch.index.centring import FILE_GLOB, measure_means
 from bindsearch.index.checks import unit_rows
 from bindsearch.index.identity import Identity
 from bindsearch.index.manifest import (
+    CENTRED_VERSION,
+    FORMAT_VERSION,
     FileEntry,
     Manifest,
     SegmentEntry,
@@ -101,7 +104,8 @@ class IndexFolder:
     def add(self, embeddings: str | Path | VectorSource, block_rows: int = 4096) -> int:
         """Add the items of a source, replacing those whose vector or item row differs; equal ones are passed over.
 
-        What the source marks as gone leaves every later answer, where the index has it from the same file.
+        What the source marks as gone leaves every later answer, where the index has it from the same file. A centred
+        index keeps its means and takes them from what is added, so that old and new rows stay comparable.
 
         Args:
             embeddings: of the same space: folder of an embedding store, or an open one.
@@ -112,7 +116,8 @@ class IndexFolder:
 
         Raises:
             MismatchError: another space, dimension, or tower or preset of a modality that the index has; or both are
-                of an unknown space and `embeddings` is not the folder that the index was built from.
+                of an unknown space and `embeddings` is not the folder that the index was built from; or the index is
+                centred and has no mean of a modality that is added.
         """
         source, name = _open_source(embeddings)
         with _writing(self.path):
@@ -123,7 +128,10 @@ class IndexFolder:
             _check_dim(old.dim, source, str(self.path), name)
             _check_known(old, source, str(self.path), name)
             replaced: list[IntArray] = []
-            blocks = self._changed(source.iter_blocks(block_rows), replaced)
+            blocks = source.iter_blocks(block_rows)
+            if self.snapshot.centring is not None:
+                blocks = self.snapshot.centring.blocks(blocks, str(self.path))
+            blocks = self._changed(blocks, replaced)
             entry, modalities = write_segment(self.path, old.generation + 1, blocks, old.dim)
             buried = np.concatenate([*replaced, self._gone(source.gone_sources())])
             if entry is None and not buried.size:
@@ -230,7 +238,12 @@ class IndexFolder:
 
 
 def build_index(
-    embeddings: str | Path | VectorSource, output: str | Path, backend: str = "faiss-flat", force: bool = False
+    embeddings: str | Path | VectorSource,
+    output: str | Path,
+    backend: str = "faiss-flat",
+    force: bool = False,
+    centre: bool = False,
+    centre_with: Sequence[str | Path | VectorSource] = (),
 ) -> IndexFolder:
     """Build an index over embeddings.
 
@@ -239,11 +252,15 @@ def build_index(
         output: folder of the index; created.
         backend: registered name.
         force: replace an index that is already there (readers keep the old one until they open again).
+        centre: take the mean of its modality from each row, and later from each query; see `index.centring`.
+        centre_with: further embeddings of the same space that the means are over, as for modalities that the index will
+            only be asked with; they do not become items.
 
     Raises:
         MissingInputError: there is no store, or it holds no embedded item.
         InputError: `output` holds an index and force is not set, or holds other things.
         UnknownNameError: no such backend.
+        MismatchError: embeddings to centre with are of another space, tower or preset.
     """
     source, name = _open_source(embeddings)
     output = Path(output)
@@ -251,12 +268,23 @@ def build_index(
     _check_output(output, force)
     identity = identity_of(source, name)
     dim = int(source.manifest.dim)
+    if centre_with and not centre:
+        raise InputError("--centre-with names what means are over: give --centre as well.")
+    beside = [_open_source(each) for each in centre_with]
+    for each, there in beside:
+        identity = identity.merged(identity_of(each, there), name or "embeddings", there, "Embed both with one space.")
+        _check_dim(dim, each, name or "embeddings", there)
+    centring = measure_means([(source, name), *beside]) if centre else None
     (output / "segments").mkdir(parents=True, exist_ok=True)
     with _writing(output):
         generation = _last_generation(output) + 1
-        entry, modalities = write_segment(output, generation, source.iter_blocks(4096), dim)
+        blocks = source.iter_blocks(4096)
+        entry, modalities = write_segment(
+            output, generation, blocks if centring is None else centring.blocks(blocks, str(output)), dim
+        )
         if entry is None:
             raise MissingInputError(f"{name or 'embeddings'}: no embedded item. Type: bindsearch embed SRC -o {name}")
+        known = {*modalities, *(centring.names if centring else ())}
         manifest = Manifest(
             backend=backend,
             dim=dim,
@@ -265,12 +293,14 @@ def build_index(
             count=entry.rows,
             modalities=modalities,
             segments=(entry,),
-            tower_ids={m: tower for m, tower in identity.tower_ids.items() if m in modalities},
-            preset_ids={m: preset for m, preset in identity.preset_ids.items() if m in modalities},
+            tower_ids={m: tower for m, tower in identity.tower_ids.items() if m in known},
+            preset_ids={m: preset for m, preset in identity.preset_ids.items() if m in known},
             tokenizer_id=identity.tokenizer_id,
             source=name,
             built_with=_versions(),
             generation=generation,
+            centring=None if centring is None else centring.save(output),
+            format_version=FORMAT_VERSION if centring is None else CENTRED_VERSION,
         )
         write_manifest(output, manifest)
         _sweep(output, manifest)
@@ -371,6 +401,10 @@ def _sweep(folder: Path, manifest: Manifest) -> None:
     for path in (folder / "segments").glob("*"):
         if path.name not in named:
             shutil.rmtree(path, ignore_errors=True)
+    means = manifest.centring.file if manifest.centring else None
+    for path in (each for each in folder.glob(FILE_GLOB) if each.name != means):
+        with suppress(OSError):
+            path.unlink()
     kept = {entry.tombstones for entry in manifest.segments}
     for path in (folder / "tombstones").glob("*"):
         if path.name not in kept:

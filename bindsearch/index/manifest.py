@@ -7,6 +7,7 @@
         ids.npy, order.npy             (n,) int64: ids in row order; row positions in ascending order of id
         items.parquet                  the item table, row i of it belongs to row i of vectors.npy
       tombstones/000001-4f2c91ab.000002.npy    (m,) int64 ids removed from that segment, as of change 2
+      index.means-4f2c91ab03de.npy     of a centred index: (modalities, d) float64 means, modalities by name
       index.lock                       held by the one who changes
 
 At open the manifest's checksum, the sizes of all files, the headers of the arrays, the counts and the checksums of
@@ -28,6 +29,8 @@ from bindsearch.index.identity import Identity
 
 FORMAT = "bindsearch-index"
 FORMAT_VERSION = 1
+CENTRED_VERSION = 2
+"""Format of an index whose rows are centred: an older reader would ask it with queries that are not."""
 SMALL_FILE_BYTES = 256 << 10
 
 
@@ -63,6 +66,23 @@ class SegmentEntry:
 
 
 @dataclass(frozen=True)
+class CentringEntry:
+    """The means that were taken from the rows, and are taken from queries; see `centring.Centring`.
+
+    Attributes:
+        id: name and hash of the means.
+        file: of the index folder.
+        described: its size and checksum.
+        counts: modality -> how many items its mean is over; the file's rows are in the order of their names.
+    """
+
+    id: str
+    file: str
+    described: FileEntry
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What an index folder holds.
 
@@ -76,6 +96,7 @@ class Manifest:
         segments: in the order they were added.
         source: the embeddings that the index was last built or extended from, as the caller named them.
         built_with: package -> version.
+        centring: of a centred index; None: rows are as they were embedded.
     """
 
     backend: str
@@ -91,6 +112,7 @@ class Manifest:
     source: str = ""
     built_with: dict[str, str] = field(default_factory=dict)
     generation: int = 1
+    centring: CentringEntry | None = None
     metric: str = "cosine"
     row_dtype: str = "float32"
     format: str = FORMAT
@@ -122,9 +144,10 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise MismatchError(f"{path}: expected format {FORMAT!r}, got {found!r}.")
-    if data.get("format_version") != FORMAT_VERSION:
+    if data.get("format_version") != (CENTRED_VERSION if data.get("centring") else FORMAT_VERSION):
         raise MismatchError(
-            f"{path}: format version {data.get('format_version')!r}, this bindsearch reads {FORMAT_VERSION}. "
+            f"{path}: format version {data.get('format_version')!r}, this bindsearch reads {FORMAT_VERSION} "
+            f"(of a centred index {CENTRED_VERSION}). "
             "Use the version that wrote it, or build the index again."
         )
     stated, computed = data.pop("checksum", None), content_hash(data, 64)
@@ -139,6 +162,8 @@ def read_manifest(folder: Path) -> Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace index.json by a new one in one step: temporary file, fsync, rename, fsync of the folder."""
     data = to_json_dict(manifest)
+    if manifest.centring is None:
+        del data["centring"]
     data["checksum"] = content_hash(data, 64)
     temporary = folder / f"index.json.tmp-{os.getpid()}"
     with temporary.open("w", encoding="utf-8") as stream:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.errors import MismatchError, MissingInputError
+from bindsearch.index.centring import Centring
 from bindsearch.index.checks import unit_queries
 from bindsearch.index.flat import FlatIndex
 from bindsearch.index.manifest import Manifest, read_manifest, sum_counts
@@ -34,11 +35,13 @@ class Snapshot:
         path: the index folder.
         manifest: what the state consists of.
         segments: mapped, in the manifest's order.
+        centring: what was taken from the rows and must be taken from queries; None: nothing.
     """
 
     path: Path
     manifest: Manifest
     segments: tuple[Segment, ...]
+    centring: Centring | None = None
 
     @classmethod
     def open(cls, path: Path) -> Snapshot:
@@ -52,6 +55,7 @@ class Snapshot:
         while True:
             try:
                 segments = tuple(Segment(path, entry, manifest.backend, manifest.dim) for entry in manifest.segments)
+                centring = Centring.load(path, manifest.centring, manifest.dim) if manifest.centring else None
             except FileNotFoundError as error:
                 newer = read_manifest(path)
                 if newer == manifest:
@@ -61,7 +65,7 @@ class Snapshot:
                     ) from error
                 manifest = newer  # replaced between our reading it and opening its files
                 continue
-            return cls(path, manifest, segments)
+            return cls(path, manifest, segments, centring)
 
     def search(
         self, queries: FloatArray, k: int, selectors: Sequence[BoolArray | None] | None = None
@@ -69,7 +73,7 @@ class Snapshot:
         """Find the k best items of each query over all segments.
 
         Args:
-            queries: (q, d) float32. Not modified.
+            queries: (q, d) float32; of a centred index centred already. Not modified.
             k: at least 1.
             selectors: one (rows of the segment,) bool mask or None a segment; None: every item.
 
@@ -167,6 +171,7 @@ class Snapshot:
             "preset_ids": manifest.preset_ids,
             "tokenizer_id": manifest.tokenizer_id,
             "source": manifest.source,
+            "centring": manifest.centring and {"id": manifest.centring.id, "counts": manifest.centring.counts},
             "built_with": manifest.built_with,
             "generation": manifest.generation,
             "format_version": manifest.format_version,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,13 +146,16 @@ class SearchIndex:
             As `search`.
         """
         snapshot = self.folder.snapshot
-        asked = [query if isinstance(query, Embedding) else None for query in queries]
-        for query in asked:
-            if query is not None:
+        for query in queries:
+            if isinstance(query, Embedding):
                 self.check(query)
         if not len(queries):
             return []
-        vectors = np.concatenate([query.vector if isinstance(query, Embedding) else _bare(query) for query in queries])
+        placed = [_centre(query, snapshot) if isinstance(query, Embedding) else query for query in queries]
+        asked = [query if isinstance(query, Embedding) else None for query in placed]
+        if snapshot.centring is not None and None in asked:
+            snapshot.centring.check(["vector"], str(self.path))
+        vectors = np.concatenate([query.vector if isinstance(query, Embedding) else _bare(query) for query in placed])
         own = [_own_ids(query) if exclude_self else [] for query in asked]
         selectors = self._selectors(snapshot, where, modality, exclude)
         # own items are dropped from a longer answer, so that one batch serves all queries
@@ -174,6 +178,8 @@ class SearchIndex:
         differs = manifest.identity.difference(identity)
         if differs is not None:
             manifest.identity.merged(identity, str(self.path), "the query", self._advice(*differs))
+        if self.folder.snapshot.centring is not None:
+            self.folder.snapshot.centring.check(identity.tower_ids, str(self.path))
         if isinstance(query, Embedding) and query.dim != manifest.dim:
             raise ShapeError(f"{self.path}: its vectors have dim {manifest.dim}, the query has dim {query.dim}.")
 
@@ -223,7 +229,8 @@ class SearchIndex:
             {name: tower for name, tower in whole.tower_ids.items() if name == modality},
             {name: preset for name, preset in whole.preset_ids.items() if name == modality},
         )
-        return Embedding.of_vector(snapshot.rows(ids), str(key), identity, modality, int(ids[0]))
+        means = snapshot.centring.id if snapshot.centring else None
+        return Embedding.of_vector(snapshot.rows(ids), str(key), identity, modality, int(ids[0]), means)
 
     def has(self, key: str) -> bool:
         """Say whether the index has an item, or spans of an item, of that key."""
@@ -245,7 +252,7 @@ class SearchIndex:
         return snapshot.table(snapshot.ids() if ids is None else _resolve(snapshot, ids), columns)
 
     def vectors(self, ids: Iterable[str | int] | None = None) -> FloatArray:
-        """Give the unit rows of items, (m, d) float32; arguments and errors as in `items`."""
+        """Give the unit rows of items, (m, d) float32, centred if the index is; arguments and errors as in `items`."""
         snapshot = self.folder.snapshot
         return snapshot.rows(snapshot.ids() if ids is None else _resolve(snapshot, ids))
 
@@ -367,6 +374,33 @@ def _resolve(snapshot: Snapshot, items: Iterable[str | int]) -> IntArray:
             raise MissingInputError(f"{snapshot.path}: no item {item!r}. The keys stand in: bindsearch query --json")
         found.append(ids)
     return np.concatenate(found)
+
+
+def _centre(query: Embedding, snapshot: Snapshot) -> Embedding:
+    """Take from each term what was taken from the index's rows; terms that are items of it have it already.
+
+    Raises:
+        MismatchError: a term's modality has no mean, or it is an item of an index with other means.
+        InputError: a term is the mean of its modality.
+    """
+    means = snapshot.centring
+    here = None if means is None else means.id
+    if all(term.centring == here for term in query.terms):
+        return query
+    terms = []
+    for term in query.terms:
+        if term.centring not in (None, here):
+            raise MismatchError(
+                f"{snapshot.path}: its rows are {here or 'not centred'}, the term {term.label!r:.80} is an item of "
+                f"an index that is {term.centring}. Give the file itself in place of the item."
+            )
+        if means is not None and term.centring is None:
+            means.check([term.modality], str(snapshot.path))
+            vector = means.apply(term.vector[None], term.modality, f"the term {term.label!r:.80}")[0]
+            vector.flags.writeable = False
+            term = replace(term, vector=vector, centring=here)
+        terms.append(term)
+    return Embedding(tuple(terms), query.identity)
 
 
 def _own_ids(query: Embedding | None) -> list[int]:

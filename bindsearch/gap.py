@@ -1,0 +1,285 @@
+"""The modality gap: how far apart modalities lie in one joint space, measured and drawn.
+
+Contrastive spaces leave each modality in a cone of its own (W. Liang et al., "Mind the gap", NeurIPS 2022). Measured,
+as the rows are stored and with each modality's mean taken away (`bindsearch index --centre`):
+
+    centroid_norm      |mean of unit rows|: 1 is one direction, 0 none; with `spread` = 1 - centroid_norm²
+    uniformity         log mean exp(-2 |x - y|²) over pairs of items: 0 is one point, lower is more evenly spread;
+                       of two modalities over all their items together
+    centroid_distance  |mean of A - mean of B|
+    alignment          mean |a - b|² over true pairs: 0 is the same point
+    nearer_own         share of items nearer to their own modality's mean than to the other's; 0.5 where there is no gap
+
+Alignment and uniformity: T. Wang and P. Isola, ICML 2020, with alpha = 2 and t = 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bindsearch.errors import InputError
+from bindsearch.evaluate.report import check_plot
+from bindsearch.evaluate.rows import Rows, codes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Real = NDArray[np.float64]
+
+LARGEST_SAMPLE = 2000
+"""Items a modality that uniformity and the drawing take at most; all pairs of them are seen."""
+DRAWN = 300
+_BLOCK = 512
+
+
+def measure_gap(rows: Rows, pair: str | None = None, seed: int = 0) -> dict[str, Any]:
+    """Measure the gap between all pairs of modalities, as stored and centred.
+
+    Args:
+        rows: what is embedded. Not modified.
+        pair: column whose equal values are true pairs; None: "pair" or "group" where there is one, else no alignment.
+        seed: of the samples.
+
+    Returns:
+        Plain JSON types: source, space_id, pair, sample, and for `stored` and `centred`: modalities (name -> n,
+        centroid_norm, spread, uniformity) and pairs (a, b, centroid_distance, uniformity, nearer_own; with true pairs
+        matched, alignment, cosine_matched, cosine_other).
+
+    Raises:
+        InputError: a modality has fewer than two items, or all its items are one point.
+    """
+    column = rows.pair_column(pair)
+    value = None if column is None else codes(rows.column(column))
+    places = {name: rows.where(name) for name in rows.modalities}
+    for name, here in places.items():
+        if here.size < 2:
+            raise InputError(f"{rows.source}: one {name} alone has no spread. Embed more, or leave it out.")
+    vectors = {name: rows.vectors[here].astype(np.float64) for name, here in places.items()}
+    numbers = {name: np.full(here.size, -1) if value is None else value[here] for name, here in places.items()}
+    return {
+        "source": rows.source,
+        "space_id": rows.space_id,
+        "pair": column,
+        "sample": LARGEST_SAMPLE,
+        "stored": _measure(vectors, numbers, seed),
+        "centred": _measure({name: centred(part) for name, part in vectors.items()}, numbers, seed),
+    }
+
+
+def centred(rows: Real) -> Real:
+    """Take the mean from rows and normalise them again: (n, d) float64 -> (n, d) float64 unit rows.
+
+    Raises:
+        InputError: a row is the mean.
+    """
+    moved = rows - rows.mean(axis=0)
+    norms = np.linalg.norm(moved, axis=1, keepdims=True)
+    if (norms < 1e-6).any():
+        raise InputError("gap: an item is the mean of its modality; nothing is left of it when that is taken away.")
+    return np.asarray(moved / norms, dtype=np.float64)
+
+
+def _measure(vectors: Mapping[str, Real], numbers: Mapping[str, NDArray[np.int64]], seed: int) -> dict[str, Any]:
+    means = {name: part.mean(axis=0) for name, part in vectors.items()}
+    samples = {name: _sample(part, seed) for name, part in vectors.items()}
+    modalities = {
+        name: {
+            "n": len(part),
+            "centroid_norm": _plain(np.linalg.norm(means[name])),
+            "spread": _plain(1 - (means[name] ** 2).sum()),
+            "uniformity": _plain(uniformity(samples[name])),
+        }
+        for name, part in vectors.items()
+    }
+    names = list(vectors)
+    pairs = []
+    for place, a in enumerate(names):
+        for b in names[place + 1 :]:
+            record: dict[str, Any] = {
+                "a": a,
+                "b": b,
+                "centroid_distance": _plain(np.linalg.norm(means[a] - means[b])),
+                "uniformity": _plain(uniformity(np.concatenate([samples[a], samples[b]]))),
+                "nearer_own": _plain(_nearer_own(vectors[a], vectors[b], means[a], means[b])),
+            }
+            record.update(_align((vectors[a], numbers[a]), (vectors[b], numbers[b]), means[a] @ means[b]))
+            pairs.append(record)
+    return {"modalities": modalities, "pairs": pairs}
+
+
+def uniformity(rows: Real) -> float:
+    """Give log mean exp(-2 |x - y|²) over all pairs of different rows.
+
+    Args:
+        rows: (n, d) float64 unit rows, at least two. Not modified.
+
+    Source: T. Wang and P. Isola 2020, equation 3, t = 2.
+    """
+    total = 0.0
+    for start in range(0, len(rows), _BLOCK):
+        kernel = np.exp(-2 * np.maximum(2 - 2 * rows[start : start + _BLOCK] @ rows.T, 0))
+        places = np.arange(len(kernel))
+        kernel[places, places + start] = 0
+        total += float(kernel.sum())
+    return float(np.log(max(total, np.finfo(np.float64).tiny) / (len(rows) * (len(rows) - 1))))
+
+
+def _nearer_own(a: Real, b: Real, mean_a: Real, mean_b: Real) -> float:
+    """Give the share of items nearer to their own mean, ties for half, each modality weighing the same."""
+    axis, middle = mean_a - mean_b, ((mean_a**2).sum() - (mean_b**2).sum()) / 2
+    scale = 1e-12 + 1e-9 * np.linalg.norm(axis)
+    side_a, side_b = a @ axis - middle, middle - b @ axis
+    shares = [float((side > scale).mean() + (np.abs(side) <= scale).mean() / 2) for side in (side_a, side_b)]
+    return sum(shares) / 2
+
+
+def _align(
+    a: tuple[Real, NDArray[np.int64]], b: tuple[Real, NDArray[np.int64]], mean_cosine: float
+) -> dict[str, float | int]:
+    """Measure true pairs: every item of one with every item of the other that has the same number."""
+    order = np.argsort(b[1], kind="stable")
+    numbers = b[1][order]
+    first, last = np.searchsorted(numbers, a[1], "left"), np.searchsorted(numbers, a[1], "right")
+    count = np.where(a[1] >= 0, last - first, 0)
+    matched = int(count.sum())
+    if not matched:
+        return {"matched": 0}
+    left = np.repeat(np.arange(len(a[1])), count)
+    right = order[
+        np.concatenate([np.arange(begin, end) for begin, end, n in zip(first, last, count, strict=True) if n])
+    ]
+    cosine = (a[0][left] * b[0][right]).sum(axis=1)
+    everything = len(a[1]) * len(b[1])
+    other = (mean_cosine * everything - cosine.sum()) / max(everything - matched, 1)
+    return {
+        "matched": matched,
+        "alignment": _plain((2 - 2 * cosine).mean()),
+        "cosine_matched": _plain(cosine.mean()),
+        "cosine_other": _plain(other),
+    }
+
+
+def _sample(rows: Real, seed: int) -> Real:
+    if len(rows) <= LARGEST_SAMPLE:
+        return rows
+    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), LARGEST_SAMPLE, replace=False))]
+
+
+def _plain(value: Any) -> float:
+    return float(f"{float(value):.6g}")
+
+
+# ---- for people ------------------------------------------------------------------------------------------------------
+
+
+def to_text(result: Mapping[str, Any]) -> str:
+    """Write a measured gap as tables: modalities, then pairs, each as stored and centred."""
+    heads = (
+        ("modality", "n", "centroid norm", "spread", "uniformity"),
+        ("pair", "centroid distance", "nearer own", "uniformity", "alignment", "cosine of pairs", "of others"),
+    )
+    parts = []
+    for state in ("stored", "centred"):
+        found = result[state]
+        modalities = [
+            [name, str(each["n"]), *(_cell(each, key) for key in ("centroid_norm", "spread", "uniformity"))]
+            for name, each in found["modalities"].items()
+        ]
+        keys = ("centroid_distance", "nearer_own", "uniformity", "alignment", "cosine_matched", "cosine_other")
+        pairs = [[f"{each['a']} – {each['b']}", *(_cell(each, key) for key in keys)] for each in found["pairs"]]
+        title = {"stored": "As stored", "centred": "With each modality's mean taken away"}[state]
+        parts.append("\n".join([title, _table(heads[0], modalities)]))
+        parts.append(_table(heads[1], pairs))
+    pairs_by = f"pairs by {result['pair']}" if result["pair"] else "no column of pairs, so no alignment"
+    return "\n\n".join([*parts, f"space {result['space_id']}; {pairs_by}; a gap of 0 has nearer own = 0.5"])
+
+
+def _cell(record: Mapping[str, Any], key: str) -> str:
+    return f"{record[key]:.3f}" if key in record else ""
+
+
+def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    whole = [list(head), *rows]
+    widths = [max(len(row[column]) for row in whole) for column in range(len(head))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in whole)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Rows in the plane.
+
+    Attributes:
+        points: modality -> (n, 2) float64.
+        explained: (2,) share of the variance on each axis.
+    """
+
+    points: Mapping[str, Real]
+    explained: Real
+
+
+def project(rows: Rows, centre: bool, seed: int = 0) -> Drawing:
+    """Project up to DRAWN items a modality on the two main axes of all of them together (PCA).
+
+    Args:
+        rows: what is embedded. Not modified.
+        centre: take each modality's mean away first.
+        seed: of the sample.
+    """
+    parts = {}
+    for name in rows.modalities:
+        whole = rows.vectors[rows.where(name)].astype(np.float64)
+        whole = centred(whole) if centre else whole
+        chosen = np.random.default_rng(seed).permutation(len(whole))[:DRAWN]
+        parts[name] = whole[np.sort(chosen)]
+    together = np.concatenate(list(parts.values()))
+    middle = together.mean(axis=0)
+    _, strengths, axes = np.linalg.svd(together - middle, full_matrices=False)
+    axes = axes[:2] * np.sign(axes[:2, :1] + (axes[:2, :1] == 0))  # the sign of an axis is free: fix it
+    points = {name: (part - middle) @ axes.T for name, part in parts.items()}
+    return Drawing(points, np.asarray(strengths[:2] ** 2 / (strengths**2).sum()))
+
+
+def write_plot(rows: Rows, result: Mapping[str, Any], path: Path, seed: int = 0) -> Path:
+    """Draw the items in the plane as stored and centred, and the figures of each pair as bars.
+
+    Raises:
+        InputError, MissingExtraError: as `evaluate.report.check_plot`.
+    """
+    check_plot(path)
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": "bindsearch"}):
+        figure = Figure(figsize=(11, 7), layout="constrained")
+        parts: Any = figure.subfigures(2, 1, height_ratios=(1.3, 1))
+        top, bottom = parts
+        for axes, state in zip(top.subplots(1, 2), ("stored", "centred"), strict=True):
+            drawing = project(rows, state == "centred", seed)
+            for name, points in drawing.points.items():
+                axes.scatter(points[:, 0], points[:, 1], s=7, alpha=0.6, label=name)
+            axes.set_title(f"{state} (PCA, {100 * drawing.explained.sum():.0f} % of the variance)", fontsize=9)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.legend(fontsize=7)
+        keys = ("centroid_distance", "nearer_own", "alignment")
+        for axes, key in zip(bottom.subplots(1, 3), keys, strict=True):
+            _draw_bars(axes, result, key)
+        figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    return path
+
+
+def _draw_bars(axes: Any, result: Mapping[str, Any], key: str) -> None:
+    """Draw one figure of all pairs, stored beside centred."""
+    names = [f"{each['a']}–{each['b']}" for each in result["stored"]["pairs"]]
+    for shift, state in ((-0.2, "stored"), (0.2, "centred")):
+        values = [each.get(key, np.nan) for each in result[state]["pairs"]]
+        axes.bar(np.arange(len(names)) + shift, values, 0.38, label=state)
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+    axes.set_title(key.replace("_", " "), fontsize=9)
+    axes.legend(fontsize=7)
