@@ -45,6 +45,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("train",),
     ("world",),
     ("world", "write"),
+    ("world", "view"),
     ("doctor",),
     ("config",),
     ("config", "show"),

@@ -50,3 +50,22 @@ def world_write(
         progress=not quiet,
     )
     say(f"wrote {n} scenes to {output}. Next: bindsearch embed {output} -o EMBEDDINGS")
+
+
+@world_app.command("view")
+def world_view(
+    scenes: Annotated[list[str], typer.Argument(metavar="SEED...", help="17, 0..10, test:3 or world:demo:0..5.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A sheet (.png, .jpg), or a page that plays (.html).")],
+    size_px: Annotated[int, typer.Option("--size", help="Side of pictures and frames, in pixels.")] = 192,
+    kind: Annotated[str | None, typer.Option(help="full, subject (no setting), setting (no subject) or mixed.")] = None,
+) -> None:
+    """Draw scenes in all modalities, a row each."""
+    from bindsearch.world.address import parse
+    from bindsearch.world.view import view_scenes
+
+    asked = [parse(scene if scene.startswith("world:") else f"world:{scene}") for scene in scenes]
+    kinds = {kind} if kind else {address.kind for address in asked}
+    if len(kinds) > 1:
+        raise InputError(f"one view shows one kind of scene, got {', '.join(sorted(kinds))}. Write a view each.")
+    seeds = [seed for address in asked for seed in address.seeds[:101]]
+    say(f"wrote {view_scenes(seeds, output, kinds.pop(), size_px)}")

@@ -246,7 +246,7 @@ def encode_mp4(frames: NDArray[np.uint8], rate_fps: int) -> bytes:
     if height % 2 or width % 2:
         raise InputError(f"a video of {width} x {height} pixels: both sides must be even. Type another --size.")
     stream = io.BytesIO()
-    with av.open(stream, "w", format="mp4") as container:
+    with av.open(stream, "w", format="mp4", options={"fflags": "+bitexact"}) as container:  # no time of writing
         track = container.add_stream("libx264", rate=rate_fps, options={"crf": "17", "preset": "veryfast"})
         track.width, track.height, track.pix_fmt, track.thread_count = width, height, "yuv420p", 1
         for frame in frames:

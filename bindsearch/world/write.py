@@ -155,9 +155,8 @@ def read_world(folder: Path) -> World | None:
         lists = [tuple(facts[name]) for name in ("modalities", "languages")]
         return World(*(facts[name] for name in ("n", "seed", "size_px", "kind")), *lists)
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: not the record of a world: {error}. Delete it, or write to another folder."
-        ) from error
+        what = f"not the record of a world: {type(error).__name__}: {error}"
+        raise InputError(f"{path}: {what}. Delete it, or write to another folder.") from error
 
 
 def _joined(world: World, folder: Path) -> World:
