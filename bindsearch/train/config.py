@@ -84,7 +84,9 @@ class StageConfig:
                 raise UnknownNameError(f"style of {where}", style, STYLES)
         if self.anchor not in ("image", "video"):
             raise UnknownNameError(f"anchor of {where}", self.anchor, ("image", "video"))
-        if not 0 <= self.video_share <= 1 or (self.video_share > 0 and round(self.video_share * self.batch) > self.clips):
+        if not 0 <= self.video_share <= 1 or (
+            self.video_share > 0 and round(self.video_share * self.batch) > self.clips
+        ):
             raise InputError(f"{where}: video_share {self.video_share} of {self.batch} needs as many clips as that.")
 
 
