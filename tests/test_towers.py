@@ -237,7 +237,7 @@ def test_architectures_survive_json(name: str) -> None:
         (lambda: StemConfig("conv", (3, 8, 8), (3,), (2, 2), widths=(8,)), "one stride a width"),
         (lambda: StemConfig("text", (77,)), "vocabulary"),
         (lambda: TrunkConfig(10, 1, 3), "not divisible by 3"),
-        (lambda: HeadConfig("mean"), "Unknown head pool"),
+        (lambda: HeadConfig("average"), "Unknown head pool"),
         (lambda: ArchitectureConfig("x", 8, {}, num_cls_tokens=0), "num_cls_tokens"),
     ],
 )

@@ -116,7 +116,8 @@ class HeadConfig:
     """From the pooled token to the joint space: norm, dropout (training), linear without bias.
 
     Attributes:
-        pool: "first" (token 0) or "end" (the end token of a text).
+        pool: "first" (token 0), "end" (the end token of a text) or "mean" (of all tokens; small towers learn several
+            times faster with it, ADR 0068).
         end_id: with pool "end": the id to look for; None takes the first maximum of the ids, as CLIP does, which
             needs a vocabulary whose end token has the greatest id.
         hidden: width of an extra linear + GELU before the last linear; None for the paper's linear head.
@@ -130,8 +131,8 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         """Refuse pools that do not exist."""
-        if self.pool not in ("first", "end"):
-            raise UnknownNameError("head pool", self.pool, ("first", "end"))
+        if self.pool not in ("first", "end", "mean"):
+            raise UnknownNameError("head pool", self.pool, ("first", "end", "mean"))
 
 
 @dataclass(frozen=True)

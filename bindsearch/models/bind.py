@@ -77,7 +77,7 @@ class Tower(nn.Module):
         reach it through the causal mask (a test holds the equality).
         """
         self.check(x)
-        if self.config.head.pool == "first":
+        if self.config.head.pool != "end":
             return self.head(self.trunk(self.stem(x)), None)  # type: ignore[no-any-return]
         pooled = self.head.pooled_index(x)
         if self.config.trunk.causal and x.shape[0]:

@@ -322,13 +322,15 @@ class Head(nn.Module):
 
         Args:
             tokens: (N, L, D) from the trunk. Not modified.
-            pooled: (N,) int64 positions, or None for token 0.
+            pooled: (N,) int64 positions; None for token 0, or for all where the head pools their mean.
 
         Returns:
             (N, d), not normalised.
         """
-        first = torch.zeros(tokens.shape[0], dtype=torch.int64, device=tokens.device)
-        token = tokens[torch.arange(tokens.shape[0], device=tokens.device), first if pooled is None else pooled]
+        if pooled is None:
+            token = tokens.mean(dim=1) if self.config.pool == "mean" else tokens[:, 0]
+        else:
+            token = tokens[torch.arange(tokens.shape[0], device=tokens.device), pooled]
         token = F.dropout(self.norm(token), self.config.dropout, self.training)
         if self.hidden is not None:
             token = F.gelu(self.hidden(token))
