@@ -661,6 +661,10 @@ def test_command_runs_a_recipe(tmp_path, capsys):
     assert run([*command, "--plot", str(plot), "--html", str(tmp_path / "page.html")]) == 0
     text = capsys.readouterr().out
     assert "paper says" in text and "66.9 %" in text and "2000" in text
+    presets = read_rows(out / "embeddings").preset_ids
+    assert presets["audio"].startswith("reference:")  # what the released loader does
+    assert run([*command, "--preset", "audio=default", "-o", str(tmp_path / "other"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["presets"]["audio"].startswith("default:")
     assert plot.stat().st_size > 5000 and "66.9" in (tmp_path / "page.html").read_text()
     assert run(["evaluate", "--list"]) == 0
     assert set(list_recipes()) == {line.split()[0] for line in capsys.readouterr().out.splitlines()}

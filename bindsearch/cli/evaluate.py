@@ -145,11 +145,14 @@ def _run_recipe(
     progress: bool,
 ) -> dict[str, Any]:
     """Run a recipe into a folder of its own; its presets hold unless --preset names others."""
-    from bindsearch.evaluate.recipe import load_recipe, presets_for, run_recipe
+    from bindsearch.config import setting
+    from bindsearch.evaluate.recipe import check_space, load_recipe, presets_for, run_recipe
 
     recipe = load_recipe(name)
     recipe.check(data)
-    space = open_space(opened[0], opened[1], opened[2], presets_for(recipe, opened[3]))
+    space = open_space(*opened)
+    check_space(recipe, space)
+    space = space.with_preset(presets_for(recipe, setting("preset", opened[3])))
     folder = output or Path("runs") / f"{recipe.name}-{space.space_id.replace('@', '-').replace('/', '-')}"
     result = run_recipe(recipe, data, folder, space, options=options, ties=ties, progress=progress)
     if progress:

@@ -118,7 +118,8 @@ def read_rows(folder: str | Path, columns: Sequence[str] | None = None) -> Rows:
 
     Args:
         folder: what `bindsearch embed` wrote.
-        columns: keep these alone; None: all of the item table and all attributes.
+        columns: keep these alone; None: all of the item table and all attributes. An attribute that has the name of a
+            column of the table, such as "size", is there as "attributes.size".
 
     Raises:
         MissingInputError: no store there, or nothing in it.
@@ -131,7 +132,7 @@ def read_rows(folder: str | Path, columns: Sequence[str] | None = None) -> Rows:
     table = store.items()
     attributes = [json.loads(text) if text else {} for text in table.column("attributes").to_pylist()]
     found: dict[str, Sequence[Any]] = {
-        name: [row.get(name) for row in attributes]
+        f"attributes.{name}" if name in table.column_names else name: [row.get(name) for row in attributes]
         for name in dict.fromkeys(name for row in attributes for name in row)
     }
     found.update({name: table.column(name).to_pylist() for name in table.column_names if name != "attributes"})
