@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +32,9 @@ from bindsearch.evaluate import (
 from bindsearch.evaluate.metrics import average_precision, judge_scores
 from bindsearch.evaluate.recipe import fuse, presets_for
 from bindsearch.models.spaces import load_space
+
+
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def unit(rows):
@@ -552,6 +557,21 @@ def test_recipes_are_whole(name):
     assert all(each.row in rows and each.figure in figures and 0 < each.value < 1 for each in recipe.paper)
     names = [word for each in recipe.classes for word in each.names]
     assert len(names) == len(set(names)) and all("_" not in word for word in names)
+
+
+def test_the_page_on_measuring_is_true():
+    page, cli = ((DOCS / name).read_text(encoding="utf-8") for name in ("evaluate.md", "cli.md"))
+    rows = {
+        row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `") and "--" not in row.split("`")[1]
+    }
+    assert set(rows) == set(list_recipes())
+    for name, row in rows.items():
+        recipe = load_recipe(name)
+        assert any(f"`{each}" in row for need in recipe.needs for each in need.any_of)
+        firsts = [each for each in recipe.paper if each.figure.endswith("_at_1")]
+        assert all(f"{100 * each.value:.1f}" in row for each in firsts), row
+    for words in re.findall(r"`(--[a-z-]+)", page):
+        assert f"{words} " in cli, words
 
 
 def test_a_space_without_the_modality_is_refused(tmp_path):

@@ -32,6 +32,8 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("classify", "calibrate"),
     ("classify", "templates"),
     ("probe",),
+    ("evaluate",),
+    ("gap",),
     ("inspect",),
     ("models",),
     ("models", "list"),
