@@ -140,7 +140,7 @@ def write_scores(result: Mapping[str, Any]) -> None:
     for raw, row in result["nearest neighbour"].items():
         for attribute in [one for one in ("subject", "setting") if one in row] or ["motion"]:
             name, figure = f"raw: 1-NN on {raw}, {attribute}", row[attribute]
-            bar = "< 0.40" if attribute == "subject" or raw == "IMU spectrum" else "no bar"
+            bar = "< 0.40" if attribute == "subject" or raw.startswith("IMU") else "no bar"
             write_score(name, figure["value"], "accuracy", bar, COMMAND, figure)
     for kind, row in result.get("arithmetic", {}).items():
         figure = row["weighted sum"]

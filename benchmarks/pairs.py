@@ -183,8 +183,8 @@ def translate(scenes: Scenes, texts: Mapping[str, Sequence[str]], rows: Mapping[
     for a, b in (("german", "text"), ("text", "german")):
         scores = rows[a] @ rows[b].T
         same = np.unique(np.asarray(texts[b]), return_inverse=True)[1]
-        own = scores[np.arange(len(scores)), np.arange(len(scores))]
-        better = [len(np.unique(same[row > mine])) for row, mine in zip(scores, own + 1e-6, strict=True)]
+        own = [row[same == text].max() + 1e-6 for row, text in zip(scores, same, strict=True)]
+        better = [len(np.unique(same[row > mine])) for row, mine in zip(scores, own, strict=True)]
         hits = scores.argmax(axis=1)
         figure: dict[str, Any] = {
             name: accuracy(getattr(scenes, name), getattr(scenes, name)[hits])

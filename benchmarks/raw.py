@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 REFERENCE = 5000
 SIZE_PX = 64
 MELS = {"mels": 64, "frames": 204, "clips": 1}
-IMU_RATE_HZ, IMU_LIMIT_HZ = 200, 25.0
+IMU_BANDS = 48
 RAW = {
     "pixels": ("subject", "setting", "motion"),
     "mean log-mel": ("subject", "setting"),
     "depth": ("subject", "setting", "motion"),
     "thermal": ("subject", "setting", "motion"),
     "IMU spectrum": ("motion",),
+    "IMU spectrum, 48 bands": ("motion",),
+    "IMU amplitudes": ("motion",),
 }
 
 
@@ -46,9 +48,22 @@ def raw_rows(name: str, scenes: Scenes) -> NDArray[np.float32]:
         return render_thermals(scenes, SIZE_PX).reshape(len(scenes), -1)
     from bindsearch.world.imu import render_imus
 
-    spectra = np.abs(np.fft.rfft(render_imus(scenes), axis=2))
-    kept = np.fft.rfftfreq(2000, 1 / IMU_RATE_HZ) <= IMU_LIMIT_HZ
-    return np.log1p(spectra[:, :, kept]).reshape(len(scenes), -1).astype(np.float32)
+    return imu_spectra(render_imus(scenes), name)
+
+
+def imu_spectra(signals: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    """Lay out recordings (n, 6, T) by frequency, (n, F) float32.
+
+    "IMU spectrum" is the logarithm of the power at every frequency, "IMU spectrum, 48 bands" its sum over bands of equal
+    width in octaves, "IMU amplitudes" the amplitudes themselves, where the loudest frequencies decide.
+    """
+    power = np.abs(np.fft.rfft((signals - signals.mean(axis=2, keepdims=True)) * np.hanning(signals.shape[2]))) ** 2
+    if name.endswith("amplitudes"):
+        return np.sqrt(power).reshape(len(signals), -1).astype(np.float32)
+    if name.endswith("bands"):
+        edges = np.unique(np.round(np.geomspace(1, power.shape[2] - 1, IMU_BANDS + 1)).astype(int))
+        power = np.add.reduceat(power, edges[:-1], axis=2)
+    return np.log(power + 1e-6).reshape(len(signals), -1).astype(np.float32)
 
 
 def measure_neighbours(test: Scenes, reference: int = REFERENCE) -> dict[str, Any]:
