@@ -152,7 +152,7 @@ def _checked(path: Path, keys: list[str], rows: Any) -> RowTable:
 def _of_npz(path: Path) -> tuple[list[str], Any]:
     import numpy as np
 
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         names = list(file.files)
         if len(names) == 2 and "keys" in names:
             other = next(name for name in names if name != "keys")

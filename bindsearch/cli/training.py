@@ -51,6 +51,7 @@ def train(
     from bindsearch.embed import EmbedOptions
     from bindsearch.train.bind import RunOptions, run_bind
     from bindsearch.train.bind_config import load_bind_config
+    from bindsearch.train.processes import rank
 
     config = load_bind_config(source)
     frozen = config.space if source.suffix.lower() == ".json" else setting("space")
@@ -71,6 +72,8 @@ def train(
     workers = EmbedOptions(workers=setting("workers", workers)).worker_count()
     options = RunOptions(workers, progress=not quiet, say=(lambda line: None) if quiet else _say_beside_bars)  # noqa: ARG005
     report = run_bind(config, output, options)
+    if rank():
+        return  # of several processes, the first one speaks
     if as_json:
         print_json(report.to_json())
     elif not quiet:
