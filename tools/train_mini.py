@@ -28,11 +28,12 @@ from bindsearch.models.architecture import load_preprocess
 from bindsearch.models.bind import ArchitectureConfig, Tower, build_tower, load_architecture
 from bindsearch.models.manifest import SpaceManifest
 from bindsearch.models.weights import getters, save_space
-from bindsearch.train.binding import Run, build_stage
+from bindsearch.train.binding import NAMING, Run, build_stage
 from bindsearch.train.checkpoint import finished_notes, load_checkpoint
 from bindsearch.train.config import StageConfig, TrainConfig, load_train_config
 from bindsearch.train.curves import write_curves
 from bindsearch.train.loop import stage_id, train_stage
+from bindsearch.train.naming import Naming
 from bindsearch.world.text import vocabulary
 
 PACKAGE = Path(str(resources.files("bindsearch")))
@@ -71,7 +72,9 @@ def finished_towers(run: Run, stage: StageConfig) -> dict[str, Tower] | None:
     """Read a stage that is done, without its pools; None where there is work left."""
     names = ("vision", "text") if stage.train_anchor else (stage.modality,)
     path = run.folder / f"{stage.name}.safetensors"
-    towers = {name: build_tower(run.architecture, name, seed=run.config.seed) for name in names}
+    towers: dict[str, Any] = {name: build_tower(run.architecture, name, seed=run.config.seed) for name in names}
+    if stage.naming:
+        towers[NAMING] = Naming(run.architecture.dim, run.config.seed)
     expected = stage_id(stage, run.config.seed, dict(towers))
     if finished_notes(path, expected, stage.steps) is None:
         return None
@@ -114,6 +117,7 @@ def seeded(run: Run, seed: int) -> Run:
 def write_space(run: Run, towers: dict[str, Tower], folder: Path, seed: int | None, say: Say) -> None:
     """Write the trained towers as a space in float16, with the numbers that preprocessing needs, and its card."""
     config = run.config
+    towers = {name: tower for name, tower in towers.items() if name != NAMING}
     stages = [f"{stage.name}: {stage.steps} steps of {stage.batch}" for stage in config.stages]
     there = {modality for modality in ORDER if {"image": "vision", "video": "vision"}.get(modality, modality) in towers}
     architecture = replace(run.architecture, towers={n: t for n, t in run.architecture.towers.items() if n in towers})

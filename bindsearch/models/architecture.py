@@ -116,8 +116,7 @@ class HeadConfig:
     """From the pooled token to the joint space: norm, dropout (training), linear without bias.
 
     Attributes:
-        pool: "first" (token 0), "end" (the end token of a text) or "mean" (of all tokens; small towers learn several
-            times faster with it, ADR 0068).
+        pool: "first" (token 0), "end" (the end token of a text) or "mean" (of all tokens).
         end_id: with pool "end": the id to look for; None takes the first maximum of the ids, as CLIP does, which
             needs a vocabulary whose end token has the greatest id.
         hidden: width of an extra linear + GELU before the last linear; None for the paper's linear head.

@@ -1,4 +1,4 @@
-"""The stages of the world: images and clips with text, then other modalities onto the image tower, which stays as it is."""
+"""The stages of the world: images and clips with text, then other modalities onto the frozen image tower."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bindsearch.models.bind import ArchitectureConfig, Tower, build_tower
 from bindsearch.train.config import StageConfig, TrainConfig
 from bindsearch.train.loop import Batch, Stage, fast_numbers
 from bindsearch.train.measure import pair_figures
+from bindsearch.train.naming import Naming, named_codes
 from bindsearch.train.pairs import PREPARE, BatchDrawer, TextRows, alike, normalise_clips, normalise_images
 from bindsearch.train.pool import RENDERERS, pool_scenes, render_pool
 from bindsearch.world.scene import Scenes, sample, split_seeds
@@ -26,6 +27,8 @@ Numbers = Mapping[str, Mapping[str, Any]]
 ROWS_OF = {"image": "vision", "video": "vision", "text": "text", "german": "text"}
 """Towers of the kinds of rows whose tower is named otherwise."""
 VALIDATION_STYLE = "full"
+NAMING = "naming"
+"""Name of the classifiers among the trained parts; no tower, and not part of a space."""
 
 
 @torch.no_grad()
@@ -125,10 +128,13 @@ def text_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -
         stage: its numbers; `video_share` of a batch are clips.
         trained: towers so far, by name. Overwritten by training.
     """
-    towers = {
+    towers: dict[str, nn.Module] = {
         name: trained[name] if name in trained else build_tower(run.architecture, name, seed=run.config.seed)
         for name in ("vision", "text")
     }
+    naming = trained.get(NAMING, Naming(run.architecture.dim, run.config.seed)) if stage.naming else None
+    if naming is not None:
+        towers[NAMING] = naming
     scenes = pool_scenes(stage.first_scene, stage.pool + stage.clips, stage.partial)
     stills = run.rows("image", stage, stage.first_scene, stage.pool)
     clips = run.rows("video", stage, stage.first_scene + stage.pool, stage.clips) if stage.clips else None
@@ -145,14 +151,20 @@ def text_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -
             pair = normalise_clips(clips[more], run.numbers["video"], rng)
             seen = torch.cat((seen.expand(-1, -1, pair.shape[2], -1, -1), pair))
             which = np.concatenate((which, more + stage.pool))
-        ids, fits = text.draw(scenes.rows(which), rng, stage.languages, stage.styles)
+        shown = scenes.rows(which)
+        ids, fits = text.draw(shown, rng, stage.languages, stage.styles)
+        codes = torch.from_numpy(named_codes(shown))
         return Batch(
-            len(which), lambda part: towers["vision"](seen[part]), lambda part: towers["text"](ids[part]), _tensor(fits)
+            len(which),
+            lambda part: towers["vision"](seen[part]),
+            lambda part: towers["text"](ids[part]),
+            _tensor(fits),
+            None if naming is None else lambda rows: stage.naming * naming(rows, codes),
         )
 
     pairs = (("text", "image"), ("image", "text"), ("image", "image"), ("text", "video"), ("german", "text"))
     validation = Validation(run, ("image", "video", "text", "german"), pairs)
-    return _stage(run, stage, dict(towers), draw, lambda: validation.measure(towers))
+    return _stage(run, stage, towers, draw, lambda: validation.measure(towers))
 
 
 def bound_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -> Stage:
@@ -170,9 +182,7 @@ def bound_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) 
     kept = run.rows(modality, stage, stage.first_scene, stage.pool)
     normalise, numbers = (normalise_images if stage.anchor == "image" else normalise_clips), run.numbers[stage.anchor]
     seen_by = trained["vision"]
-    anchors = torch.from_numpy(
-        embed_rows(seen_by, len(scenes), lambda part: normalise(pixels[part], numbers, None))
-    )
+    anchors = torch.from_numpy(embed_rows(seen_by, len(scenes), lambda part: normalise(pixels[part], numbers, None)))
     drawer = BatchDrawer(scenes, stage, stage.batch)
 
     def draw(rng: np.random.Generator) -> Batch:

@@ -34,6 +34,8 @@ class StageConfig:
         alike: attributes that make two scenes fit one another; a stage with text asks the captions instead.
         shared_setting, shared_subject: shares of a batch drawn from two settings, and from three subjects: hard
             negatives that agree in the other attribute.
+        naming: weight of the loss of naming what an anchor shows, beside the contrastive one; only where the anchor is
+            trained.
         video_share: share of a batch whose anchors are clips of two frames; only where the anchor is trained.
         styles: of captions, in equal shares: varied, plain (subject or setting or both), full (with the motion).
         languages: of captions, in equal shares.
@@ -60,6 +62,7 @@ class StageConfig:
     alike: tuple[str, ...] = ("subject", "setting")
     shared_setting: float = 0.4
     shared_subject: float = 0.2
+    naming: float = 0.0
     video_share: float = 0.0
     styles: tuple[str, ...] = ("varied",)
     languages: tuple[str, ...] = ("english",)

@@ -42,12 +42,14 @@ class Batch:
         anchors, others: rows of the batch -> (b, d) embeddings, any norm; called inside autocast, and twice for the
             same rows where the batch is cut in chunks.
         alike: (B, B) bool: [i, j] says that anchor i and other j fit although they are no pair; or None.
+        added: a loss of the anchors' embeddings (B, d) that is added; or None.
     """
 
     size: int
     anchors: Encode
     others: Encode
     alike: Tensor | None = None
+    added: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass
@@ -212,8 +214,10 @@ def backward(stage: Stage, step: int) -> float:
     sides = [_Side(batch.anchors, seed, mine, config.chunk), _Side(batch.others, seed + 2**41, mine, config.chunk)]
     whole = [gather_rows(side.encode(), batch.size).requires_grad_() for side in sides]
     loss = info_nce(whole[0], whole[1], stage.scale(), batch.alike, config.false_negatives)
+    if batch.added is not None:
+        loss = loss + batch.added(whole[0])
     loss.backward()  # type: ignore[no-untyped-call]
-    if rank() != 0:  # the learned scale's gradient is complete in every process: one of them counts
+    if rank() != 0:  # gradients of the scale and of `added` are complete in every process: one of them counts
         for parameter in stage.parameters:
             parameter.grad = None
     for side, rows in zip(sides, whole, strict=True):

@@ -126,7 +126,8 @@ def grid_batch(rows: NDArray[np.float16], rng: Generator | None) -> Tensor:
 
     Args:
         rows: (B, 1, H, W) float16 from a pool. Not modified.
-        rng: of the augmentation: shifts of up to 4 px, a factor, an offset, noise, one erased rectangle; None changes nothing.
+        rng: of the augmentation: shifts of up to 4 px, a factor, an offset, noise, one erased rectangle; None changes
+            nothing.
 
     Returns:
         (B, 1, H, W) float32.

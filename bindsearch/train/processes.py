@@ -56,7 +56,7 @@ def gather_rows(rows: Tensor, count: int) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up the processes' gradients; overwrites them with the sum. What no process has a gradient of stays without."""
+    """Add up the processes' gradients; overwrites them. What no process has a gradient of stays without."""
     if world_size() == 1:
         return
     every = list(parameters)
