@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import tracemalloc
 
 import numpy as np
@@ -241,6 +243,26 @@ def test_a_pool_makes_blocks_in_order(workers, space):
         assert done[place][1].sha256 == alone.sha256
         # a row of a block and the same row alone may round differently
         assert np.abs(done[place][1].arrays[0].astype(float) - alone.arrays[0]).max() < 0.05
+
+
+def test_large_blocks_pass_both_ways(space):
+    """A link holds less than a block's items and less than its outcomes: one who sends must not wait for the other."""
+    items = list(Listing(["world:0..3000,size=16#image"]))
+    with DecodePool(2) as pool:
+        outcomes = [outcome for _, outcome in pool.map(items, Task({"image": space.config("image")}))]
+    assert len(outcomes) == 3000 and {type(outcome) for outcome in outcomes} == {Decoded}
+
+
+def test_a_worker_that_dies_in_a_block_harms_no_item(space):
+    items = list(Listing(["world:0..200#image"]))
+    with DecodePool(2) as pool:
+        outcomes = pool.map(items, Task({"image": space.config("image")}))
+        done = [next(outcomes) for _ in range(3)]
+        for worker in list(pool.workers):
+            os.kill(worker.process.pid, signal.SIGKILL)
+        done += outcomes
+    assert [item for item, _ in done] == items
+    assert {type(outcome) for _, outcome in done} == {Decoded}
 
 
 def test_what_cannot_be_made_fails_alone(monkeypatch, space):

@@ -205,9 +205,7 @@ class _Run:
     def _hand_out(self) -> bool:
         """Give workers what they have room for; False when all is done."""
         while (job := self._next_job()) is not None:
-            first = job.items[0]
-            short = first.modality == "text" and (first.size_bytes or 0) <= _SHORT_BYTES
-            depth = _DEEP if short else _DEPTH
+            depth = _depth_of(job)
             idle = [worker for worker in self._pool.workers if not worker.jobs]
             if not idle and len(self._pool.workers) < self._pool.size:
                 idle = [self._pool.start_worker(self._task)]
@@ -328,6 +326,18 @@ class _Run:
         self._waiting.extendleft(reversed(worker.jobs))
         worker.jobs.clear()
         return how
+
+
+def _depth_of(job: Job) -> int:
+    """Tell how many jobs a worker may hold when it is given this one.
+
+    A block goes to an idle worker alone: its message is larger than what a link holds, and one who is busy sending
+    results does not read.
+    """
+    if len(job.items) > 1:
+        return 1
+    short = job.items[0].modality == "text" and (job.items[0].size_bytes or 0) <= _SHORT_BYTES
+    return _DEEP if short else _DEPTH
 
 
 def _nbytes(outcome: Outcome) -> int:

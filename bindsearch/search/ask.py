@@ -23,6 +23,7 @@ import numpy as np
 
 from bindsearch.errors import InputError, MissingInputError, UnknownNameError
 from bindsearch.index.identity import Identity
+from bindsearch.makers import maker_of
 from bindsearch.query import Embedding, TermSpec, parse_terms, term_kinds
 from bindsearch.registry import MODALITIES
 from bindsearch.search.hits import Hits
@@ -191,9 +192,13 @@ def _check_there(spec: TermSpec) -> None:
 
     Raises:
         MissingInputError: naming the path.
+        InputError: a name of media that cannot be made.
     """
     value = str(spec.value)
     if spec.kind == "text" or "://" in value:
+        return
+    if (maker := maker_of(value)) is not None:
+        maker.canonical(value)
         return
     try:
         there = Path(value).exists()
