@@ -309,6 +309,20 @@ def test_pairs_of_words(world, tmp_path):
     assert np.array_equal(load_space(report.space).embed("image", [world / "000.png"]), row)
 
 
+def test_pairs_of_the_world_need_no_files(tmp_path, capsys):
+    command = ["train", "world:train:0..60", "-o", str(tmp_path / "run"), "--space", SPACE, "--workers", "0"]
+    command += ["--anchor", "image", "--modality", "depth", "--tower", "own:tiny", "--steps", "2", "--batch", "16"]
+    assert run([*command, "--json", "-q"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["pairs"] == {"train": 54, "held_out": 6, "bad": 0}
+    assert set(report["figures"]) >= {"b->a recall_at_1", "b->a label"}
+    pairs = read_pairs(PairsConfig("world:train:0..3", anchor="text", modality="image", label="subject,setting"))
+    assert [row[:2] for row in pairs.rows] == [(f"world:{n}#text", f"world:{n}#image") for n in range(3)]
+    assert all(row[2] and "/" in row[2] for row in pairs.rows)
+    with pytest.raises(InputError, match="say which two modalities to pair"):
+        read_pairs(PairsConfig("world:train:0..3"))
+
+
 @pytest.mark.parametrize(
     ("header", "rows", "words"),
     [

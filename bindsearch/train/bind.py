@@ -220,9 +220,7 @@ def _prepare(run: _Run, options: RunOptions) -> None:
     options.say(
         f"pairs: {len(run.pairs.rows)} of {run.pairs.anchor} and {run.pairs.modality}; {len(run.pairs.bad)} bad"
     )
-    embed_anchors(
-        list(run.pairs.anchors.values()), run.space, run.folder / "anchors", options.workers, options.progress
-    )
+    embed_anchors(run.pairs, run.space, run.folder / "anchors", options.workers, options.progress)
     _read_inputs(run, options)
     commit_bytes(run.folder / READY, canonical_json(run.id).encode("ascii"))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from bindsearch.config import from_json_dict
 from bindsearch.errors import InputError, MissingInputError, UnknownNameError
 from bindsearch.listing.tables import TABLE_SUFFIXES
+from bindsearch.makers import maker_of
 from bindsearch.registry import MODALITIES
 
 TOWER_KINDS = ("own", "timm", "projector")
@@ -21,11 +22,12 @@ class PairsConfig:
 
     Attributes:
         manifest: CSV, TSV, JSONL or Parquet with one pair a row: columns `path_a` (or `text_a`: the words themselves),
-            `path_b` (or `text_b`) and perhaps `label`. Paths are relative to the manifest's folder.
+            `path_b` (or `text_b`) and perhaps `label`. Paths are relative to the manifest's folder. Or media that are
+            made: "world:train:0..5000" pairs each scene's two modalities.
         anchor: modality of side a, which the frozen space encodes; "" goes by the suffix of the first path.
         modality: modality of side b, whose tower is trained; "" goes by suffix; "features" where `features` is given.
         features: table of vectors of another encoder (see row_table.py) that are looked up by `path_b`.
-        label: column whose equal values say that two pairs fit one another.
+        label: column whose equal values say that two pairs fit one another; several are joined: "subject,setting".
         held_out: share of the pairs that is measured on and never trained on; no file is on both sides.
         max_held_out: at most so many pairs are measured on.
         max_bad: share of broken pairs above which training does not start.
@@ -157,12 +159,14 @@ def load_bind_config(path: str | Path) -> BindConfig:
     """Read a run's configuration, or make the default one for a manifest of pairs.
 
     Args:
-        path: a .json file of `BindConfig`, whose paths are relative to it; or a manifest of pairs.
+        path: a .json file of `BindConfig`, whose paths are relative to it; a manifest of pairs; or made media.
 
     Raises:
         MissingInputError: no such file.
         InputError: neither the one nor the other, or JSON that does not fit.
     """
+    if maker_of(str(path)) is not None:
+        return BindConfig(PairsConfig(str(path), label="subject,setting"))
     path = Path(path)
     if not path.is_file():
         raise MissingInputError(f"{path}: no such configuration or manifest of pairs.")
@@ -175,6 +179,6 @@ def load_bind_config(path: str | Path) -> BindConfig:
     if not isinstance(data, dict) or not isinstance(data.get("pairs"), dict):
         raise InputError(f'{path}: expected an object with "pairs": {{"manifest": "pairs.csv"}}; see docs/train.md.')
     for name in ("manifest", "features"):
-        if data["pairs"].get(name):
+        if data["pairs"].get(name) and maker_of(str(data["pairs"][name])) is None:
             data["pairs"][name] = str(path.parent / str(data["pairs"][name]))
     return from_json_dict(BindConfig, data, str(path))

@@ -17,6 +17,7 @@ from bindsearch.errors import InputError, MissingInputError
 from bindsearch.listing.folders import file_facts
 from bindsearch.listing.naming import Namer, is_uri, place_of, to_path, to_text
 from bindsearch.listing.tables import table_rows
+from bindsearch.makers import Maker, maker_of
 from bindsearch.row_table import RowTable, load_row_table
 from bindsearch.sources import ROW_SCHEME
 from bindsearch.train.bind_config import PairsConfig
@@ -37,6 +38,7 @@ class Pairs:
         bad: ledger lines of rows that cannot be meant: key, side, reason.
         anchor, modality: of the sides.
         features: hash of the table that side b is looked up in; "" without one.
+        made: what lists the anchors where they are made from names and lie in no file; "" otherwise.
     """
 
     anchor: str
@@ -46,6 +48,7 @@ class Pairs:
     rows: list[PairRow] = field(default_factory=list)
     bad: list[dict[str, Any]] = field(default_factory=list)
     features: str = ""
+    made: str = ""
 
     @property
     def id(self) -> str:
@@ -62,6 +65,9 @@ def read_pairs(config: PairsConfig) -> Pairs:
         MissingInputError: no such manifest or table, or no pair in it.
         InputError: columns are missing, or a side's modality is not known.
     """
+    maker = maker_of(config.manifest)
+    if maker is not None:
+        return _made_pairs(config, maker)
     path = Path(config.manifest)
     if not path.is_file():
         raise MissingInputError(f"{path}: no such manifest of pairs.")
@@ -82,6 +88,33 @@ def read_pairs(config: PairsConfig) -> Pairs:
     if not pairs.rows:
         raise MissingInputError(f"{path}: not one row names a pair; the first: {pairs.bad[0]['reason']}")
     return pairs
+
+
+def _made_pairs(config: PairsConfig, maker: Maker) -> Pairs:
+    """Pair media that are made and belong to one group: a scene's picture and its sound.
+
+    Raises:
+        InputError: the modalities are not said, or not made.
+    """
+    if not config.anchor or not config.modality or config.features:
+        raise InputError(f"{config.manifest}: say which two modalities to pair: --anchor image --modality audio")
+    pairs = Pairs(config.anchor, config.modality)
+    pairs.made = maker.narrowed(config.manifest, [config.anchor])
+    groups: dict[str | None, list[Item]] = {}
+    for item in maker.items(config.manifest, config.anchor):
+        pairs.anchors[item.key] = item
+        groups.setdefault(item.group, []).append(item)
+    for other in maker.items(config.manifest, config.modality):
+        pairs.others[other.key] = other
+        for anchor in groups.get(other.group, []):
+            pairs.rows.append((anchor.key, other.key, _label_of(other.attributes, config.label)))
+    return pairs
+
+
+def _label_of(row: Mapping[str, Any], label: str) -> str | None:
+    """Join the values of the columns that a label names; None where one is missing."""
+    values = [row.get(name.strip()) for name in label.split(",")]
+    return None if any(value in (None, "") for value in values) else "/".join(map(str, values))
 
 
 @dataclass
@@ -109,8 +142,7 @@ class _Reader:
         self.seen.add((anchor.key, other.key))
         self.pairs.anchors.setdefault(anchor.key, anchor)
         self.pairs.others.setdefault(other.key, other)
-        value = row.get(label)
-        self.pairs.rows.append((anchor.key, other.key, None if value in (None, "") else str(value)))
+        self.pairs.rows.append((anchor.key, other.key, _label_of(row, label)))
 
     def _item(self, row: Mapping[str, Any], side: str, modality: str) -> Item | str:
         words, written = row.get(f"text_{side}"), row.get(f"path_{side}")

@@ -25,6 +25,7 @@ from bindsearch.types import Item
 if TYPE_CHECKING:
     from bindsearch.modalities.base import ModalityConfig
     from bindsearch.models.spaces import Space
+    from bindsearch.train.pair_files import Pairs
     from bindsearch.types import FloatArray
 
 SHARD_ITEMS = 512
@@ -33,11 +34,11 @@ ITEM_LIMIT_S = 30.0
 Ledger = list[dict[str, Any]]
 
 
-def embed_anchors(items: Sequence[Item], space: Space, folder: Path, workers: int, progress: bool) -> None:
+def embed_anchors(pairs: Pairs, space: Space, folder: Path, workers: int, progress: bool) -> None:
     """Embed the anchors with the frozen space into a store; one that is there already is completed.
 
     Args:
-        items: each key once.
+        pairs: whose anchors.
         space: the frozen one.
         folder: of the store; a run that was stopped goes on in it.
         workers: decode processes.
@@ -47,9 +48,12 @@ def embed_anchors(items: Sequence[Item], space: Space, folder: Path, workers: in
         MismatchError: the folder was made with another space.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    listed = folder.with_name(f"{folder.name}.jsonl")
-    commit_bytes(listed, "".join(canonical_json(_listed(item)) + "\n" for item in items).encode("ascii"))
-    run_embed([listed], folder, space, options=EmbedOptions(workers=workers, max_bad=1.0), progress=progress)
+    source: str | Path = pairs.made
+    if not pairs.made:
+        source = folder.with_name(f"{folder.name}.jsonl")
+        lines = (canonical_json(_listed(item)) + "\n" for item in pairs.anchors.values())
+        commit_bytes(source, "".join(lines).encode("ascii"))
+    run_embed([source], folder, space, options=EmbedOptions(workers=workers, max_bad=1.0), progress=progress)
 
 
 def read_anchors(items: Sequence[Item], folder: Path) -> tuple[dict[str, FloatArray], Ledger]:
