@@ -24,6 +24,7 @@ from benchmarks.shares import accuracy
 from benchmarks.supervised import Schooling, train_and_test
 from benchmarks.written import World, list_files, rows_of, write_files
 from bindsearch.config import content_hash
+from bindsearch.errors import InputError
 from bindsearch.models.architecture import ArchitectureConfig, load_architecture
 from bindsearch.models.spaces import load_space, path
 from bindsearch.probe import fit_probe
@@ -275,14 +276,21 @@ def write_scores(result: Mapping[str, Any]) -> None:
             write_score(name, probe["mean"], "accuracy", target, COMMAND, spread)
 
 
+def architecture_of(space: Space) -> ArchitectureConfig:
+    """Read the numbers of a space's towers: from its folder, or the packaged ones of a space that keeps none."""
+    try:
+        return load_architecture(path(space.name) / "space.json")
+    except InputError:
+        return load_architecture(space.name.partition(":")[0])
+
+
 def measure(space: Space, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure everything that the space can read."""
     home = Path(arguments.folder)
     test, pool = World("test-full", "test", arguments.n), World("shots-full", "test", arguments.pool, 600_000)
     present = [modality for modality in MAIN if modality in space.modalities]
     rows = {modality: rows_of(space, test, home, modality) for modality in present}
-    file = path(space.name) / "space.json"
-    architecture = load_architecture(file if file.is_file() else space.name)
+    architecture = architecture_of(space)
     tested = min(arguments.tested, arguments.n)
     result: dict[str, Any] = {
         "space": space.space_id,
