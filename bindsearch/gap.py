@@ -262,7 +262,7 @@ def write_plot(rows: Rows, result: Mapping[str, Any], path: Path, seed: int = 0)
         for axes, state in zip(top.subplots(1, 2), ("stored", "centred"), strict=True):
             drawing = project(rows, state == "centred", seed)
             for name, points in drawing.points.items():
-                axes.scatter(points[:, 0], points[:, 1], s=7, alpha=0.6, label=name)
+                axes.scatter(points[:, 0], points[:, 1], s=7, alpha=0.6, label=name, rasterized=True)
             axes.set_title(f"{state} (PCA, {100 * drawing.explained.sum():.0f} % of the variance)", fontsize=9)
             axes.set_xticks([])
             axes.set_yticks([])

@@ -33,7 +33,6 @@ from bindsearch.evaluate.metrics import average_precision, judge_scores
 from bindsearch.evaluate.recipe import fuse, presets_for
 from bindsearch.models.spaces import load_space
 
-
 DOCS = Path(__file__).parent.parent / "docs"
 
 
