@@ -59,14 +59,14 @@ def choose_settings(subject: Any, settings: Any, avoid: Any | None = None) -> ND
 
 
 def build_questions(
-    space: Space, home: Path, split: str, n: int
+    space: Space, home: Path, split: str, n: int, gallery_n: int
 ) -> tuple[dict[str, tuple[Terms, NDArray[np.int16]]], tuple[Scenes, NDArray[np.float32]]]:
     """Embed the terms of all questions of a split, and the pictures that they are asked of.
 
     Returns:
         By kind of question the terms and (n,) codes of the wanted pairs; scenes and rows of the gallery.
     """
-    gallery = World(f"{split}-full", split, 2000)
+    gallery = World(f"{split}-full", split, gallery_n)
     alone = World(f"{split}-subjects", split, n, 100_000, "subject")
     places = World(f"{split}-settings", split, n, 200_000, "setting")
     within = World(f"{split}-within", split, n, 300_000)
@@ -117,15 +117,15 @@ def measure_arithmetic(space: Space, home: Path, n: int, chosen_on: int) -> dict
     Args:
         space: as `load_space` gives it.
         home: folder of the written worlds.
-        n: questions of the test split.
+        n: questions of the test split, and pictures that they are asked of.
         chosen_on: questions of the validation split.
 
     Returns:
         By kind of question: weights, the share of exact pairs with its interval, bar; plain sum, each term alone, every
         two of three terms, and chance beside it.
     """
-    known, before = build_questions(space, home, "validation", chosen_on)
-    asked, gallery = build_questions(space, home, "test", n)
+    known, before = build_questions(space, home, "validation", chosen_on, n)
+    asked, gallery = build_questions(space, home, "test", n, n)
     scenes, images = gallery
     pairs = pair_codes(scenes.subject, scenes.setting)
     figures: dict[str, Any] = {}

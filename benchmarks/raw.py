@@ -54,8 +54,8 @@ def raw_rows(name: str, scenes: Scenes) -> NDArray[np.float32]:
 def imu_spectra(signals: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     """Lay out recordings (n, 6, T) by frequency, (n, F) float32.
 
-    "IMU spectrum" is the logarithm of the power at every frequency, "IMU spectrum, 48 bands" its sum over bands of equal
-    width in octaves, "IMU amplitudes" the amplitudes themselves, where the loudest frequencies decide.
+    "IMU spectrum" is the logarithm of the power at every frequency, "IMU spectrum, 48 bands" that of its sums over
+    bands of equal width in octaves, "IMU amplitudes" the amplitudes themselves, where the loudest frequencies decide.
     """
     power = np.abs(np.fft.rfft((signals - signals.mean(axis=2, keepdims=True)) * np.hanning(signals.shape[2]))) ** 2
     if name.endswith("amplitudes"):

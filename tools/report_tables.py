@@ -34,7 +34,7 @@ def views_of(pairs: Report, attribute: str) -> list[str]:
     return [view for view in ORDER if view in have]
 
 
-def matrix(pairs: Report, attribute: str) -> str:
+def matrix(pairs: Report, attribute: str, bars: bool) -> str:
     """Lay out one attribute: rows ask, columns answer; trained pairs bold, one tower in italics."""
     views = views_of(pairs, attribute)
     lines = []
@@ -42,19 +42,19 @@ def matrix(pairs: Report, attribute: str) -> str:
         cells = [LABELS.get(a, a)]
         for b in views:
             row = pairs.get(f"{a}->{b}")
-            cells.append(cell(row, attribute) if row and attribute in row["attributes"] else "")
+            cells.append(cell(row, attribute, bars) if row and attribute in row["attributes"] else "")
         lines.append(cells)
     return rows(["asks ↓ answers →", *[LABELS.get(view, view) for view in views]], lines)
 
 
-def cell(row: Report, attribute: str) -> str:
+def cell(row: Report, attribute: str, bars: bool) -> str:
     """Say one accuracy; bold where the pair was trained, with ↓ where it stays below its bar."""
     entry = row["attributes"][attribute]
-    text = f"{entry['value']:.3f}" + ("" if entry.get("met", True) else " ↓")
+    text = f"{entry['value']:.3f}" + ("" if entry.get("met", True) or not bars else " ↓")
     return {"trained": f"**{text}**", "one tower": f"*{text}*"}.get(row["kind"], text)
 
 
-def matrices(key: str) -> Callable[[Report], str]:
+def matrices(key: str, bars: bool = True) -> Callable[[Report], str]:
     """Lay out all attributes of a part of the report."""
 
     def write(report: Report) -> str:
@@ -65,7 +65,7 @@ def matrices(key: str) -> Callable[[Report], str]:
                 chance = next(
                     row["attributes"][attribute]["chance"] for row in pairs.values() if attribute in row["attributes"]
                 )
-                parts.append(f"{attribute.capitalize()} (chance {chance:.3f}):\n\n{matrix(pairs, attribute)}")
+                parts.append(f"{attribute.capitalize()} (chance {chance:.3f}):\n\n{matrix(pairs, attribute, bars)}")
         return "\n\n".join(parts)
 
     return write
@@ -186,7 +186,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "verdicts": ("emergence", verdicts),
     "emergent pairs": ("emergence", named_pairs),
     "translation": ("emergence", translation),
-    "pairs never seen": ("emergence", matrices("compositional")),
+    "pairs never seen": ("emergence", matrices("compositional", bars=False)),
     "arithmetic": ("emergence", sums),
     "raw": ("emergence", neighbours),
     "position": ("emergence", position),
