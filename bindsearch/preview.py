@@ -110,7 +110,8 @@ def preview_term(term: Term, presets: Mapping[str, str], with_clip: bool = False
     if term.source is None or term.modality not in MODALITIES:
         return Preview(term.label, term.modality, trouble="a vector" if term.item_id is None else "an item")
     try:
-        source = Source.of(term.source)
+        maker = maker_of(term.source) if isinstance(term.source, str) else None
+        source = Source.of(term.source if maker is None else maker.for_viewing(term.source, SIZE_PX))
     except BindSearchError as error:
         return Preview(term.label, term.modality, trouble=str(error))
     return preview(source, term.modality, None, preset, term.label, with_clip)
