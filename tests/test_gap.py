@@ -293,6 +293,36 @@ def test_rebuilding_replaces_the_means_and_readers_keep_theirs(index, store):
     assert IndexFolder.open(index.path).manifest.centring is None
 
 
+@pytest.mark.parametrize("step", ["save", "write_manifest", "_sweep"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_interrupted_rebuild_leaves_one_set_of_means(store, tmp_path, monkeypatch, step, moment):
+    import bindsearch.index.folder as module
+
+    folder = build_index(store, tmp_path / "index", centre=True)
+    newer = gapped_store(n=45, seed=9)
+    owner = Centring if step == "save" else module
+    whole = getattr(owner, step)
+
+    def broken(*arguments):
+        if moment == "after":
+            whole(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, step, broken)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(newer, folder.path, force=True, centre=True)
+    monkeypatch.undo()
+    committed = (step, moment) == ("write_manifest", "after") or step == "_sweep"
+    opened = IndexFolder.open(folder.path)
+    assert opened.count == (45 if committed else 60) and opened.verify()["status"] == "ok"
+    means, rows = by_numpy(newer if committed else store)
+    np.testing.assert_allclose(opened.snapshot.centring.means["text"], means["text"], atol=1e-8)
+    np.testing.assert_allclose(opened.snapshot.rows((newer if committed else store).ids), rows, atol=1e-6)
+    (folder.path / "index.means.tmp-1").write_bytes(b"half")
+    opened.add(gapped_store(n=9, seed=3, prefix="more"))
+    assert [path.name for path in folder.path.glob("index.means*")] == [opened.manifest.centring.file]
+
+
 def test_a_reader_of_version_one_would_refuse_it(index):
     data = json.loads((index.path / "index.json").read_text())
     assert data["format_version"] == 2

@@ -100,8 +100,8 @@ def evaluate(
             on,
         )
         rows = open_rows(source, output, lambda: open_space(space, device, dtype, preset), options, not quiet)
-        load = lambda: open_space(space or rows.space_name, device, dtype, preset or dict(rows.preset_ids))  # noqa: E731
-        result = evaluate_rows(rows, question, load)
+        name, how = space or rows.space_name, preset or dict(rows.preset_ids)
+        result = evaluate_rows(rows, question, lambda: open_space(name, device, dtype, how))
     if html is not None:
         say(f"wrote {report.write_html(result, html)}")
     if plot is not None:

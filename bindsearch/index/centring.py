@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 LEAST_ITEMS = 10
 """A mean over fewer items says more of the items than of their modality."""
 SMALLEST_NORM = 1e-6
-FILE_GLOB = "index.means-*.npy"
+FILE_GLOB = "index.means*"
+"""The means, and what a killed change left of them."""
 
 
 @dataclass(frozen=True, eq=False)
