@@ -231,7 +231,7 @@ def encode_wav(pcm: NDArray[np.int16], rate_hz: int) -> bytes:
 
 
 def encode_mp4(frames: NDArray[np.uint8], rate_fps: int) -> bytes:
-    """Write frames as H.264 in MP4, as a browser plays it; bytes may differ between versions of the encoder.
+    """Write frames as H.264 in MP4, as a browser plays it; the encoder may give other bytes for the same frames.
 
     Args:
         frames: (T, H, W, 3) uint8, H and W even. Not modified.

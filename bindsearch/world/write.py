@@ -102,7 +102,7 @@ def write_world(
 ) -> Path:
     """Write n scenes; scene i has the seed `seed + i`. A file that is there is kept, so that a stopped call goes on.
 
-    The same call writes the same bytes, but for mp4, whose encoder may change.
+    The same call writes the same bytes, but for mp4, whose encoder may give others for the same frames.
 
     Args:
         n: how many.
