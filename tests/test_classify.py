@@ -460,3 +460,11 @@ def test_one_broken_file_among_good_ones_exits_4(bindsearch, tmp_path):
     done = bindsearch(*words)
     assert done.returncode == 4 and "broken.png" in done.err
     assert [row["key"] for row in json.loads(done.out)] == ["a dog"]
+
+
+def test_scenes_that_are_drawn_are_classified_without_files(bindsearch):
+    done = bindsearch("--image", "world:3..4#image", "--labels", "dog,bell", "--space", "tiny", "--json")
+    assert done.returncode == 0, done.err
+    assert json.loads(done.out)[0]["key"].startswith("world:3")
+    done = bindsearch("--image", "world:nothing", "--labels", "dog,bell", "--space", "tiny")
+    assert done.returncode == 2 and not done.out

@@ -71,10 +71,11 @@ def classify_run(
     ] = None,
     templates: TemplatesOption = "plain",
     none: Annotated[
-        bool, typer.Option("--none", help="An item may be none of the labels; --calibration says from when on.")
+        bool, typer.Option("--none", help="Allow the answer 'none of these'; --calibration says when it is given.")
     ] = False,
     none_below: Annotated[
-        float | None, typer.Option(help="As --none, where no label reaches this cosine; instead of a calibration.")
+        float | None,
+        typer.Option(help="As --none, given where no label reaches this cosine; instead of a calibration."),
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="File that `bindsearch classify calibrate` wrote, for honest probabilities.")

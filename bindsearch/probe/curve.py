@@ -153,7 +153,7 @@ def _check_numbers(shots: Sequence[int], repeats: int, test_share: float) -> Non
 
 def _test_units(names: Any, unit: IntArray, classes: Sequence[str], share: float, rng: np.random.Generator) -> IntArray:
     """Draw the units that test, label by label; a unit of several labels belongs to the first of them."""
-    first = {}
+    first: dict[int, Any] = {}
     for place, each in enumerate(unit.tolist()):
         first.setdefault(each, names[place])
     chosen: list[int] = []

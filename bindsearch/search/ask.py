@@ -141,7 +141,7 @@ def build_queries(requests: Sequence[Request], index: SearchIndex | None, load: 
     media: dict[str, list[str]] = {}
     for spec in specs:
         if spec.kind in MODALITIES and isinstance(spec.value, str):
-            _check_there(spec)
+            check_there(spec)
             values = media.setdefault(spec.kind, [])
             if spec.value not in values:
                 values.append(spec.value)
@@ -187,7 +187,7 @@ def _identity_of(space: Any, modalities: Sequence[str] | dict[str, list[str]]) -
     )
 
 
-def _check_there(spec: TermSpec) -> None:
+def check_there(spec: TermSpec) -> None:
     """Refuse a path that does not exist, before a tower is loaded for it.
 
     Raises:

@@ -11,6 +11,7 @@ import numpy as np
 from bindsearch.errors import DecodeError, InputError, MissingInputError, UnknownNameError
 from bindsearch.query import SMALLEST_NORM, TermSpec
 from bindsearch.registry import MODALITIES
+from bindsearch.search.ask import check_there
 from bindsearch.store import EmbeddingStore, open_store
 from bindsearch.zeroshot.calibration import Calibration, load_calibration
 from bindsearch.zeroshot.classifier import Classifier, build_classifier
@@ -105,9 +106,7 @@ def classify_terms(
                 f"--{spec.kind} {spec.value}@{spec.weight:g}: a weight counts only among things taken together. Add "
                 "--together, or leave the weight away."
             )
-        value = str(spec.value)
-        if spec.kind != "text" and "://" not in value and not Path(value).exists():
-            raise MissingInputError(f"--{spec.kind} {value}: there is no such file.")
+        check_there(spec)
     return _classify_things(classifier, space, [(s.kind, s.value, s.weight) for s in specs], together, top)
 
 
