@@ -161,40 +161,33 @@ def first_architecture(bench: Bench, which: str) -> ArchitectureConfig:
 
 def tower_path(bench: Bench, which: str, name: str) -> Path:
     """Say where a tower of a first stage lies when it is trained."""
-    return bench.folder / f"{slug(FIRST_STAGE, which)}-{name}.trained.safetensors"
+    return bench.folder / "towers" / f"{Anchors(bench, which).id}-{name}.safetensors"
 
 
-class _SharedPool(Run):
-    """A run whose pool lies where those of all variants lie."""
-
-    def rows(self, modality: str, stage: StageConfig, first: int, count: int) -> NDArray[Any]:
-        """Render, or read, a span of the training scenes in one modality."""
-        return render_pool(
-            modality, self.folder / "pool", (first, count), stage.partial, self.numbers[modality], self.workers
-        )
-
-
-def run_first_stage(bench: Bench, which: str) -> dict[str, Any]:
-    """Train an image tower of the plan with text; give its figures."""
+def run_first_stage(bench: Bench, which: str, checkpoints: Path) -> dict[str, Any]:
+    """Train an image tower of the plan with text, and keep both towers; give the figures."""
     from safetensors.torch import save_file
 
     stage = bench.first_stage(which)
     config = TrainConfig(
         bench.plan["space"], 1, (stage,), bench.plan["validation"], stage.steps, CHECKPOINT_S, LOG_STEPS
     )
-    run = _SharedPool(config, first_architecture(bench, which), bench.numbers, bench.folder, bench.workers)
+    run = Run(config, first_architecture(bench, which), bench.numbers, bench.folder, bench.workers)
     prepared = text_stage(run, stage, {})
+    prepared.folder = checkpoints
     notes = train_stage(prepared, say=lambda line: print(line, flush=True))
-    for name, tower in prepared.towers.items():
+    for name in ("vision", "text"):
+        tower, path = prepared.towers[name], tower_path(bench, which, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         state = {key: value.detach().contiguous() for key, value in tower.state_dict().items()}
-        save_file(state, str(tower_path(bench, which, name)))
+        save_file(state, str(path))
     figures = {
         key: value for key, value in notes["curve"][-1].items() if key.startswith(("text->image", "image->text"))
     }
     return {"figures": figures, "seconds": notes["seconds"], "steps": stage.steps, "batch": stage.batch}
 
 
-def run_second_stage(bench: Bench, variant: Mapping[str, Any], modality: str) -> dict[str, Any]:
+def run_second_stage(bench: Bench, variant: Mapping[str, Any], modality: str, checkpoints: Path) -> dict[str, Any]:
     """Bind a tower of one modality as a variant says; give its figures."""
     stage = bench.second_stage(variant, modality)
     anchors = Anchors(bench, variant.get("image_tower", SHIPPED))
@@ -205,7 +198,7 @@ def run_second_stage(bench: Bench, variant: Mapping[str, Any], modality: str) ->
         fixed = anchors.images("pool", lambda: bench.pool("image", stage))[None]
     tower = build_tower(bench.architecture({modality: modality}, variant), modality, seed=variant.get("seed", 1))
     prepared = build_stage(stage, variant.get("seed", 1), tower, (scenes, bench.pool(modality, stage), fixed))
-    prepared.folder, prepared.data = bench.folder / "checkpoints", anchors.id + variant.get("pair_with", "")
+    prepared.folder, prepared.data = checkpoints, anchors.id + variant.get("pair_with", "")
     began = time.monotonic()
     notes = train_stage(prepared, say=lambda line: print(line, flush=True))
     return {
@@ -266,11 +259,12 @@ def measure(bench: Bench, anchors: Anchors, tower: Tower, modality: str) -> dict
 
 
 def run_job(bench: Bench, variant: Mapping[str, Any], modality: str, path: Path, hashed: str) -> None:
-    """Run one variant and write its result at once."""
+    """Run one variant and write its result at once; checkpoints of other numbers lie elsewhere."""
+    checkpoints = bench.folder / "checkpoints" / hashed
     if variant["name"] == FIRST_STAGE:
-        result = run_first_stage(bench, modality)
+        result = run_first_stage(bench, modality, checkpoints)
     else:
-        result = run_second_stage(bench, variant, modality)
+        result = run_second_stage(bench, variant, modality, checkpoints)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     record = {"name": variant["name"], "modality": modality, "hash": hashed, **result}
