@@ -30,8 +30,8 @@ from bindsearch.errors import (
 from bindsearch.models.architecture import ArchitectureConfig, StemConfig, TowerConfig, TrunkConfig
 from bindsearch.models.bind import build_tower
 from bindsearch.models.manifest import FILE
-from bindsearch.models.spaces import load_space
-from bindsearch.models.weights import verify
+from bindsearch.models.spaces import drawn_tower, load_space, tiny_manifest
+from bindsearch.models.weights import getters, save_space, verify
 from bindsearch.row_table import load_row_table
 from bindsearch.sources import Source
 from bindsearch.train.augment import vary
@@ -168,6 +168,33 @@ def test_another_parent_is_refused(trained, tmp_path):
     (copy / FILE).write_text(json.dumps(manifest))
     with pytest.raises(WeightsError, match=r"\.\./nowhere .* is not at hand"):
         load_space(copy)
+
+
+def test_onto_an_open_clip_space(world, tmp_path):
+    rows = [(f"{number:03d}.png", f"{number:03d}.wav") for number in range(16)]
+    path = write_table(world / "few.csv", ("path_a", "path_b"), rows)
+    config = projector(world, steps=2, batch=8, measure_every=2)
+    config = replace(config, space="open_clip:ViT-S-32-alt/random:3", pairs=replace(config.pairs, manifest=str(path)))
+    report = run_bind(config, tmp_path / "run", QUIET)
+    space = load_space(report.space)
+    assert space.modalities == ("image", "text", "features")
+    assert report.tower_id.endswith(f"@{load_space(config.space).space_id}")
+    row = space.embed("features", [load_row_table(world / "feats.npz").row("000.wav")])
+    assert row.shape == (1, space.dim)
+    assert space.logit_scale("features") == pytest.approx(1 / 0.07, rel=1e-5)
+
+
+def test_onto_a_folder_that_moves_with_it(world, tmp_path):
+    manifest = tiny_manifest(3)
+    towers = {name: getters(drawn_tower(manifest, 3, name)) for name in ("vision", "text")}
+    held = {name: record for name, record in manifest.towers.items() if name in towers}
+    save_space(tmp_path / "here" / "parent", replace(manifest, towers=held, modalities=("image", "text")), towers)
+    config = replace(projector(world, steps=2), space=str(tmp_path / "here" / "parent"))
+    report = run_bind(config, tmp_path / "here" / "run", QUIET)
+    (tmp_path / "here").rename(tmp_path / "there")
+    space = load_space(tmp_path / "there" / "run" / "space")
+    assert space.tower_id("features") == report.tower_id
+    assert space.embed("image", [world / "000.png"]).shape == (1, 32)
 
 
 def test_a_replaced_tower_is_another_one(world, tmp_path):
