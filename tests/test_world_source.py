@@ -166,6 +166,28 @@ def by_key(folder):
     return dict(zip(keys, store.vectors(), strict=True))
 
 
+def test_manifests_and_lists_may_name_scenes(tmp_path, space):
+    rows = [
+        "path,key,mood,fuse,image,audio",
+        "world:3#depth,,calm,,,",
+        "world:test:4#image,mine,,,,",
+        "world:0..5#image,many,,,,",
+        ",both,,image*0.5 + audio,world:3#image,world:3#audio",
+    ]
+    (tmp_path / "rows.csv").write_text("\n".join(rows))
+    (tmp_path / "some.lst").write_text("world:7..9#image\nworld:8#text\n")
+    depth, mine, many, _ = Listing([tmp_path / "rows.csv"])
+    assert (depth.key, depth.modality, depth.attributes["mood"]) == ("world:3#depth", "depth", "calm")
+    assert depth.attributes["subject"] == sample(split_seeds("train", 1, 3)).labels()[0]["subject"]
+    assert (mine.key, mine.source) == ("mine", "world:test:4#image")
+    assert "names several items; a row is one, such as world:0#image" in many.reason
+    listed = [item.key for item in Listing([tmp_path / "some.lst"])]
+    assert listed == ["world:7#image", "world:8#image", "world:8#text"]
+    run_embed([tmp_path / "rows.csv"], tmp_path / "emb", space, options=HERE)
+    sum_of_two = 0.5 * space.image("world:3#image") + space.audio("world:3#audio")
+    assert np.abs(by_key(tmp_path / "emb")["both"] - sum_of_two.vector).max() < 2.5e-4  # the store holds float16
+
+
 # ---- the same as files -----------------------------------------------------------------------------------------------
 
 

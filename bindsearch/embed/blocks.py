@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from bindsearch.listing import BrokenItem, FusedItem
 from bindsearch.makers import maker_of
 from bindsearch.types import Item
 
@@ -14,8 +15,10 @@ _FIRST = 32
 
 
 def is_made(item: Item) -> bool:
-    """Say whether an item's media have to be made: no file, no text that stands there as it is."""
-    return item.literal is None and item.member is None and maker_of(item.source) is not None
+    """Say whether an item's media have to be made: no file, no text that stands there as it is, no sum of parts."""
+    if item.literal is not None or item.member is not None or isinstance(item, FusedItem | BrokenItem):
+        return False
+    return maker_of(item.source) is not None
 
 
 class Blocks:

@@ -125,6 +125,8 @@ class Listing:
                 yield literal_item(Item(f"{name}#{number}", "text", to_text(name)), line)
             elif is_uri(line):
                 yield from self._of_file(line, line, None)
+            elif (maker := maker_of(line)) is not None:
+                yield from maker.items(line, self.modality)
             else:
                 line = to_path(line)
                 path = folder / line

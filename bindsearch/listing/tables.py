@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from bindsearch.errors import InputError, UnknownNameError
 from bindsearch.listing.folders import file_facts
 from bindsearch.listing.items import BrokenItem, FusedItem, Part, literal_item, make_caption, parse_fusion
 from bindsearch.listing.naming import Namer, is_uri, place_of, to_path, to_text
+from bindsearch.makers import maker_of
 from bindsearch.registry import MODALITIES
 from bindsearch.types import Item, Span
 
@@ -121,6 +123,8 @@ class Manifest:
 
     def _file(self, base: Item, values: dict[str, Any], where: str) -> Item:
         written = str(values["path"])
+        if (maker := maker_of(written)) is not None:
+            return self._made(base, values, maker.items(written), where)
         modality = str(values["modality"]) if "modality" in values else self.namer.of_named(written)
         if "text" in values and base.caption is None:
             base = replace(base, caption=_text_of(values["text"]))
@@ -132,6 +136,21 @@ class Manifest:
         check_modality(modality, where)
         size_bytes, mtime_s = (None, None) if is_uri(source) else file_facts(to_path(source))
         return replace(base, key=key, modality=modality, source=source, size_bytes=size_bytes, mtime_s=mtime_s)
+
+    def _made(self, base: Item, values: dict[str, Any], made: Iterator[Item], where: str) -> Item:
+        """Join a row with the one item that its path is the name of; the row's own words win."""
+        items = list(islice(made, 2))
+        if len(items) != 1:
+            what = f"{values['path']} names several items; a row is one, such as {items[0].key}"
+            return BrokenItem(base.key, "row", place_of(self.path), reason=f"{where}: {what}")
+        item = items[0]
+        return replace(
+            item,
+            key=base.key if "key" in values else item.key,
+            caption=base.caption or item.caption,
+            group=base.group or item.group,
+            attributes={**item.attributes, **base.attributes},
+        )
 
     def _fused(self, base: Item, values: dict[str, Any], where: str) -> Item:
         terms = parse_fusion(str(values["fuse"]), MODALITIES.names(), where)
@@ -161,11 +180,11 @@ class Manifest:
             text = to_text(written)
             return Part(modality, weight, size_bytes=len(text.encode("utf-8")), literal=text)
         source = self._source(written)
-        size_bytes, mtime_s = (None, None) if is_uri(source) else file_facts(to_path(source))
+        size_bytes, mtime_s = (None, None) if is_uri(source) or maker_of(source) else file_facts(to_path(source))
         return Part(modality, weight, source, size_bytes, mtime_s)
 
     def _source(self, written: str) -> str:
-        return written if is_uri(written) else place_of(self.path.parent / written)
+        return written if is_uri(written) or maker_of(written) else place_of(self.path.parent / written)
 
 
 def table_rows(path: Path) -> Iterator[Mapping[str, Any] | str]:
