@@ -345,6 +345,8 @@ def test_command_runs_a_recipe(tmp_path, capsys):
     assert run([*command, "--preset", "audio=default", "-o", str(tmp_path / "other"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["presets"]["audio"].startswith("default:")
     assert plot.stat().st_size > 5000 and "66.9" in (tmp_path / "page.html").read_text()
+    assert run([*command, "--label", "category"]) == 2
+    assert "--recipe says what is asked" in capsys.readouterr().err
     assert run(["evaluate", "--list"]) == 0
     assert set(list_recipes()) == {line.split()[0] for line in capsys.readouterr().out.splitlines()}
     assert run(["evaluate", str(tmp_path / "none"), "--recipe", "esc50", "--space", "tiny"]) == 3

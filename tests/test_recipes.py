@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from miniatures import make_esc50, make_nyu, make_sun, write_csv, write_mp4, write_wav
 
-from bindsearch.errors import MissingInputError, UnsupportedError
+from bindsearch.errors import InputError, MissingInputError, UnsupportedError
 from bindsearch.evaluate import list_recipes, load_prompts, load_recipe, read_rows, run_recipe
 from bindsearch.evaluate.recipe import presets_for
 from bindsearch.models.spaces import load_space
 
 DOCS = Path(__file__).parent.parent / "docs"
+RECIPES = Path(__file__).parent.parent / "bindsearch" / "evaluate" / "recipes"
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +205,34 @@ def test_missing_files_say_what_to_download_where(name, tmp_path, tiny):
     for need in recipe.needs:
         assert need.any_of[0] in str(caught.value) and need.where in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_files_of_another_kind_are_refused(tmp_path, tiny):
+    root = tmp_path / "clotho"
+    write_csv(root / "clotho_captions_evaluation.csv", [{"file": "a.wav", "caption": "words"}])
+    (root / "evaluation").mkdir()
+    with pytest.raises(InputError, match=r"expected a column 'file_name', got file, caption. Is it the official file"):
+        run_recipe(load_recipe("clotho"), root, tmp_path / "run", tiny)
+    make_nyu(tmp_path / "nyu")
+    (tmp_path / "nyu" / "splits.mat").write_bytes(b"no Matlab file at all" * 20)
+    with pytest.raises(InputError, match=r"splits.mat: cannot be read as a Matlab file"):
+        run_recipe(load_recipe("nyu-d"), tmp_path / "nyu", tmp_path / "run", tiny)
+    make_sun(tmp_path / "sun")
+    shutil.rmtree(tmp_path / "sun" / "SUNRGBD" / "kv1")
+    with pytest.raises(MissingInputError, match=r"1 of the test folders .* SUNRGBD/kv1/d/4.*SUNRGBD.zip"):
+        run_recipe(load_recipe("sun-d"), tmp_path / "sun", tmp_path / "run", tiny)
+
+
+def test_a_recipe_of_ones_own(tmp_path, tiny):
+    make_esc50(tmp_path / "data", names=("dog", "rain"), folds=1)
+    data = json.loads((RECIPES / "esc50.json").read_text(encoding="utf-8"))
+    data |= {"name": "mine", "templates": "plain", "classes": [{"label": "dog", "names": ["dog"]}], "paper": []}
+    (tmp_path / "mine.json").write_text(json.dumps(data))
+    row = run_recipe(load_recipe(tmp_path / "mine.json"), tmp_path / "data", tmp_path / "run", tiny)["rows"]["audio"]
+    assert (row["queries"], row["without"], row["accuracy_at_1"]["value"]) == (1, 1, 1)  # rain is no class of it
+    (tmp_path / "mine.json").write_text(json.dumps({**data, "tsk": "classify"}))
+    with pytest.raises(InputError, match="unknown field 'tsk'"):
+        load_recipe(tmp_path / "mine.json")
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -85,6 +85,10 @@ def evaluate(
     if plot is not None:
         report.check_plot(plot)
     options = _options(workers)
+    if recipe is not None and (pair or label or zero_shot or table or ks or drop_own):
+        raise InputError(
+            "--recipe says what is asked: leave --pair, --label, --zero-shot, --table, --drop-own and -k away."
+        )
     if recipe is not None:
         result = _run_recipe(recipe, source, output, (space, device, dtype, preset), options, ties, not quiet)
     else:
