@@ -176,6 +176,10 @@ def load_bind_config(path: str | Path) -> BindConfig:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: neither JSON nor a manifest ({', '.join(TABLE_SUFFIXES)}): {error}") from error
+    if isinstance(data, dict) and "stages" in data:
+        raise InputError(
+            f"{path}: holds the stages of a whole space of its own: python tools/train_mini.py --config {path}"
+        )
     if not isinstance(data, dict) or not isinstance(data.get("pairs"), dict):
         raise InputError(f'{path}: expected an object with "pairs": {{"manifest": "pairs.csv"}}; see docs/train.md.')
     for name in ("manifest", "features"):
