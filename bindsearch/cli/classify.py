@@ -196,7 +196,7 @@ def classify_calibrate(
 
     store = open_store(embeddings)
     blocks = list(item_blocks(store, only))
-    records = [record for _, part in blocks for record in part]
+    records = [record for _, table in blocks for record in table.to_pylist()]
     known = truth_of(records, column, truth)
     opened = _space_of(store, space, device, dtype, preset)
     kinds = tuple(store.manifest.counts)

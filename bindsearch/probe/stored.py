@@ -14,7 +14,7 @@ from bindsearch.probe.curve import Curve, few_shot
 from bindsearch.probe.linear import LinearProbe, fit_probe
 from bindsearch.store import EmbeddingStore, open_store
 from bindsearch.truth import truth_of
-from bindsearch.zeroshot.label import item_blocks
+from bindsearch.zeroshot.label import item_blocks, verdicts_of
 from bindsearch.zeroshot.verdict import Verdicts, rank
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ def read_labelled(
     """
     store = store if isinstance(store, EmbeddingStore) else open_store(store)
     blocks = list(item_blocks(store, modality))
-    records = [record for _, part in blocks for record in part]
+    records = [record for _, table in blocks for record in table.to_pylist()]
     truth = truth_of(records, column, table)
     here = [place for place, label in enumerate(truth) if label is not None]
     if not here:
         raise MissingInputError(f"{store.path}: no item has a value of {column!r}.")
-    rows = np.concatenate([part for part, _ in blocks])[here]
+    rows = np.concatenate([rows for rows, _ in blocks])[here]
     kept = [records[place] for place in here]
     return Labelled(
         store,
@@ -120,12 +120,11 @@ def apply_probe(
             f"{store.path}: made with space {store.manifest.space_id}, the probe with {probe.space_id}. Embed "
             "again, or fit the probe anew: bindsearch probe ... --save"
         )
-    items: list[dict[str, Any]] = []
-    parts = []
-    for rows, table in item_blocks(store, modality):
+
+    def judge(rows: FloatArray, kinds: list[str]) -> tuple[Any, Any, Any]:
+        del kinds
         shares = probe.probabilities(rows)
-        parts.append(rank(shares, np.full_like(shares, np.nan), top))
-        items += table
-    codes, shares, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
+        return rank(shares, np.full_like(shares, np.nan), top)
+
     facts = {"space": probe.space_id, "probe": dict(probe.facts), "modalities": list(probe.modalities)}
-    return Verdicts(probe.labels, items, codes, shares, scores, facts, (), dict(store.manifest.preset_ids))
+    return verdicts_of(store, modality, probe.labels, judge, facts)

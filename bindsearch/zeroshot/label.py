@@ -16,15 +16,17 @@ from bindsearch.store import EmbeddingStore, open_store
 from bindsearch.zeroshot.calibration import Calibration, load_calibration
 from bindsearch.zeroshot.classifier import Classifier, build_classifier
 from bindsearch.zeroshot.prompts import DEFAULT_TEMPLATES, Labels, Templates
-from bindsearch.zeroshot.verdict import Verdicts, rank
+from bindsearch.zeroshot.verdict import TableItems, Verdicts, rank
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from bindsearch.types import FloatArray
 
 MIXED = "mixed"
 """Modality of several things taken together."""
 _TOP, _AT_ONCE = 3, 32
-_COLUMNS = ("id", "key", "modality", "start_s", "end_s", "source", "member", "caption")
+_COLUMNS = ["id", "key", "modality", "start_s", "end_s", "source", "member", "caption", "group", "attributes"]
 
 
 def classify(
@@ -197,22 +199,51 @@ def classify_store(
     store = store if isinstance(store, EmbeddingStore) else open_store(store)
     made = classifier if isinstance(classifier, Classifier) else classifier(store)
     made.check(store.manifest.identity, str(store.path))
-    items: list[dict[str, Any]] = []
-    parts: list[tuple[Any, Any, Any]] = []
+    return verdicts_of(
+        store,
+        modality,
+        made.names,
+        lambda rows, kinds: _rank_rows(made, rows, kinds, top),
+        facts_of(made),
+    )
+
+
+def verdicts_of(
+    store: EmbeddingStore,
+    modality: str | None,
+    names: tuple[str, ...],
+    judge: Callable[[FloatArray, list[str]], tuple[Any, Any, Any]],
+    facts: Mapping[str, Any],
+) -> Verdicts:
+    """Go through a store's items, or those of one modality, with a judge.
+
+    Args:
+        store: its items.
+        modality: the only one, or None.
+        names: what the codes of the judge stand for.
+        judge: (n, d) float32 unit rows and their n modalities -> codes, probabilities and scores, as `rank` gives them.
+        facts: kept with the verdicts.
+
+    Raises:
+        MissingInputError: there are no such items.
+    """
+    import pyarrow as pa
+
+    tables, parts = [], []
     for rows, table in item_blocks(store, modality):
-        kinds = [str(row["modality"]) for row in table]
-        parts.append(_rank_rows(made, rows, kinds, top))
-        items += table
+        parts.append(judge(rows, table.column("modality").to_pylist()))
+        tables.append(table.drop_columns(["group", "attributes"]))
     codes, shares, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
-    presets = dict(store.manifest.preset_ids)
-    return Verdicts(made.names, items, codes, shares, scores, facts_of(made), (), presets)
+    items = TableItems(pa.concat_tables(tables))
+    return Verdicts(names, items, codes, shares, scores, facts, (), dict(store.manifest.preset_ids))
 
 
-def item_blocks(store: EmbeddingStore, modality: str | None) -> Iterator[tuple[FloatArray, list[dict[str, Any]]]]:
-    """Go through a store's items, or those of one modality: (n, d) float32 unit rows and n records.
+def item_blocks(store: EmbeddingStore, modality: str | None) -> Iterator[tuple[FloatArray, pa.Table]]:
+    """Go through a store's items, or those of one modality: (n, d) float32 unit rows, n rows of the table.
 
     Raises:
         MissingInputError: there are none.
+        UnknownNameError: none of that modality.
     """
     known = tuple(store.manifest.counts)
     if modality is not None and modality not in known:
@@ -220,13 +251,12 @@ def item_blocks(store: EmbeddingStore, modality: str | None) -> Iterator[tuple[F
     if not len(store):
         raise MissingInputError(f"{store.path}: no item in it.")
     for _, rows, table in store.iter_blocks():
-        records = table.select([*_COLUMNS, "group", "attributes"]).to_pylist()
-        if modality is None:
-            yield rows, records
-            continue
-        here = [place for place, record in enumerate(records) if record["modality"] == modality]
-        if here:
-            yield rows[here], [records[place] for place in here]
+        table = table.select(_COLUMNS)
+        if modality is not None:
+            here = np.flatnonzero(np.array(table.column("modality").to_pylist()) == modality)
+            rows, table = rows[here], table.take(here)
+        if len(rows):
+            yield rows, table
 
 
 def _rank_rows(classifier: Classifier, rows: FloatArray, kinds: Sequence[str], top: int) -> tuple[Any, Any, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from bindsearch.errors import UnknownNameError
 from bindsearch.store.files import commit_bytes, commit_file
+from bindsearch.zeroshot.verdict import TableItems
 
 if TYPE_CHECKING:
     from bindsearch.zeroshot.verdict import Verdicts
@@ -55,8 +56,12 @@ def _write_parquet(verdicts: Verdicts, path: Path) -> None:
     import pyarrow.parquet as pq
 
     kinds = {"id": pa.int64(), "start_s": pa.float64(), "end_s": pa.float64()}
+    items = verdicts.items
     columns: dict[str, Any] = {
-        name: pa.array([item.get(name) for item in verdicts.items], kinds.get(name, pa.string())) for name in _KEPT
+        name: items.table.column(name)
+        if isinstance(items, TableItems)
+        else pa.array([item.get(name) for item in items], kinds.get(name, pa.string()))
+        for name in _KEPT
     }
     labels = pa.array(list(verdicts.names), pa.string())
     codes = verdicts.codes

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from bindsearch.types import FloatArray, IntArray
 
 
@@ -54,6 +56,40 @@ def _entry(label: str, probability: float, score: float | None) -> dict[str, Any
     }
 
 
+class TableItems(Sequence[Mapping[str, Any]]):
+    """The rows of an item table, made into records when they are looked at.
+
+    Attributes:
+        table: the rows.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        """Take the rows as they are."""
+        self.table = table
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return int(self.table.num_rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Mapping[str, Any]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> TableItems: ...
+
+    def __getitem__(self, place: int | slice) -> Mapping[str, Any] | TableItems:
+        """Give a record, or the rows of a slice."""
+        if isinstance(place, slice):
+            return TableItems(self.table.take(np.arange(len(self))[place]))
+        record: dict[str, Any] = self.table.slice(range(len(self))[place], 1).to_pylist()[0]
+        return record
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        """Go through the records, some thousands in memory at once."""
+        for batch in self.table.to_batches(max_chunksize=4096):
+            yield from batch.to_pylist()
+
+
 @dataclass(frozen=True, eq=False)
 class Verdicts:
     """What a classifier says of n items.
@@ -84,15 +120,19 @@ class Verdicts:
 
     def __iter__(self) -> Iterator[Verdict]:
         """Go through the verdicts in the items' order."""
-        return (self[place] for place in range(len(self)))
+        for place, item in enumerate(self.items):
+            yield self._verdict(place, item)
 
     def __getitem__(self, place: int) -> Verdict:
         """Give one verdict."""
+        return self._verdict(place, self.items[place])
+
+    def _verdict(self, place: int, item: Mapping[str, Any]) -> Verdict:
         ranked = tuple(
             (self.names[code], float(share), None if np.isnan(score) else float(score))
             for code, share, score in zip(self.codes[place], self.probability[place], self.score[place], strict=True)
         )
-        return Verdict(*ranked[0], ranked, self.items[place])
+        return Verdict(*ranked[0], ranked, item)
 
     @property
     def labels(self) -> list[str]:
@@ -105,15 +145,12 @@ class Verdicts:
 
     def head(self, n: int) -> Verdicts:
         """Give the first n."""
-        return Verdicts(
-            self.names,
-            self.items[:n],
-            self.codes[:n],
-            self.probability[:n],
-            self.score[:n],
-            self.facts,
-            self.bad,
-            self.preset_ids,
+        return replace(
+            self,
+            items=self.items[:n],
+            codes=self.codes[:n],
+            probability=self.probability[:n],
+            score=self.score[:n],
         )
 
     def to_json(self) -> list[dict[str, Any]]:
