@@ -32,8 +32,8 @@ def embed_world(space: Any, world: World, home: Path) -> dict[str, np.ndarray]:
 
 def measure_quadruples(space: Any, folder: Path, n: int, kind: str, asked: int = 600) -> dict[str, Any]:
     """Ask a folder of n scenes, three files each; count right subjects among the top five."""
-    mixed = World(f"mixed-{n}", "demo", n, size_px=256)
-    questions = World(f"asked-{kind}", "demo", asked, 500_000, kind, size_px=256)
+    mixed = World(f"mixed-{n}", "demo", n)
+    questions = World(f"asked-{kind}", "demo", asked, 500_000, kind)
     rows, terms = embed_world(space, mixed, folder), embed_world(space, questions, folder)
     gallery, subject = np.concatenate([rows[m] for m in MODALITIES]), np.tile(mixed.scenes.subject, len(MODALITIES))
     terms["image+audio"] = terms["image"] + terms["audio"]

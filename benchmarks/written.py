@@ -41,7 +41,7 @@ class World:
     n: int
     start: int = 0
     kind: str = "full"
-    size_px: int = 128
+    size_px: int = 256
 
     @property
     def scenes(self) -> Scenes:
