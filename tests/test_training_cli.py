@@ -254,6 +254,23 @@ def test_killed_and_resumed_is_undisturbed(world, tmp_path, make):
     assert figures[0] == figures[1]
 
 
+def test_an_interrupt_keeps_every_step(world, tmp_path):
+    config = projector(world, steps=40, log_every=1, checkpoint_every_s=500)
+
+    def say(line):
+        if "step 7/" in line:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_bind(config, tmp_path / "run", replace(QUIET, say=say))
+    said = []
+    run_bind(config, tmp_path / "run", replace(QUIET, say=said.append))
+    assert "bind: resumed at step 7 of 40" in said
+    run_bind(config, tmp_path / "whole", QUIET)
+    name = "space/features.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_stop_after_leaves_no_space_and_goes_on(world, tmp_path):
     config = projector(world, steps=6)
     report = run_bind(config, tmp_path / "run", replace(QUIET, stop_after=3))

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from bindsearch.train.loop import train_stage
 from bindsearch.train.new_tower import TowerPlan, plan_tower, start_tower, take_statistics, write_joined_space
 from bindsearch.train.pair_files import Pairs, hold_out, read_pairs
 from bindsearch.train.prepared import PreparedRows, check_any, embed_anchors, prepare_inputs, read_anchors
-from bindsearch.train.processes import join_processes
+from bindsearch.train.processes import join_processes, world_size
 from bindsearch.train.recall import write_curves
 
 SETTINGS, LEDGER, REPORT, READY, SPACE = "train.json", "bad.jsonl", "report.json", "ready.json", "space"
@@ -116,6 +119,7 @@ def run_bind(config: BindConfig, folder: str | os.PathLike[str], options: RunOpt
         InputError: the configuration cannot be meant.
         TooManyBadError: more broken pairs than `max_bad` allows; the reasons are in the ledger.
         MismatchError: the folder holds a run of another configuration, or of other files.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the step in hand was finished and kept.
     """
     options = options or RunOptions()
     number = int(os.environ.get("RANK", "0"))
@@ -278,6 +282,29 @@ def _brief(line: dict[str, Any]) -> str:
     return f"x side {line['side'] or '?'}: {line['reason'][:60]}"
 
 
+@contextmanager
+def _first_signal(interrupted: threading.Event) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into an event that is looked at between steps; the second one stops at once.
+
+    Of several processes each stops at once: one that waits for the others' step would wait for ever.
+    """
+    if world_size() > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(_number: int, _frame: Any) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _train(run: _Run, bound: BoundPairs, options: RunOptions, report: BindReport, write: bool) -> None:
     """Train, and write what came of it; fills the report."""
     from tqdm import tqdm
@@ -286,9 +313,15 @@ def _train(run: _Run, bound: BoundPairs, options: RunOptions, report: BindReport
     take_statistics(tower, bound.statistics_rows())
     report.parameters = sum(parameter.numel() for parameter in tower.parameters())
     schedule = run.config.schedule
-    with tqdm(total=schedule.steps, desc="train", unit="step", disable=None if options.progress else True) as bar:
+    interrupted = threading.Event()
+    with (
+        _first_signal(interrupted),
+        tqdm(total=schedule.steps, desc="train", unit="step", disable=None if options.progress else True) as bar,
+    ):
         stage = bind_stage(run.config, run.plan, tower, bound, (run.folder, canonical_json(run.id)), bar.update)
-        notes = train_stage(stage, options.stop_after, options.say)
+        notes = train_stage(stage, options.stop_after, options.say, interrupted.is_set)
+    if interrupted.is_set() and int(notes["step"]) < schedule.steps:
+        raise KeyboardInterrupt  # the checkpoint holds all steps so far
     report.steps, report.seconds["train"] = int(notes["step"]), float(notes["seconds"])
     report.figures = measured(notes)
     if not write or report.steps < schedule.steps:

@@ -26,8 +26,8 @@ from bindsearch.train.recall import recall_figures
 if TYPE_CHECKING:
     from bindsearch.types import FloatArray
 
-NEAR = 16
-"""Rows that are drawn together as each other's hard negatives."""
+NEAR, CANDIDATES = 16, 16384
+"""Rows that are drawn together as each other's hard negatives, out of so many that are looked at."""
 _ROWS_AT_ONCE = 128
 _STATISTICS_ROWS = 20000
 
@@ -102,10 +102,13 @@ def draw_rows(anchors: FloatArray, batch: int, hard: float, rng: np.random.Gener
         (batch,) int64.
     """
     chosen: list[NDArray[np.int64]] = []
-    near = min(NEAR, len(anchors))
-    for seed in rng.integers(0, len(anchors), round(batch * hard / NEAR)):
-        chosen.append(np.argpartition(-(anchors @ anchors[seed]), near - 1)[:near])
-    chosen.append(rng.choice(len(anchors), batch, replace=False))
+    count = len(anchors)
+    near = min(NEAR, count)
+    looked = np.arange(count) if count <= CANDIDATES else np.unique(rng.integers(0, count, CANDIDATES))
+    rows = anchors[looked]
+    for seed in rng.integers(0, len(looked), round(batch * hard / NEAR)):
+        chosen.append(looked[np.argpartition(-(rows @ rows[seed]), near - 1)[:near]])
+    chosen.append(rng.choice(count, batch, replace=False))
     together = np.concatenate(chosen)
     _, first = np.unique(together, return_index=True)
     return together[np.sort(first)][:batch]

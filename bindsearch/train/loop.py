@@ -144,13 +144,19 @@ def fast_numbers(device: str = "cpu") -> AbstractContextManager[None]:
     return torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or has_bfloat16())
 
 
-def train_stage(stage: Stage, stop_after: int | None = None, say: Callable[[str], None] = print) -> dict[str, Any]:
+def train_stage(
+    stage: Stage,
+    stop_after: int | None = None,
+    say: Callable[[str], None] = print,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
     """Run a stage from its checkpoint, or from the start, to its end; overwrites the towers.
 
     Args:
         stage: what to run. Under torchrun every process runs the same one; the first one writes the checkpoints.
         stop_after: leave after this many steps in all, with a checkpoint; for tests of resuming.
         say: where the log's lines go.
+        stopped: asked after each step; True leaves with a checkpoint. Not for several processes: one would wait.
 
     Returns:
         Notes: step, curve, seconds.
@@ -181,9 +187,12 @@ def train_stage(stage: Stage, stop_after: int | None = None, say: Callable[[str]
             figures = {"step": step + 1, "loss": round(loss, 4), **stage.measure()}
             notes["curve"].append(figures)
             say(f"{config.name}: {figures}")
-        if rank() == 0 and (time.monotonic() - saved > checkpoint_every_s or step + 1 == end):
+        leave = step + 1 == end or stopped()
+        if rank() == 0 and (time.monotonic() - saved > checkpoint_every_s or leave):
             save_checkpoint(stage.path, stage.towers, optimiser, notes)
             saved = time.monotonic()
+        if leave:
+            break
     return notes
 
 
