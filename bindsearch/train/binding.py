@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bindsearch.errors import InputError, UnknownNameError, UnsupportedError
 from bindsearch.models.bind import ArchitectureConfig, Tower, build_tower
 from bindsearch.train.config import StageConfig, TrainConfig
 from bindsearch.train.loop import Batch, Stage, fast_numbers
@@ -159,7 +160,7 @@ def text_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -
             lambda part: towers["vision"](seen[part]),
             lambda part: towers["text"](ids[part]),
             _tensor(fits),
-            None if naming is None else lambda rows: stage.naming * naming(rows, codes),
+            None if naming is None else lambda rows: stage.naming * naming(rows, codes, stage.naming_weights),
         )
 
     pairs = (("text", "image"), ("image", "text"), ("image", "image"), ("text", "video"), ("german", "text"))
@@ -199,7 +200,22 @@ def bound_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) 
 
 
 def build_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -> Stage:
-    """Prepare a stage of the world: text with the image tower, or a modality onto the frozen one."""
+    """Prepare a stage of the world: text with the image tower, or a modality onto the frozen one.
+
+    Raises:
+        UnknownNameError: the world has no such modality, or none that a stage binds.
+        UnsupportedError: a stage of text that leaves the image tower as it is, or another one that trains it.
+        InputError: no image tower is trained yet.
+    """
+    if stage.modality not in ("text", *PREPARE):
+        raise UnknownNameError(f"modality of stage {stage.name}", stage.modality, ("text", *PREPARE))
+    if (stage.modality == "text") != stage.train_anchor:
+        value, does = ("true", "trains") if stage.modality == "text" else ("false", "does not train")
+        raise UnsupportedError(
+            f"stage {stage.name}: a stage of {stage.modality} {does} the image tower. Set train_anchor to {value}."
+        )
+    if stage.modality != "text" and not {"vision", "text"} <= trained.keys():
+        raise InputError(f"stage {stage.name}: no stage before it trains the image tower. Put one of text first.")
     return (text_stage if stage.modality == "text" else bound_stage)(run, stage, trained)
 
 

@@ -36,6 +36,7 @@ class StageConfig:
             negatives that agree in the other attribute.
         naming: weight of the loss of naming what an anchor shows, beside the contrastive one; only where the anchor is
             trained.
+        naming_weights: of the named attributes, in the order of `naming.NAMED`.
         video_share: share of a batch whose anchors are clips of two frames; only where the anchor is trained.
         styles: of captions, in equal shares: varied, plain (subject or setting or both), full (with the motion).
         languages: of captions, in equal shares.
@@ -63,6 +64,7 @@ class StageConfig:
     shared_setting: float = 0.4
     shared_subject: float = 0.2
     naming: float = 0.0
+    naming_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     video_share: float = 0.0
     styles: tuple[str, ...] = ("varied",)
     languages: tuple[str, ...] = ("english",)
@@ -91,6 +93,13 @@ class StageConfig:
             self.video_share > 0 and round(self.video_share * self.batch) > self.clips
         ):
             raise InputError(f"{where}: video_share {self.video_share} of {self.batch} needs as many clips as that.")
+        if self.naming < 0:
+            raise InputError(f"{where}: naming is the weight of a loss, 0 or more; got {self.naming}.")
+        if not self.train_anchor and (self.naming or self.video_share):
+            raise InputError(
+                f"{where}: naming {self.naming} and video_share {self.video_share} are for a stage that trains the "
+                "image tower. Add train_anchor: true, or leave both out."
+            )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ plateau for a thousand steps (ADR 0068); naming what a picture shows lifts it of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -37,22 +39,23 @@ class Naming(nn.Module):
                 head.weight.normal_(0.0, dim**-0.5, generator=generator)
                 head.bias.zero_()
 
-    def forward(self, embeddings: Tensor, codes: Tensor) -> Tensor:
-        """Sum the attributes' mean cross entropies.
+    def forward(self, embeddings: Tensor, codes: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+        """Sum the attributes' mean cross entropies, weighted.
 
         Args:
             embeddings: (B, d) float, any norm. Not modified.
             codes: (B, 4) int64, columns as in NAMED; ABSENT counts for nothing.
+            weights: one number an attribute.
 
         Returns:
             A scalar tensor.
         """
         rows = SCALE * F.normalize(embeddings.float(), dim=1)
         total = rows.new_zeros(())
-        for column, head in enumerate(self.heads.values()):
+        for column, (head, weight) in enumerate(zip(self.heads.values(), weights, strict=True)):
             seen = codes[:, column] != ABSENT
             if bool(seen.any()):
-                total = total + F.cross_entropy(head(rows[seen]), codes[seen, column])
+                total = total + weight * F.cross_entropy(head(rows[seen]), codes[seen, column])
         return total
 
 
