@@ -27,7 +27,6 @@ from bindsearch.registry import MODALITIES
 from bindsearch.train import loop
 from bindsearch.train.binding import embed_rows
 from bindsearch.train.config import StageConfig, TrainConfig, load_train_config
-from bindsearch.train.curves import write_curves
 from bindsearch.train.loop import backward, learning_rate, step_generator, train_stage
 from bindsearch.train.loss import info_nce
 from bindsearch.train.measure import accuracy, named_shares, other_hits, pair_figures, top_hits
@@ -153,6 +152,8 @@ def mini():
 def train_mini():
     """Load tools/train_mini.py as a module."""
     path = TESTS.parent / "tools" / "train_mini.py"
+    if str(path.parent) not in sys.path:  # where its neighbour lies
+        sys.path.append(str(path.parent))
     found = importlib.util.spec_from_file_location("train_mini", path)
     module = importlib.util.module_from_spec(found)
     sys.modules["train_mini"] = module
@@ -309,49 +310,53 @@ def test_rows_of_processes_tile_the_batch(monkeypatch):
     assert parts == list(range(16))
 
 
-def driver(*arguments, processes=1):
+def driver(folder, steps, chunks, sleep_s, processes=1):
     """Start train_driver.py, alone or under torchrun."""
     launch = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
-    command = [sys.executable, *launch, str(TESTS / "train_driver.py"), *map(str, arguments)]
+    command = [sys.executable, *launch, str(TESTS / "train_driver.py"), str(folder), str(steps), chunks, str(sleep_s)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def test_two_processes_train_as_one(tmp_path):
-    alone, together = driver(tmp_path / "one", 6, 0, 0), driver(tmp_path / "two", 6, 0, 0, processes=2)
-    chunked = driver(tmp_path / "cut", 6, 3, 0, processes=2)
-    for process in (alone, together, chunked):
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
-    one, two, cut = (load_file(tmp_path / name / "toy.safetensors") for name in ("one", "two", "cut"))
-    assert set(one) == set(two) == set(cut)
-    moved = build_tower(tiny(), "thermal", seed=3).state_dict()["head.proj.weight"]
-    assert float((one["tower/thermal/head.proj.weight"] - moved).abs().max()) > 1e-3
+def test_two_processes_train_as_one(tmp_path, monkeypatch):
+    together = driver(tmp_path, 6, "0,3", 0, processes=2)
+    monkeypatch.setattr(loop, "has_bfloat16", lambda: False)
+    alone = toy_stage(tmp_path / "alone", 6, random=False)
+    train_stage(alone, say=lambda line: None)
+    _, said = together.communicate(timeout=200)
+    assert together.returncode == 0, said
+    whole, cut = (load_file(tmp_path / f"chunk-{chunk}" / "toy.safetensors") for chunk in (0, 3))
+    one = {f"tower/{key.replace('.', '/', 1)}": value for key, value in weights(alone).items()}
+    assert set(one) == {key for key in whole if key.startswith("tower/")} and set(whole) == set(cut)
+    start = build_tower(tiny(), "thermal", seed=3).state_dict()["head.proj.weight"]
+    assert float((one["tower/thermal/head.proj.weight"] - start).abs().max()) > 1e-3
     for key, value in one.items():
-        if key.startswith("tower/"):  # Adam divides rounding by rounding where a gradient is almost zero
-            assert torch.allclose(value, two[key], atol=2e-4), key
-            assert torch.allclose(value, cut[key], atol=2e-4), key
+        for other in (whole[key], cut[key]):
+            difference = (value - other).abs()
+            if key.endswith("in_proj_bias"):  # softmax takes no notice of a bias of the keys: Adam divides
+                difference = torch.cat((difference[:16], difference[32:]))  # rounding by rounding there
+            assert float(difference.max()) < 1e-5, key
 
 
 def test_killed_and_resumed_training_equals_undisturbed_training_bit_for_bit(tmp_path):
-    whole = driver(tmp_path / "whole", 14, 5, 0.001)
+    whole = driver(tmp_path / "whole", 14, "5", 0.001)
     for limit in (3, 8):
-        killed = driver(tmp_path / "killed", 14, 5, 0.05)
+        killed = driver(tmp_path / "killed", 14, "5", 0.05)
         for line in killed.stdout:
             if f"step {limit}/14" in line:
                 break
         killed.send_signal(signal.SIGKILL)
         killed.communicate(timeout=60)
         assert killed.returncode == -signal.SIGKILL
-        assert finished_steps(tmp_path / "killed") in (limit - 1, limit)
-    resumed = driver(tmp_path / "killed", 14, 5, 0.001)
+        assert finished_steps(tmp_path / "killed" / "chunk-5") in (limit - 1, limit)
+    resumed = driver(tmp_path / "killed", 14, "5", 0.001)
     out, said = resumed.communicate(timeout=120)
     assert resumed.returncode == 0 and "resumed at step" in out, said
     _, said = whole.communicate(timeout=120)
     assert whole.returncode == 0, said
-    a, b = (load_file(tmp_path / name / "toy.safetensors") for name in ("whole", "killed"))
+    a, b = (load_file(tmp_path / name / "chunk-5" / "toy.safetensors") for name in ("whole", "killed"))
     assert set(a) == set(b) and all(torch.equal(value, b[key]) for key, value in a.items())
 
 
@@ -444,36 +449,68 @@ def small(stages):
     return replace(config, validation=30, measure_every=3, log_every=1, stages=tuple(made[at] for at in stages))
 
 
-def test_stages_of_the_world_run_are_skipped_when_done_and_start_anew_from_a_seed(tmp_path):
-    tool, lines = train_mini(), []
-    stages = [0, *range(len(packaged().stages) - 4, len(packaged().stages))]
-    run = tool.prepare(small(stages), tmp_path, 0, lines.append)
-    first = tool.run_stages(run, None, None, False, lines.append)
-    assert sorted(first) == ["audio", "depth", "imu", "text", "thermal", "vision"]
-    notes = json.loads((tmp_path / "video-imu.json").read_text(encoding="utf-8"))
+def bundled_bytes():
+    """What a run beside the bundled space must leave alone."""
+    tool = train_mini()
+    files = [*tool.BUNDLED.iterdir(), *tool.RESULTS.glob("mini_training.*")]
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_stages_of_the_world_run_are_skipped_when_done_and_start_anew_from_a_seed(tmp_path, monkeypatch, capsys):
+    tool, kept, threads = train_mini(), bundled_bytes(), torch.get_num_threads()
+    config = small([0, *range(len(packaged().stages) - 4, len(packaged().stages))])
+    (tmp_path / "small.json").write_text(json.dumps(to_json_dict(config)), encoding="utf-8")
+    folder = tmp_path / "run"
+
+    def called(*more):
+        every = [str(folder), "--config", str(tmp_path / "small.json"), "--workers", "0", "--threads", str(threads)]
+        monkeypatch.setattr(sys, "argv", ["train_mini.py", *every, *map(str, more)])
+        tool.main()
+        return capsys.readouterr().out
+
+    said = called("--output", tmp_path / "space")
+    assert "image, video, text, audio, depth, thermal, imu" in said and "done before" not in said
+    notes = json.loads((folder / "video-imu.json").read_text(encoding="utf-8"))
     assert {key for key in notes["curve"][-1] if "->" in key} >= {"imu->video motion", "imu->text motion"}
-    began = len(lines)
-    again = tool.run_stages(run, None, None, False, lines.append)
-    assert all("done before" in line for line in lines[began:]) and len(lines) == began + 5
-    for name, tower in first.items():
-        assert all(torch.equal(value, again[name].state_dict()[key]) for key, value in tower.state_dict().items())
-    other = tool.run_stages(run, 7, None, False, lines.append)
-    assert torch.equal(other["vision"].head.proj.weight, first["vision"].head.proj.weight)
-    assert not torch.equal(other["depth"].head.proj.weight, first["depth"].head.proj.weight)
-    written = write_curves(run.config, [tmp_path], tmp_path / "curves.json")
-    assert list(written["stages"]) == [stage.name for stage in run.config.stages]
-    assert (tmp_path / "curves.svg").read_bytes().startswith(b"<?xml")
-    check_space(tool, run, first, tmp_path / "space")
+    again = called("--output", tmp_path / "again", "--partial")
+    assert again.count("done before") == 5 and "step" not in again
+    other = called("--output", tmp_path / "other", "--seed", 7)
+    assert other.count("done before") == 1
+    spaces = {name: tmp_path / name for name in ("space", "again", "other")}
+    for name in ("vision", "text", "depth"):
+        files = {key: (space / f"{name}.safetensors").read_bytes() for key, space in spaces.items()}
+        assert files["space"] == files["again"] and (files["space"] == files["other"]) == (name != "depth"), name
+    assert not (tmp_path / "space" / "naming.safetensors").exists()
+    curves = json.loads((folder / "mini_training.json").read_text(encoding="utf-8"))
+    assert list(curves["stages"]) == [stage.name for stage in config.stages]
+    assert (folder / "mini_training.svg").read_bytes().startswith(b"<?xml")
+    assert (folder / "seed-7" / "mini_training.log").read_text(encoding="utf-8").count("stage 1/5") == 3
+    check_cards(spaces, curves)
+    run = tool.prepare(config, folder, 0, print)
+    check_space(run, tool.run_stages(run, None, None, True, print), tmp_path / "space")
+    with pytest.raises(SystemExit):
+        called("--seed", 7)
+    assert "say --output FOLDER" in capsys.readouterr().err
+    assert bundled_bytes() == kept
 
 
-def check_space(tool, run, towers, folder):
+def check_cards(spaces, curves):
+    """What the cards say is what the run measured."""
+    cards = {name: (space / "README.md").read_text(encoding="utf-8") for name, space in spaces.items()}
+    assert cards["space"] == cards["again"] and "after the image tower: 7" in cards["other"]
+    assert json.loads((spaces["space"] / "space.json").read_text(encoding="utf-8"))["source"]["seed"] == 20
+    last = curves["stages"]["image-audio"]["curve"][-1]
+    row = next(line for line in cards["space"].splitlines() if line.startswith("| audio → text |"))
+    assert "never paired" in row and f"{last['audio->text subject']:.3f} (" in row
+    weak = next(line for line in cards["space"].splitlines() if line.startswith("**Weak spots**"))
+    assert f"subject, audio → text ({last['audio->text subject']:.2f})" in weak
+
+
+def check_space(run, towers, folder):
     """What is written embeds files as the towers embed the pool's rows."""
     from bindsearch.models.spaces import load_space
     from bindsearch.world.files import SUFFIXES, encode, render_values
 
-    said = []
-    tool.write_space(run, towers, folder, None, said.append)
-    assert "image, video, text, audio, depth, thermal, imu" in said[0]
     space = load_space(str(folder))
     scenes = sample(split_seeds("test", 3))
     for modality in ("image", "video", "audio", "depth", "thermal", "imu"):
@@ -518,7 +555,7 @@ def test_other_hits_leave_a_row_itself_out_and_figures_name_what_both_carry():
     assert (hits != np.arange(40)).all()
     scores = unit @ unit.T - 9 * np.eye(40)
     assert np.array_equal(hits, scores.argmax(axis=1))
-    motions = np.eye(6, dtype=np.float32)[scenes.motion]
+    motions = np.eye(8, dtype=np.float32)[scenes.motion]
     figures = pair_figures(
         scenes, {"imu": motions, "text": motions, "audio": unit}, (("imu", "text"), ("audio", "text"))
     )

@@ -1,5 +1,7 @@
 """Train bindsearch-mini from nothing: draw the world, bind text, then the other modalities, to images; write the space.
 
+The space's folder gets a card, README.md, whose figures are those of the run.
+
 python tools/train_mini.py runs/mini                      # every stage; resumes where it was stopped
 python tools/train_mini.py runs/mini --stage image-text   # no further than this stage
 python tools/train_mini.py runs/mini --partial            # write the space with the towers that are trained so far
@@ -13,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mini_card import space_bytes, write_card
 
 from bindsearch.modalities.bpe import closed_id_map
 from bindsearch.models.architecture import load_preprocess
@@ -37,6 +39,7 @@ from bindsearch.train.naming import Naming
 from bindsearch.world.text import vocabulary
 
 PACKAGE = Path(str(resources.files("bindsearch")))
+BUNDLED = PACKAGE / "models" / "spaces" / "bindsearch-mini"
 RESULTS = PACKAGE.parent / "benchmarks" / "results"
 ORDER = ("image", "video", "text", "audio", "depth", "thermal", "imu")
 LIMIT_BYTES = 12_000_000
@@ -133,7 +136,7 @@ def write_space(run: Run, towers: dict[str, Tower], folder: Path, seed: int | No
         licence="Apache-2.0",
     )
     written = save_space(folder, manifest, {name: getters(tower) for name, tower in towers.items()}, dtype="float16")
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+    size = space_bytes(folder)
     say(f"{written.space_id}: {', '.join(manifest.modalities)}; {size} bytes in {folder}")
     if size > LIMIT_BYTES:
         say(f"{folder}: {size} bytes, over the limit of {LIMIT_BYTES}. Make a tower narrower in {config.space}.json.")
@@ -142,22 +145,30 @@ def write_space(run: Run, towers: dict[str, Tower], folder: Path, seed: int | No
 def main() -> None:
     """Train, then write the space."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="checkpoints, pools, log and curves")
+    parser.add_argument("folder", type=Path, help="checkpoints, pools and log")
     parser.add_argument("--config", type=Path, default=PACKAGE / "train" / "mini.json")
+    parser.add_argument("--output", type=Path, help="space to write; the bundled one where it is not given")
     parser.add_argument(
-        "--output", type=Path, default=PACKAGE / "models" / "spaces" / "bindsearch-mini", help="space to write"
+        "--curves",
+        type=Path,
+        help="JSON of the curves, a plot and the log beside it; benchmarks/results/mini_training.json for the bundled "
+        "space, otherwise in the folder (with --seed, in that seed's folder)",
     )
-    parser.add_argument(
-        "--curves", type=Path, help="JSON of the curves, a plot and the log beside it; with --seed, in its own folder"
-    )
-    parser.add_argument("--stage", help="stop after this stage")
+    parser.add_argument("--stage", help="stop after this stage, write no space")
     parser.add_argument("--partial", action="store_true", help="train nothing: write the towers that are done")
-    parser.add_argument("--seed", type=int, help="of the stages that leave the image tower as it is")
+    parser.add_argument("--seed", type=int, help="of the stages that leave the image tower as it is; needs --output")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2, help="processes that render")
     arguments = parser.parse_args()
+    writes = arguments.partial or arguments.stage is None
+    if arguments.seed is not None and writes and arguments.output is None:
+        parser.error(f"--seed {arguments.seed} would take the bundled space's place: say --output FOLDER.")
+    config = load_train_config(arguments.config)
+    if arguments.stage is not None and arguments.stage not in [stage.name for stage in config.stages]:
+        parser.error(f"--stage {arguments.stage}: the stages are {', '.join(stage.name for stage in config.stages)}.")
     torch.set_num_threads(arguments.threads)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    own = arguments.folder if arguments.seed is None else arguments.folder / f"seed-{arguments.seed}"
+    own.mkdir(parents=True, exist_ok=True)
     log = (arguments.folder / "train.log").open("a", encoding="utf-8")
     began = time.time()
 
@@ -166,15 +177,24 @@ def main() -> None:
         log.write(f"{time.strftime('%H:%M:%S', time.gmtime())} {line}\n")
         log.flush()
 
-    run = prepare(load_train_config(arguments.config), arguments.folder, arguments.workers, say)
+    run = prepare(config, arguments.folder, arguments.workers, say)
     towers = run_stages(run, arguments.seed, arguments.stage, arguments.partial, say)
-    if arguments.partial or arguments.stage is None:
-        write_space(run, towers, arguments.output, arguments.seed, say)
-    own = None if arguments.seed is None else arguments.folder / f"seed-{arguments.seed}"
-    curves = arguments.curves or (RESULTS if own is None else own) / "mini_training.json"
-    write_curves(run.config, [arguments.folder, *([own] if own else [])], curves)
-    shutil.copyfile(arguments.folder / "train.log", curves.with_suffix(".log"))
+    bundled = writes and arguments.output is None
+    curves = arguments.curves or (RESULTS if bundled else own) / "mini_training.json"
+    written = write_curves(config, list(dict.fromkeys((arguments.folder, own))), curves)
+    if writes:
+        output = arguments.output or BUNDLED
+        write_space(run, towers, output, arguments.seed, say)
+        write_card(output, written)
     say(f"trained {', '.join(towers)} in {(time.time() - began) / 60:.1f} min")
+    log.close()
+    copy_log(arguments.folder / "train.log", curves.with_suffix(".log"))
+
+
+def copy_log(log: Path, copy: Path) -> None:
+    """Copy the log; paths in it start at the project."""
+    text = log.read_text(encoding="utf-8")
+    copy.write_text(text.replace(f"{PACKAGE.parent}/", ""), encoding="utf-8")
 
 
 if __name__ == "__main__":

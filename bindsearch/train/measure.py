@@ -42,11 +42,15 @@ def other_hits(rows: NDArray[np.float32], block: int = 1024) -> NDArray[np.int64
 
 
 def accuracy(asked: Codes, found: Codes) -> dict[str, float]:
-    """Give the share of equal codes with its 95 % interval.
+    """Give the share of equal codes with its 95 % interval, see `interval`."""
+    return interval(float(np.mean(asked == found)), len(asked))
+
+
+def interval(share: float, n: int) -> dict[str, float]:
+    """Give a share of n with its 95 % interval: value, low, high and n.
 
     Source: Wilson's score interval.
     """
-    n, share = len(asked), float(np.mean(asked == found))
     z = 1.959964
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
