@@ -48,7 +48,7 @@ def bindsearch(*words: str | Path, cwd: Path) -> float:
 def write_pairs(folder: Path, count: int) -> list[str]:
     """Write pictures and sounds of scenes as files, and the two manifests; give the stems."""
     first = int(split_seeds("train", 1, FIRST_PAIR)[0])
-    write_world(count, folder, first, 64, modalities=("image", "audio", "text"), workers=2, progress=True)
+    write_world(count, folder, first, 64, modalities=("image", "audio", "text"), workers=2, progress=False)
     stems = sorted(path.stem for path in folder.glob("*.png"))
     with (folder / "pairs.csv").open("w", newline="") as file:
         writer = csv.writer(file)
