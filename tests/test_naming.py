@@ -30,22 +30,24 @@ def test_loss_is_the_sum_of_mean_cross_entropies_over_what_is_there():
     codes[1, 0] = codes[4, 2] = codes[5, 2] = ABSENT
     x = rows.double().numpy()
     x = SCALE * x / np.linalg.norm(x, axis=1, keepdims=True)
-    wanted = 0.0
+    means = []
     for column, name in enumerate(NAMED):
         head = naming.heads[name]
         logits = x @ head.weight.detach().double().numpy().T + head.bias.detach().double().numpy()
         losses = (
             np.log(np.exp(logits).sum(axis=1)) - np.take_along_axis(logits, codes.numpy().clip(0)[:, [column]], 1)[:, 0]
         )
-        wanted += losses[codes[:, column].numpy() != ABSENT].mean()
-    assert float(naming(rows, codes)) == pytest.approx(wanted, rel=1e-5)
-    assert float(naming(3.0 * rows, codes)) == pytest.approx(wanted, rel=1e-5)  # any norm
+        means.append(losses[codes[:, column].numpy() != ABSENT].mean())
+    wanted, weights = sum(means), (1.0, 0.5, 2.0, 0.25)
+    assert float(naming(rows, codes).detach()) == pytest.approx(wanted, rel=1e-5)
+    assert float(naming(3.0 * rows, codes).detach()) == pytest.approx(wanted, rel=1e-5)  # any norm
+    assert float(naming(rows, codes, weights).detach()) == pytest.approx(float(np.dot(means, weights)), rel=1e-5)
 
 
 def test_what_no_row_has_counts_for_nothing():
     naming, rows = Naming(8, seed=1), unit(2)
     codes = torch.full((7, 4), ABSENT)
-    assert float(naming(rows, codes)) == 0.0
+    assert float(naming(rows, codes).detach()) == 0.0
     codes[:, 1] = 3
     one = naming(rows, codes)
     one.backward()
@@ -77,18 +79,19 @@ def test_naming_learns_what_rows_show():
     rows = torch.cat([torch.eye(many)[codes[:, column]] for column, many in enumerate((24, 8, 6, 9))], dim=1)
     naming = Naming(rows.shape[1], seed=1)
     optimiser = torch.optim.SGD(naming.parameters(), lr=0.5)
-    began = float(naming(rows, codes))
+    began = float(naming(rows, codes).detach())
     for _ in range(100):
         optimiser.zero_grad()
         naming(rows, codes).backward()
         optimiser.step()
-    assert float(naming(rows, codes)) < 0.1 * began
+    assert float(naming(rows, codes).detach()) < 0.1 * began
     right = [(head(rows).argmax(1) == codes[:, k]).float().mean() for k, head in enumerate(naming.heads.values())]
     assert min(right) == 1.0
     moved = rows.clone().requires_grad_()
     loss = Naming(rows.shape[1], seed=2)(moved, codes)
     loss.backward()
-    assert float(Naming(rows.shape[1], seed=2)(rows - 0.1 * moved.grad, codes)) < float(loss)
+    lower = Naming(rows.shape[1], seed=2)(rows - 0.1 * moved.grad, codes)
+    assert float(lower.detach()) < float(loss.detach())
 
 
 def test_naming_reaches_the_anchors_tower_and_no_other(tmp_path, monkeypatch):
@@ -123,6 +126,8 @@ def test_naming_and_clips_are_for_stages_that_train_the_image_tower():
         replace(text, naming=0.0, train_anchor=False)
     with pytest.raises(InputError, match="0 or more; got -1"):
         replace(text, naming=-1)
+    with pytest.raises(InputError, match=r"subject, setting, motion and colour; got 1\.0, 2\.0"):
+        replace(text, naming_weights=(1.0, 2.0))
 
 
 def test_stages_that_cannot_be_meant_are_refused_before_anything_is_rendered(tmp_path):

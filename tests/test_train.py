@@ -29,7 +29,7 @@ from bindsearch.train.binding import embed_rows
 from bindsearch.train.config import StageConfig, TrainConfig, load_train_config
 from bindsearch.train.loop import backward, learning_rate, step_generator, train_stage
 from bindsearch.train.loss import info_nce
-from bindsearch.train.measure import accuracy, named_shares, other_hits, pair_figures, top_hits
+from bindsearch.train.measure import accuracy, interval, named_shares, other_hits, pair_figures, top_hits
 from bindsearch.train.pairs import PREPARE, BatchDrawer, TextRows, alike, normalise_clips, normalise_images
 from bindsearch.train.pool import MEL_SCALE, RENDERERS, pool_scenes, render_pool, video_rows
 from bindsearch.train.processes import own_rows
@@ -502,8 +502,8 @@ def check_cards(spaces, curves):
     last = curves["stages"]["image-audio"]["curve"][-1]
     row = next(line for line in cards["space"].splitlines() if line.startswith("| audio → text |"))
     assert "never paired" in row and f"{last['audio->text subject']:.3f} (" in row
-    weak = next(line for line in cards["space"].splitlines() if line.startswith("**Weak spots**"))
-    assert f"subject, audio → text ({last['audio->text subject']:.2f})" in weak
+    weak = next(part for part in cards["space"].split("\n\n") if part.startswith("**Weak spots**"))
+    assert f"subject, audio → text ({last['audio->text subject']:.2f})" in " ".join(weak.split())
 
 
 def check_space(run, towers, folder):
@@ -534,6 +534,7 @@ def test_accuracy_has_wilsons_interval():
     figures = accuracy(np.array([1, 2, 3, 4] * 5), np.array([1, 2, 3, 0] * 5))
     assert figures["value"] == 0.75 and figures["n"] == 20
     assert figures["low"] == pytest.approx(0.5313, abs=2e-3) and figures["high"] == pytest.approx(0.8881, abs=2e-3)
+    assert (interval(0.0, 30)["low"], interval(1.0, 30)["high"]) == (0.0, 1.0)
 
 
 def test_top_hits_and_shares():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def card(manifest: SpaceManifest, size_bytes: int, curves: Mapping[str, Any]) ->
     """Fill the card in."""
     figures, n = last_figures(curves), int(curves["config"]["validation"])
     second = manifest.source.get("seed_of_stage_2")
-    return TEXT.format(
+    text = TEXT.format(
         name=manifest.name,
         modalities=listed(manifest.modalities),
         size=f"{size_bytes / 1e6:.1f} MB",
@@ -98,6 +99,12 @@ def card(manifest: SpaceManifest, size_bytes: int, curves: Mapping[str, Any]) ->
         minutes=sum(stage["seconds"] for stage in curves["stages"].values()) / 60,
         stages=stage_table(curves),
     )
+    return "\n\n".join(wrapped(part) for part in text.rstrip("\n").split("\n\n")) + "\n"
+
+
+def wrapped(part: str) -> str:
+    """Break the lines of a paragraph anew; headings and tables stay."""
+    return part if part.startswith(("#", "|")) else textwrap.fill(part, 120, break_on_hyphens=False)
 
 
 def listed(words: tuple[str, ...]) -> str:

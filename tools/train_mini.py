@@ -186,7 +186,7 @@ def main() -> None:
         output = arguments.output or BUNDLED
         write_space(run, towers, output, arguments.seed, say)
         write_card(output, written)
-    say(f"trained {', '.join(towers)} in {(time.time() - began) / 60:.1f} min")
+    say(f"trained {', '.join(name for name in towers if name != NAMING)} in {(time.time() - began) / 60:.1f} min")
     log.close()
     copy_log(arguments.folder / "train.log", curves.with_suffix(".log"))
 

@@ -95,6 +95,11 @@ class StageConfig:
             raise InputError(f"{where}: video_share {self.video_share} of {self.batch} needs as many clips as that.")
         if self.naming < 0:
             raise InputError(f"{where}: naming is the weight of a loss, 0 or more; got {self.naming}.")
+        if len(self.naming_weights) != 4 or min(self.naming_weights) < 0:
+            raise InputError(
+                f"{where}: naming_weights are four numbers of 0 or more, for subject, setting, motion and colour; got "
+                f"{', '.join(map(str, self.naming_weights)) or 'none'}."
+            )
         if not self.train_anchor and (self.naming or self.video_share):
             raise InputError(
                 f"{where}: naming {self.naming} and video_share {self.video_share} are for a stage that trains the "

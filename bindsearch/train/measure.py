@@ -54,7 +54,8 @@ def interval(share: float, n: int) -> dict[str, float]:
     z = 1.959964
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return {"value": round(share, 4), "low": round(centre - half, 4), "high": round(centre + half, 4), "n": n}
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return {"value": round(share, 4), "low": round(low, 4), "high": round(high, 4), "n": n}
 
 
 def named_shares(asked: Scenes, found: Scenes, hits: NDArray[np.int64]) -> dict[str, Any]:
