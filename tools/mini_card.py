@@ -52,8 +52,10 @@ rendered values. "german" is text in the second language. All pairs, among 2,000
 ## How it was made
 
 `python tools/train_mini.py runs/mini`, {seeds}: {minutes:.0f} minutes of steps, to which comes the drawing of the
-world. Images, videos and texts are trained together, every other modality onto the frozen image tower. Weights are kept
-in float16. Curves and log: `mini_training.json`, `.svg` and `.log` in `benchmarks/results`.
+world. Images, videos and texts are trained together; while they are, the image tower also learns to name the scenes'
+subject, setting, motion and colour by labels (ADR 0068). Every other modality is trained onto the frozen image tower;
+of labels it uses which scenes of a batch agree: they are no negatives, and for imu they count as pairs. Weights are
+kept in float16. Curves and log: `mini_training.json`, `.svg` and `.log` in `benchmarks/results`.
 
 {stages}
 """
