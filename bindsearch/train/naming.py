@@ -33,9 +33,10 @@ class Naming(nn.Module):
         """Draw the weights: normal, 1 / sqrt(dim)."""
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.heads = nn.ModuleDict({name: nn.Linear(dim, len(names(name))) for name in NAMED})
+        heads = {name: nn.Linear(dim, len(names(name))) for name in NAMED}
+        self.heads = nn.ModuleDict(heads)
         with torch.no_grad():
-            for head in self.heads.values():
+            for head in heads.values():
                 head.weight.normal_(0.0, dim**-0.5, generator=generator)
                 head.bias.zero_()
 

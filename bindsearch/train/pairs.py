@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -174,7 +174,12 @@ def imu_batch(rows: NDArray[np.float16], rng: Generator | None) -> Tensor:
     return x
 
 
-PREPARE = {"audio": mel_batch, "depth": grid_batch, "thermal": grid_batch, "imu": imu_batch}
+PREPARE: dict[str, Callable[[NDArray[Any], Generator | None], Tensor]] = {
+    "audio": mel_batch,
+    "depth": grid_batch,
+    "thermal": grid_batch,
+    "imu": imu_batch,
+}
 """Kept rows of a modality -> what its tower takes."""
 
 

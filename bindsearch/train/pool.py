@@ -54,7 +54,8 @@ def file_rows(modality: str, scenes: Scenes, numbers: Mapping[str, Any]) -> NDAr
 def audio_rows(scenes: Scenes, numbers: Mapping[str, Any]) -> NDArray[np.int8]:
     """Render sounds and preprocess their first clip, (n, M, T) int8 of MEL_SCALE a unit."""
     clips = file_rows("audio", scenes, numbers)[:, 0]
-    return np.clip(np.rint(clips * MEL_SCALE), -127, 127).astype(np.int8)
+    kept: NDArray[np.int8] = np.clip(np.rint(clips * MEL_SCALE), -127, 127).astype(np.int8)
+    return kept
 
 
 def _half_rows(modality: str) -> Renderer:
