@@ -45,7 +45,7 @@ CARRIES = {
 MAIN = {**dict.fromkeys(CARRIES["subject"], "subject"), "imu": "motion"}
 SHOTS = (1, 2, 4, 8)
 PROBE_DRAWS = 5
-BLOCK = 200
+CLIPS = 3
 
 
 def prompts(attribute: str) -> dict[str, Labels]:
@@ -137,19 +137,24 @@ def measure_probe(
 # ---- networks from scratch -------------------------------------------------------------------------------------------
 
 
-def inputs_of(space: Space, world: World, home: Path, modality: str) -> NDArray[np.float16]:
-    """Decode and preprocess a world's files as `space.embed` does: (n, S, ...) float16, kept on disk."""
+def inputs_of(space: Space, world: World, home: Path, modality: str, first: int) -> NDArray[np.float16]:
+    """Decode and preprocess a world's first files as `space.embed` does, kept on disk.
+
+    Returns:
+        (first, S, ...) float16; of a video's clips CLIPS, evenly chosen.
+    """
     config = space.config(modality)
-    file = home / "inputs" / f"{world.name}-{world.n}-{modality}-{config.id.replace(':', '_')}.npy"
+    file = home / "inputs" / f"{world.name}-{first}-{modality}-{config.id.replace(':', '_')}.npy"
     if file.exists():
         return np.load(file, allow_pickle=False, mmap_mode="r")
     kind = space.modality(modality)
-    paths = list_files(world, write_files(world, home, (modality,)), modality)
-    parts = [
-        np.stack([kind.preprocess(kind.decode(kind.source_of(one), config), config) for one in paths[at : at + BLOCK]])
-        for at in range(0, len(paths), BLOCK)
-    ]
-    rows = np.concatenate([part.astype(np.float16) for part in parts])
+    paths = list_files(world, write_files(world, home, (modality,)), modality)[:first]
+    parts = []
+    for one in paths:
+        clips = kind.preprocess(kind.decode(kind.source_of(one), config), config)
+        kept = np.linspace(0, len(clips) - 1, min(len(clips), CLIPS)).round().astype(int)
+        parts.append(clips[kept].astype(np.float16))
+    rows = np.stack(parts)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp.npy")
     np.save(temporary, rows)
@@ -313,8 +318,8 @@ def measure(space: Space, arguments: argparse.Namespace) -> dict[str, Any]:
             "linear probe": measure_probe(shots, (rows[modality][:tested], asked[:tested])),
         }
         if arguments.networks:
-            examples = (inputs_of(space, pool, home, modality), own)
-            exam = (inputs_of(space, test, home, modality)[:tested], asked[:tested])
+            examples = (inputs_of(space, pool, home, modality, arguments.pool), own)
+            exam = (inputs_of(space, test, home, modality, tested), asked[:tested])
             one["network from scratch"] = measure_network(
                 architecture, modality, examples, exam, cells, arguments.networks, Schooling()
             )
