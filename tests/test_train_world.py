@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bindsearch.config import from_json_dict, to_json_dict
-from bindsearch.errors import InputError, MissingInputError, UnknownNameError
+from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError
 from bindsearch.models.bind import build_tower, load_architecture
 from bindsearch.registry import MODALITIES
 from bindsearch.train.binding import embed_rows
@@ -232,6 +232,12 @@ def test_stages_of_the_world_run_are_skipped_when_done_and_start_anew_from_a_see
     check_cards(spaces, curves)
     run = tool.prepare(config, folder, 0, print)
     check_space(run, tool.run_stages(run, None, None, True, print), tmp_path / "space")
+    longer = replace(config, stages=(replace(config.stages[0], steps=4), *config.stages[1:]))
+    (tmp_path / "small.json").write_text(json.dumps(to_json_dict(longer)), encoding="utf-8")
+    with pytest.raises(
+        MismatchError, match=r"image-audio\.safetensors: bound to the image tower of another image-text-pl"
+    ):
+        called("--output", tmp_path / "space")
     with pytest.raises(SystemExit):
         called("--seed", 7)
     assert "say --output FOLDER" in capsys.readouterr().err

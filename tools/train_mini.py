@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from mini_card import space_bytes, write_card
 
+from bindsearch.errors import MismatchError
 from bindsearch.modalities.bpe import closed_id_map
 from bindsearch.models.architecture import load_preprocess
 from bindsearch.models.bind import ArchitectureConfig, Tower, build_tower, load_architecture
@@ -95,6 +96,7 @@ def run_stages(run: Run, seed: int | None, only: str | None, partial: bool, say:
             break
         head = f"stage {number + 1}/{len(run.config.stages)}: {stage.name}"
         if done is None:
+            check_later(here, number)
             say(head)
             began = time.monotonic()
             ready = build_stage(here, stage, trained)
@@ -108,6 +110,22 @@ def run_stages(run: Run, seed: int | None, only: str | None, partial: bool, say:
         if stage.name == only:
             break
     return trained
+
+
+def check_later(run: Run, number: int) -> None:
+    """Refuse to train an image tower under stages that were bound to the one before it.
+
+    Raises:
+        MismatchError: a later stage has a checkpoint already.
+    """
+    stage, *later = run.config.stages[number:]
+    there = [run.folder / f"{other.name}.safetensors" for other in later]
+    there = [path for path in there if path.exists()]
+    if stage.train_anchor and there:
+        raise MismatchError(
+            f"{there[0]}: bound to the image tower of another {stage.name}, which is to be trained now. "
+            f"Use another folder, or remove {', '.join(path.name for path in there)}."
+        )
 
 
 def seeded(run: Run, seed: int) -> Run:
