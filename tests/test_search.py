@@ -401,6 +401,8 @@ def test_paths_in_a_file_are_relative_to_it_and_stdin_is_read(tmp_path, monkeypa
     path.write_text('{"image": "a.jpg@0.5", "vector": "v.npy", "text": "x"}')
     terms = read_requests(path)[0].terms
     assert [term.value for term in terms] == [str(tmp_path / "sub" / "a.jpg"), str(tmp_path / "sub" / "v.npy"), "x"]
+    path.write_text('{"image": "world:17#image", "audio": "https://example.org/a.wav"}')
+    assert [term.value for term in read_requests(path)[0].terms] == ["world:17#image", "https://example.org/a.wav"]
     monkeypatch.setattr(sys, "stdin", io.StringIO('{"audio": "b.wav"}\n'))
     assert read_requests("-")[0].terms[0].value == "b.wav"
 

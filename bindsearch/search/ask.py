@@ -327,7 +327,9 @@ def _is_numbers(value: Any) -> bool:
 
 
 def _relative_to(folder: Path, spec: TermSpec) -> TermSpec:
-    """Resolve a path as relative to the file that names it."""
+    """Resolve a path as relative to the file that names it; a URI and a name of media that are made stay."""
     if spec.kind in ("text", "item") or not isinstance(spec.value, str) or "://" in spec.value:
+        return spec
+    if maker_of(spec.value) is not None:
         return spec
     return replace(spec, value=str(folder / spec.value))
