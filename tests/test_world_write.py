@@ -33,7 +33,7 @@ from bindsearch.world.text import write_captions
 from bindsearch.world.thermal import HIGHEST_C, LOWEST_C, render_thermals
 from bindsearch.world.video import RATE_FPS, render_videos
 from bindsearch.world.view import render_views, view_scenes
-from bindsearch.world.write import read_world, write_world
+from bindsearch.world.write import World, read_world, write_world
 
 N, SIZE = 5, 64
 START = 20
@@ -148,6 +148,9 @@ def test_a_second_call_writes_what_is_missing_alone(world, tmp_path, monkeypatch
     there = read_world(folder)
     assert there is not None and there.n == N + 2 and set(there.modalities) == set(SUFFIXES)
     assert pq.read_table(folder / "attributes.parquet", use_threads=False).num_rows == N + 2
+    listed = pq.read_table(folder / "files.parquet", use_threads=False).column("path").to_pylist()
+    assert {name for name in listed if name > f"scene-{N:05d}"} == {"scene-00005.wav", "scene-00006.wav"}
+    assert all((folder / name).is_file() for name in listed) and len(listed) == N * 8 + 2
 
 
 def test_a_stopped_call_leaves_whole_files_and_goes_on(tmp_path, monkeypatch):
@@ -179,6 +182,15 @@ def test_several_processes_write_the_same(tmp_path):
     assert one == two and len(one) == 83
 
 
+@pytest.mark.parametrize(
+    ("size_px", "modalities", "workers", "length"),
+    [(64, ("text",), 1, 393), (256, tuple(SUFFIXES), 1, 16), (1024, tuple(SUFFIXES), 1, 8), (4096, ("video",), 1, 1)],
+)
+def test_blocks_fit_memory(size_px, modalities, workers, length):
+    blocks = list(writing._blocks(World(1000, 0, size_px, modalities=modalities), workers))
+    assert len(blocks[0]) == min(length, 500) and [number for block in blocks for number in block] == list(range(1000))
+
+
 def test_another_world_in_the_folder_is_refused(tmp_path):
     write_world(2, tmp_path, seed=5, size_px=32, modalities=("text",))
     for other, words in (({"seed": 6}, "seed 5, asked for 6"), ({"size_px": 64}, "size_px 32, asked for 64")):
@@ -198,7 +210,8 @@ def test_another_world_in_the_folder_is_refused(tmp_path):
         ({"seed": -1}, InputError, "seed >= 0"),
         ({"seed": 1 << 63}, InputError, "seeds up to"),
         ({"size_px": 33}, InputError, "an even number for videos, got 33"),
-        ({"size_px": 8}, InputError, "16 or more"),
+        ({"size_px": 8}, InputError, "expected 16 to 4096"),
+        ({"size_px": 8192}, InputError, "expected 16 to 4096"),
         ({"kind": "whole"}, UnknownNameError, "kind of scene"),
         ({"modalities": ("sound",)}, UnknownNameError, "modality of a written world 'sound'"),
         ({"language": "french"}, UnknownNameError, "Known: both, english, german"),
@@ -273,6 +286,12 @@ def test_commands(tmp_path, capsys):
     assert "Leave away --split and --start" in capsys.readouterr().err
     assert run(["world", "view", "test:3", "world:demo:0..2", "-o", str(tmp_path / "v.png"), "--size", "96"]) == 0
     assert (tmp_path / "v.png").is_file()
+    assert run(["world", "view", "3,size=224", "-o", str(tmp_path / "v.png")]) == 2
+    assert "3,size=224: a view shows all modalities" in capsys.readouterr().err
+    assert run(["world", "view", "0..90", "test:0..20", "-o", str(tmp_path / "v.png")]) == 2
+    assert "1 to 100 scenes, got 110" in capsys.readouterr().err
+    assert run([*asked, "--split", "test", "--start", str(2**40 - 2)]) == 2
+    assert "a split has scenes 0 to" in capsys.readouterr().err
     assert run(["world", "view", "dog", "-o", str(tmp_path / "v.png")]) == 2
     assert "expected whole numbers of scenes" in capsys.readouterr().err
     assert run(["embed", "world:9..3", "-o", str(tmp_path / "e"), "--space", "tiny"]) == 2

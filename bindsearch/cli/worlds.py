@@ -33,11 +33,13 @@ def world_write(
     from bindsearch.config import setting
     from bindsearch.embed import EmbedOptions
     from bindsearch.world.files import SUFFIXES
-    from bindsearch.world.scene import split_seeds
+    from bindsearch.world.scene import SPLIT_SIZE, split_seeds
     from bindsearch.world.write import write_world
 
     if seed is not None and (start or split != "demo"):
         raise InputError("--seed names a scene by itself. Leave away --split and --start, or --seed.")
+    if start + n > SPLIT_SIZE:
+        raise InputError(f"--start {start}: a split has scenes 0 to {SPLIT_SIZE - 1}. Type a smaller one.")
     write_world(
         n,
         output,
@@ -60,12 +62,17 @@ def world_view(
     kind: Annotated[str | None, typer.Option(help="full, subject (no setting), setting (no subject) or mixed.")] = None,
 ) -> None:
     """Draw scenes in all modalities, a row each."""
-    from bindsearch.world.address import parse
-    from bindsearch.world.view import view_scenes
+    from bindsearch.world.address import MODALITIES, SIZE_PX, parse
+    from bindsearch.world.view import MOST, view_scenes
 
     asked = [parse(scene if scene.startswith("world:") else f"world:{scene}") for scene in scenes]
     kinds = {kind} if kind else {address.kind for address in asked}
     if len(kinds) > 1:
         raise InputError(f"one view shows one kind of scene, got {', '.join(sorted(kinds))}. Write a view each.")
-    seeds = [seed for address in asked for seed in address.seeds[:101]]
+    for written, address in zip(scenes, asked, strict=True):
+        if (address.size, address.language, address.modalities) != (SIZE_PX, "english", MODALITIES):
+            raise InputError(f"{written}: a view shows all modalities and both languages, and --size is its size.")
+    if (count := sum(len(address.seeds) for address in asked)) > MOST:
+        raise InputError(f"a view shows 1 to {MOST} scenes, got {count}. To have more of them: bindsearch world write")
+    seeds = [seed for address in asked for seed in address.seeds]
     say(f"wrote {view_scenes(seeds, output, kinds.pop(), size_px)}")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIZE_PX = 192
+MOST = 100
+"""Scenes of one view."""
 STRIP = (4, 2)
 """Frames of the strip, across and down: every second one of the clip."""
 ENDINGS = (".png", ".jpg", ".jpeg", ".html")
@@ -112,10 +114,9 @@ def view_scenes(seeds: Sequence[int], path: str | Path, kind: str = "full", size
     path = Path(path)
     if path.suffix.lower() not in ENDINGS:
         raise InputError(f"{path}: a view ends in .png, .jpg or .html.")
-    if not 1 <= len(seeds) <= 100:
-        raise InputError(
-            f"a view shows 1 to 100 scenes, got {len(seeds)}. To have more of them: bindsearch world write"
-        )
+    if not 1 <= len(seeds) <= MOST:
+        what = f"a view shows 1 to {MOST} scenes, got {len(seeds)}"
+        raise InputError(f"{what}. To have more of them: bindsearch world write")
     if size_px % 2 or not 96 <= size_px <= 1024:
         raise InputError(f"size: expected an even number of pixels from 96 to 1024, got {size_px}.")
     from PIL.Image import Dither

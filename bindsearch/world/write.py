@@ -30,7 +30,8 @@ ATTRIBUTES, FILES, RECORD = "attributes.parquet", "files.parquet", "world.json"
 FORMAT = "bindsearch-world/1"
 BLOCK_BYTES = 48 << 20
 """Rendered values that one process holds at a time."""
-_LONGEST_BLOCK = 512
+_SHORTEST_BLOCK, _LONGEST_BLOCK = 8, 512
+LARGEST_PX = 4096
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ class World:
             raise InputError(f"write_world: expected n >= 1 and seed >= 0, got n = {self.n}, seed = {self.seed}.")
         if self.seed + self.n > 1 << 63:
             raise InputError(f"write_world: seeds up to 2^63 exist, got {self.seed} and {self.n} more.")
-        if self.size_px < 16 or ("video" in self.modalities and self.size_px % 2):
-            raise InputError(f"size: expected 16 or more, and an even number for videos, got {self.size_px}.")
+        if not 16 <= self.size_px <= LARGEST_PX or ("video" in self.modalities and self.size_px % 2):
+            what = f"expected 16 to {LARGEST_PX}, and an even number for videos"
+            raise InputError(f"size: {what}, got {self.size_px}.")
         if self.kind not in KINDS:
             raise UnknownNameError("kind of scene", self.kind, KINDS)
         for what, given, known in (("modality", self.modalities, SUFFIXES), ("language", self.languages, LANGUAGES)):
@@ -198,7 +200,8 @@ def _record(world: World) -> bytes:
 def _blocks(world: World, workers: int) -> Iterator[range]:
     """Cut the scenes in blocks: small enough for memory and for every worker to have some."""
     largest = max(bytes_each(modality, world.size_px) for modality in world.modalities)
-    length = min(_LONGEST_BLOCK, max(8, BLOCK_BYTES // largest), max(1, -(-world.n // (2 * workers))))
+    room = max(BLOCK_BYTES // largest, min(_SHORTEST_BLOCK, _SHORTEST_BLOCK * BLOCK_BYTES // largest), 1)
+    length = min(_LONGEST_BLOCK, room, max(1, -(-world.n // (2 * workers))))
     for start in range(0, world.n, length):
         yield range(start, min(start + length, world.n))
 
@@ -282,6 +285,7 @@ def write_tables(world: World, folder: Path) -> Path:
 
     from bindsearch.registry import MODALITIES
 
+    there = {path.name for path in folder.iterdir()}  # calls for other modalities or fewer scenes leave some unwritten
     rows: list[dict[str, Any]] = []
     files: list[dict[str, Any]] = []
     for start in range(0, world.n, _LONGEST_BLOCK * 8):
@@ -291,7 +295,7 @@ def write_tables(world: World, folder: Path) -> Path:
             rows.append({"stem": stem, **row})
             captions = {language: row.pop(caption_column(language)) for language in world.languages}
             for modality, language, name in world.files(number):
-                if modality in MODALITIES.built_in:
+                if modality in MODALITIES.built_in and name in there:
                     caption = captions[language if modality == "text" else world.languages[0]]
                     said = {"language": language if modality == "text" else None, "caption": caption, "group": stem}
                     files.append({"path": name, "modality": modality, **said, **row})
