@@ -30,6 +30,9 @@ class Maker(Protocol):
     def make(self, names: Sequence[str]) -> list[Source]:
         """Make items' media: sources that hold values. Many at once may be quicker than one by one."""
 
+    def bytes_of(self, name: str) -> int:
+        """Tell about how many bytes an item's media take when they are made."""
+
     def narrowed(self, name: str, modalities: Sequence[str]) -> str:
         """Name only some modalities of what a name stands for; InputError where that cannot be meant."""
 

@@ -250,6 +250,8 @@ def test_blocks_grow_and_hold_one_modality():
     assert (len(first), len(heavy.take()), len(heavy.take()), len(heavy.take())) == (32, 64, 4, 4)
     long = Blocks(Listing(["world:0..9000#image"]))
     assert max(len(block) for block in iter(long.take, ())) == LONGEST
+    large = Blocks(Listing(["world:0..40,size=512#video"]))  # 12 MiB each while they are made
+    assert [len(block) for block in iter(large.take, ())] == [4] * 10
 
 
 @pytest.mark.parametrize("workers", [0, 2])

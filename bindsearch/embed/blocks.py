@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from bindsearch.errors import InputError
 from bindsearch.listing import BrokenItem, FusedItem
 from bindsearch.makers import maker_of
 from bindsearch.types import Item
 
 BLOCK_BYTES = 48 << 20
-"""Decoded arrays of one block."""
+"""Of one block: what is made, and the arrays decoded from it."""
 LONGEST = 1024
 _FIRST = 32
 
@@ -19,6 +20,15 @@ def is_made(item: Item) -> bool:
     if item.literal is not None or item.member is not None or isinstance(item, FusedItem | BrokenItem):
         return False
     return maker_of(item.source) is not None
+
+
+def _bytes_of(item: Item) -> int:
+    """Tell about how many bytes a made item takes; 0 where its name is wrong, which is said when it is made."""
+    maker = maker_of(item.source)
+    try:
+        return 0 if maker is None else maker.bytes_of(item.source)
+    except InputError:
+        return 0
 
 
 class Blocks:
@@ -49,12 +59,14 @@ class Blocks:
             return (first,)
         if first.modality != self._modality:
             self._modality, self._length, self._nbytes = first.modality, _FIRST, 0
-        block = [first]
+        block, nbytes = [first], _bytes_of(first)
         while len(block) < self._length:
             item = next(self._items, None)
             if item is None:
                 break
-            if item.modality != first.modality or not is_made(item):
+            alike = item.modality == first.modality and is_made(item)
+            nbytes += _bytes_of(item) if alike else 0
+            if not alike or nbytes > BLOCK_BYTES:
                 self._held = item
                 break
             block.append(item)

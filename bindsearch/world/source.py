@@ -13,7 +13,7 @@ from bindsearch.registry import MAKERS
 from bindsearch.sources import Source
 from bindsearch.types import Item
 from bindsearch.world.address import SCHEME, Address, parse
-from bindsearch.world.files import render_values, to_source
+from bindsearch.world.files import bytes_each, render_values, to_source
 from bindsearch.world.scene import sample
 from bindsearch.world.write import caption_column, scene_rows
 
@@ -85,6 +85,15 @@ class WorldMaker:
             for place, value in zip(places, values, strict=True):
                 made[place] = to_source(value, modality, names[place])
         return [made[place] for place in range(len(names))]
+
+    def bytes_of(self, name: str) -> int:
+        """Tell about how many bytes a rendered item takes.
+
+        Raises:
+            InputError: an address of several scenes or modalities.
+        """
+        address = self._one(name)
+        return bytes_each(address.modalities[0], address.size)
 
     def _one(self, name: str) -> Address:
         address = parse(name)
