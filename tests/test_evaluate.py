@@ -23,6 +23,7 @@ from bindsearch.evaluate import (
     measure_pairs,
     measure_zero_shot,
     read_rows,
+    report,
     wilson,
 )
 from bindsearch.evaluate.metrics import average_precision, judge_scores
@@ -345,8 +346,9 @@ def test_command_runs_a_recipe(tmp_path, capsys):
     assert run([*command, "--preset", "audio=default", "-o", str(tmp_path / "other"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["presets"]["audio"].startswith("default:")
     assert plot.stat().st_size > 5000 and "66.9" in (tmp_path / "page.html").read_text()
-    assert run([*command, "--label", "category"]) == 2
-    assert "--recipe says what is asked" in capsys.readouterr().err
+    for more in (["--label", "category"], ["--templates", "plain"]):
+        assert run([*command, *more]) == 2
+        assert "--recipe says what is asked" in capsys.readouterr().err
     assert run(["evaluate", "--list"]) == 0
     assert set(list_recipes()) == {line.split()[0] for line in capsys.readouterr().out.splitlines()}
     assert run(["evaluate", str(tmp_path / "none"), "--recipe", "esc50", "--space", "tiny"]) == 3
@@ -366,3 +368,29 @@ def test_embeddings_that_say_nothing_are_refused(tmp_path, capsys):
     assert "Unknown column" in capsys.readouterr().err
     assert run(["evaluate", str(tmp_path / "emb"), "--plot", "x.bmp"]) == 2
     assert ".svg" in capsys.readouterr().err
+    assert run(["evaluate", str(tmp_path / "emb"), "--zero-shot", "subject", "--plot", "x.svg"]) == 2
+    assert "there is no matrix to draw" in capsys.readouterr().err
+
+
+def test_empty_cells_of_a_table_are_no_value(tmp_path):
+    rows = Rows(
+        np.eye(3, dtype=np.float32),
+        np.array(["text"] * 3),
+        {"key": ["a", "b", "c"], "group": [None] * 3},
+        "s@1",
+        "s",
+        "x",
+    )
+    (tmp_path / "t.csv").write_text("stem,label,other\na,,1\nb,,\nc,dog,1\n")
+    joined = rows.joined(tmp_path / "t.csv", "stem")
+    assert (joined.column("label"), joined.column("other")) == ([None, None, "dog"], ["1", None, "1"])
+    (tmp_path / "t.jsonl").write_text('{"stem": "a", "label": NaN}\n{"stem": "b", "label": NaN}\n{"stem": ""}\n')
+    assert rows.joined(tmp_path / "t.jsonl", "stem").column("label") == [None, None, None]
+
+
+def test_a_recipes_figures_stand_under_their_heads():
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10, "interval": "wilson"}
+    rows = {"a": {"queries": 1, "map": figure}, "b": {"queries": 2, "recall_at_1": figure, "map": figure}}
+    shown = report.tables({"title": "t", "paper": [], "rows": rows, "items": {}})[1]
+    assert shown["head"] == ["row", "queries", "map", "recall_at_1"]
+    assert [row[2:] for row in shown["rows"]] == [["50.0 % (40.0–60.0)", ""], ["50.0 % (40.0–60.0)"] * 2]

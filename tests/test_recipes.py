@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from miniatures import make_esc50, make_nyu, make_sun, write_csv, write_mp4, write_wav
 
-from bindsearch.errors import InputError, MissingInputError, UnsupportedError
+from bindsearch.errors import InputError, MissingInputError, UnknownNameError, UnsupportedError
 from bindsearch.evaluate import list_recipes, load_prompts, load_recipe, read_rows, run_recipe
 from bindsearch.evaluate.recipe import presets_for
 from bindsearch.models.spaces import load_space
@@ -80,7 +80,11 @@ def test_audiocaps_leaves_out_lost_clips(tmp_path, tiny):
     assert (row["queries"], row["gallery"], row["missed"]) == (15, 3, 0)
     assert {each["figure"] for each in result["paper"]} == {"recall_at_1", "recall_at_10"}
     assert row["recall_at_10"]["value"] == 1  # three clips fit ten places
-    for path in (root / "audio").iterdir():
+    (root / "audio" / "test").mkdir()  # or in a folder of the split
+    for path in (root / "audio").glob("*.*"):
+        path.rename(root / "audio" / "test" / path.name)
+    assert run_recipe(load_recipe("audiocaps"), root, tmp_path / "below", tiny)["rows"] == result["rows"]
+    for path in (root / "audio" / "test").iterdir():
         path.unlink()
     with pytest.raises(MissingInputError, match=r"captions alone.*youtube_id"):
         run_recipe(load_recipe("audiocaps"), root, tmp_path / "other", tiny)
@@ -232,6 +236,13 @@ def test_a_recipe_of_ones_own(tmp_path, tiny):
     assert (row["queries"], row["without"], row["accuracy_at_1"]["value"]) == (1, 1, 1)  # rain is no class of it
     (tmp_path / "mine.json").write_text(json.dumps({**data, "tsk": "classify"}))
     with pytest.raises(InputError, match="unknown field 'tsk'"):
+        load_recipe(tmp_path / "mine.json")
+    paper = [{"row": "sound", "figure": "accuracy_at_1", "value": 0.5, "source": "nowhere"}]
+    (tmp_path / "mine.json").write_text(json.dumps({**data, "paper": paper}))
+    with pytest.raises(UnknownNameError, match=r"Unknown row of the paper in .* 'sound'"):
+        load_recipe(tmp_path / "mine.json")
+    (tmp_path / "mine.json").write_text(json.dumps({**data, "classes": []}))
+    with pytest.raises(InputError, match="needs modalities and classes"):
         load_recipe(tmp_path / "mine.json")
 
 

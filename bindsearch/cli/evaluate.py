@@ -48,8 +48,8 @@ def evaluate(
         list[str] | None, typer.Option("--zero-shot", help="Column of class names, found by prompts. Repeatable.")
     ] = None,
     templates: Annotated[
-        str, typer.Option(help="Prompts: clip80, plain, ..., a file, or 'a photo of a {}' itself.")
-    ] = "clip80",
+        str | None, typer.Option(help="Prompts: clip80 (default), plain, ..., a file, or 'a photo of a {}' itself.")
+    ] = None,
     table: Annotated[Path | None, typer.Option(help="Table of further columns, such as labels.")] = None,
     on: Annotated[str, typer.Option(help="Its column that names the items: their group or key.")] = "stem",
     ks: Annotated[
@@ -83,11 +83,12 @@ def evaluate(
     from bindsearch.evaluate.run import Question, evaluate_rows, open_rows
 
     if plot is not None:
-        report.check_plot(plot)
+        report.check_plot(plot, recipe is not None or not zero_shot or bool(pair or label))
     options = _options(workers)
-    if recipe is not None and (pair or label or zero_shot or table or ks or drop_own):
+    if recipe is not None and (pair or label or zero_shot or templates or table or ks or drop_own):
         raise InputError(
-            "--recipe says what is asked: leave --pair, --label, --zero-shot, --table, --drop-own and -k away."
+            "--recipe says what is asked: leave --pair, --label, --zero-shot, --templates, --table, --drop-own and -k "
+            "away. Your own recipe may say otherwise: --recipe mine.json"
         )
     if recipe is not None:
         result = _run_recipe(recipe, source, output, (space, device, dtype, preset), options, ties, not quiet)
@@ -96,7 +97,7 @@ def evaluate(
             pair,
             tuple(label or ()),
             tuple(zero_shot or ()),
-            templates,
+            templates or "clip80",
             tuple(ks or (1, 5, 10)),
             ties,
             drop_own,

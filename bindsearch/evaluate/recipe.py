@@ -172,6 +172,13 @@ def load_recipe(name: str | Path) -> Recipe:
     recipe = from_json_dict(Recipe, data, str(name))
     if recipe.task not in TASKS:
         raise UnknownNameError(f"task of {name}", recipe.task, TASKS)
+    rows = recipe.modalities if recipe.task == "classify" else tuple(answer.name for answer in recipe.answers)
+    for each in recipe.paper:
+        if each.row not in rows:
+            raise UnknownNameError(f"row of the paper in {name}", each.row, rows)
+    if not rows or (recipe.task == "classify" and not recipe.classes):
+        wanted = "modalities and classes" if recipe.task == "classify" else "answers"
+        raise InputError(f"{name}: a recipe of the task {recipe.task!r} needs {wanted}.")
     return recipe
 
 

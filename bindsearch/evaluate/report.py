@@ -27,8 +27,8 @@ def tables(result: Record) -> list[dict[str, Any]]:
     if "paper" in result:
         head = ["row", "figure", "paper says", "here", "95 %", "queries"]
         found.append({"title": result["title"], "head": head, "rows": [_paper_row(each) for each in result["paper"]]})
-        rows = [[name, *_cells(record, _figures([record]))] for name, record in result["rows"].items()]
         names = _figures(list(result["rows"].values()))
+        rows = [[name, *_cells(record, names)] for name, record in result["rows"].items()]
         found.append({"title": "All figures", "head": ["row", "queries", *names], "rows": rows})
         counts = [[name, str(each["here"]), str(each["paper"])] for name, each in result["items"].items()]
         found.append({"title": "Items", "head": ["modality", "here", "paper"], "rows": counts})
@@ -161,15 +161,21 @@ def _grid(title: str, names: list[str], values: Mapping[tuple[str, str], float])
     return {"title": title, "names": names, "rows": list(zip(names, cells, strict=True))}
 
 
-def check_plot(path: Path) -> None:
+def check_plot(path: Path, drawable: bool = True) -> None:
     """Refuse a plot that cannot be drawn, before anything is measured.
 
+    Args:
+        path: of the plot.
+        drawable: whether what is asked gives a matrix or a recipe's figures.
+
     Raises:
-        InputError: another suffix than PLOT_SUFFIXES.
+        InputError: another suffix than PLOT_SUFFIXES, or nothing to draw.
         MissingExtraError: matplotlib is not installed.
     """
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise InputError(f"--plot {path}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}.")
+    if not drawable:
+        raise InputError(f"--plot {path}: there is no matrix to draw. Name a --pair or a --label column.")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -181,24 +187,21 @@ def write_plot(result: Record, path: Path) -> Path:
 
     Raises:
         As `check_plot`.
-        InputError: there is nothing to draw.
     """
-    check_plot(path)
+    shown = grids(result)
+    check_plot(path, bool("paper" in result or shown))
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    shown = grids(result)
     with mpl.rc_context({"svg.hashsalt": "bindsearch"}):
         if "paper" in result:
             figure = Figure(figsize=(7, 0.6 + 0.45 * len(result["paper"])), layout="constrained")
             _draw_paper(figure.subplots(), result)
-        elif shown:
+        else:
             figure = Figure(figsize=(4.6 * len(shown), 4.2), layout="constrained")
             for axes, grid in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
                 _draw_grid(axes, *grid)
-        else:
-            raise InputError(f"--plot {path}: there is no matrix to draw. Name a --pair or a --label column.")
         figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
     return path
 

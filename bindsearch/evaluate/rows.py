@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,16 +102,22 @@ class Rows:
             if str(row[on]) in found:
                 raise InputError(f"{path}: {on} = {row[on]!r} is there twice.")
             found[str(row[on])] = row
-        names = [str(value) for value in self.columns["key"]]
+        keys = [str(value) for value in self.columns["key"]]
         groups = [None if value is None else str(value) for value in self.columns.get("group", [None] * len(self))]
         matched = [
-            found.get(group or "") or found.get((group or "").rpartition("/")[2]) or found.get(name) or {}
-            for group, name in zip(groups, names, strict=True)
+            (group and (found.get(group) or found.get(group.rpartition("/")[2]))) or found.get(key) or {}
+            for group, key in zip(groups, keys, strict=True)
         ]
         if not any(matched):
             raise InputError(f"{path}: no value of {on!r} is the group or the key of an item of {self.source}.")
-        added = {name: [row.get(name) for row in matched] for name in next(iter(found.values())) if name != on}
+        names = dict.fromkeys(name for row in found.values() for name in row if name != on)
+        added = {name: [_said(row.get(name)) for row in matched] for name in names}
         return replace(self, columns={**self.columns, **added})
+
+
+def _said(value: Any) -> Any:
+    """Give a cell's value; None where it is empty or no number."""
+    return None if value == "" or (isinstance(value, float) and math.isnan(value)) else value
 
 
 def read_rows(folder: str | Path, columns: Sequence[str] | None = None) -> Rows:

@@ -80,8 +80,8 @@ def measure_zero_shot(
         ties: see `metrics.TIES`.
 
     Returns:
-        modality, queries, without (items of no label), classes, accuracy_at_1, accuracy_at_5 (five classes or more),
-        chance_at_1, map (over classes, macro), folds, and per_class: label -> accuracy and count.
+        modality, queries, without (items of no label), classes, accuracy_at_1, accuracy_at_5 (of more than five
+        classes), chance_at_1, map (over classes, macro), folds, and per_class: label -> accuracy and count.
 
     Raises:
         InputError: no item has a label that is a class.
