@@ -187,25 +187,25 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     own = arguments.folder if arguments.seed is None else arguments.folder / f"seed-{arguments.seed}"
     own.mkdir(parents=True, exist_ok=True)
-    log = (arguments.folder / "train.log").open("a", encoding="utf-8")
     began = time.time()
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-        log.write(f"{time.strftime('%H:%M:%S', time.gmtime())} {line}\n")
-        log.flush()
-
-    run = prepare(config, arguments.folder, arguments.workers, say)
-    towers = run_stages(run, arguments.seed, arguments.stage, arguments.partial, say)
     bundled = writes and arguments.output is None
     curves = arguments.curves or (RESULTS if bundled else own) / "mini_training.json"
-    written = write_curves(config, list(dict.fromkeys((arguments.folder, own))), curves)
-    if writes:
-        output = arguments.output or BUNDLED
-        write_space(run, towers, output, arguments.seed, say)
-        write_card(output, written)
-    say(f"trained {', '.join(name for name in towers if name != NAMING)} in {(time.time() - began) / 60:.1f} min")
-    log.close()
+    with (arguments.folder / "train.log").open("a", encoding="utf-8") as log:
+
+        def say(line: str) -> None:
+            print(line, flush=True)
+            log.write(f"{time.strftime('%H:%M:%S', time.gmtime())} {line}\n")
+            log.flush()
+
+        run = prepare(config, arguments.folder, arguments.workers, say)
+        towers = run_stages(run, arguments.seed, arguments.stage, arguments.partial, say)
+        written = write_curves(config, list(dict.fromkeys((arguments.folder, own))), curves)
+        if writes:
+            output = arguments.output or BUNDLED
+            write_space(run, towers, output, arguments.seed, say)
+            write_card(output, written)
+        named = ", ".join(name for name in towers if name != NAMING)
+        say(f"trained {named} in {(time.time() - began) / 60:.1f} min")
     copy_log(arguments.folder / "train.log", curves.with_suffix(".log"))
 
 
