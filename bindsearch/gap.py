@@ -58,7 +58,7 @@ def measure_gap(rows: Rows, pair: str | None = None, seed: int = 0) -> dict[str,
     places = {name: rows.where(name) for name in rows.modalities}
     for name, here in places.items():
         if here.size < 2:
-            raise InputError(f"{rows.source}: one {name} alone has no spread. Embed more, or leave it out.")
+            raise InputError(f"{rows.source}: one {name} alone has no spread. Embed more of them, or the rest alone.")
     vectors = {name: rows.vectors[here].astype(np.float64) for name, here in places.items()}
     numbers = {name: np.full(here.size, -1) if value is None else value[here] for name, here in places.items()}
     return {

@@ -370,6 +370,10 @@ def test_embeddings_that_say_nothing_are_refused(tmp_path, capsys):
     assert ".svg" in capsys.readouterr().err
     assert run(["evaluate", str(tmp_path / "emb"), "--zero-shot", "subject", "--plot", "x.svg"]) == 2
     assert "there is no matrix to draw" in capsys.readouterr().err
+    assert run(["evaluate", str(tmp_path / "nowhere")]) == 3
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
+    assert run(["evaluate", "world:0..3"]) == 2
+    assert "-o runs/NAME" in capsys.readouterr().err
 
 
 def test_empty_cells_of_a_table_are_no_value(tmp_path):

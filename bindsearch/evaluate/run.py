@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bindsearch.errors import InputError, MismatchError
+from bindsearch.errors import InputError, MismatchError, MissingInputError
 from bindsearch.evaluate.matrix import measure_labels, measure_pairs, plain
 from bindsearch.evaluate.rows import Rows, embed_rows, is_store, read_rows
 from bindsearch.evaluate.zero_shot import ClassName, load_prompts, measure_zero_shot, name_vectors
+from bindsearch.makers import maker_of
 
 if TYPE_CHECKING:
     from bindsearch.embed import EmbedOptions
@@ -60,10 +61,13 @@ def open_rows(
 
     Raises:
         InputError: something must be embedded and no output is named.
+        MissingInputError: there is no such source.
     """
     if is_store(source):
         return read_rows(source)
     if output is None:
+        if not (source.exists() or maker_of(str(source)) or str(source).startswith("@")):
+            raise MissingInputError(f"{source}: no such file or folder.")
         raise InputError(f"{source}: holds no embeddings. Name a folder to embed it into: -o runs/NAME")
     return embed_rows(source, output / "embeddings", load(), options, progress)
 
