@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/bench_projector"), help="files, caches and runs")
     parser.add_argument("--space", default="bindsearch-mini")
     parser.add_argument("--pairs", type=int, default=8000)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--image-steps", type=int, default=300)
     parser.add_argument("--timm", nargs="*", default=["resnet18", "vit_tiny_patch16_224"])
     parser.add_argument("--classifier-scenes", type=int, default=12000)

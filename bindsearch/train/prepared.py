@@ -175,7 +175,8 @@ def _kept(array: NDArray[Any], modality: str) -> NDArray[Any]:
 
 def _read_shard(path: Path, found: PreparedRows) -> None:
     try:
-        found.shards.append(np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False))
+        rows = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+        found.shards.append(rows.view(np.ndarray))  # numpy's own class of maps is slow to index
         lines = json.loads(path.with_suffix(".json").read_bytes())
     except (OSError, ValueError) as error:
         raise BindSearchError(f"{path}: damaged ({error}). Remove {path.parent} and run the same command.") from error
