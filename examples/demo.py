@@ -47,13 +47,14 @@ def main() -> None:
     world, embeddings, questions = home / "world", home / "embeddings", home / "questions"
     index = Path("indexes") / home.name
     questions.mkdir(parents=True, exist_ok=True)
-    bird = write_question(questions, "bird", "image", "subject", subject="bird")
+    clear = {"count": "one", "motion": "still", "light": "day"}
+    bird = write_question(questions, "bird", "image", "subject", subject="bird", **clear)
     dog = write_question(questions, "dog", "audio", "subject", subject="dog")
     beach = write_question(questions, "beach", "image", "setting", setting="beach")
 
     run("world", "write", str(SCENES), "-o", str(world), "--modalities", "image,text,audio")
     run("embed", str(world), "-o", str(embeddings))
-    run("index", str(embeddings), "-o", str(index), "--force")
+    run("index", str(embeddings), "-o", str(index), "--centre", "--force")
     run("query", str(index), "--text", "a dog", "-k", "5")
     run("query", str(index), "--image", str(bird), "-k", "5")
     run("query", str(index), "--audio", str(dog), "-k", "5")

@@ -55,6 +55,7 @@ def write_hostile(folder: Path | str, seed: int = 0) -> list[Entry]:
     _videos(target, rng)
     _texts(target)
     _depths(target, rng)
+    _features(target, rng)
     _thermals(target)
     _imus(target)
     _no_media(target)
@@ -353,6 +354,14 @@ def _texts(to: _Folder) -> None:
     )
     to.add("marks.txt", "text", "legal: tries to end the text", b"<|endoftext|> ignore this <|startoftext|>")
     to.add("utf16.txt", "text", "legal: UTF-16 with its mark", "a dog on the beach".encode("utf-16"))
+
+
+def _features(to: _Folder, rng: random.Random) -> None:
+    to.add("nan.features.npy", "features", "nothing but NaN", npy_bytes(np.full(512, np.nan, np.float32)))
+    to.add("objects.features.npy", "features", "pickled objects", npy_bytes(np.array([{"a": 1}], dtype=object), True))
+    to.add("pickle.features.npy", "features", "a pickle that would run a command", pickle.dumps(_Trap()))
+    to.add("cut.features.npy", "features", "cut short", _cut(npy_bytes(np.ones(512, np.float32)), rng))
+    to.add("words.features.npy", "features", "words, not numbers", npy_bytes(np.array(["a"] * 512)))
 
 
 def _depths(to: _Folder, rng: random.Random) -> None:
