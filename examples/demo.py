@@ -59,7 +59,7 @@ def main() -> None:
     run("query", str(index), "--image", str(bird), "-k", "5")
     run("query", str(index), "--audio", str(dog), "-k", "5")
     page, sheet = home / "answers.html", home / "answers.png"
-    both = ("--image", str(beach), "--audio", str(dog))
+    both = ("--image", f"{beach}@0.6", "--audio", str(dog))
     run("query", str(index), *both, "-k", "12", "--html", str(page), "--sheet", str(sheet))
     print(f"\nA picture of an empty beach plus the bark of a dog: open {page} or {sheet}")
 
