@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from benchmarks.shares import accuracy, top_hits
+from benchmarks.shares import accuracy
 from bindsearch.config import content_hash, from_json_dict
 from bindsearch.models.architecture import load_preprocess
 from bindsearch.models.bind import ArchitectureConfig, Tower, build_tower
@@ -22,6 +22,7 @@ from bindsearch.models.weights import load_tower
 from bindsearch.train.binding import Run, embed_rows, text_stage
 from bindsearch.train.config import StageConfig, TrainConfig
 from bindsearch.train.loop import Batch, Stage, train_stage
+from bindsearch.train.measure import top_hits
 from bindsearch.train.pairs import PREPARE, BatchDrawer, TextRows, alike, normalise_images
 from bindsearch.train.pool import RENDERERS, pool_scenes, render_pool
 from bindsearch.world.scene import Scenes, sample, split_seeds

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.shares import accuracy, top_hits
+from benchmarks.shares import accuracy
 from benchmarks.written import World, full_captions, rows_of, settings_alone
+from bindsearch.train.measure import top_hits
 from bindsearch.world.scene import Scenes, held_out
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.shares import accuracy, interval, share_of, top_hits
+from benchmarks.shares import accuracy, interval, share_of
+from bindsearch.train.measure import top_hits
 from bindsearch.world.scene import Scenes, names
 
 if TYPE_CHECKING:

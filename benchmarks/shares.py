@@ -12,12 +12,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def top_hits(queries: NDArray[np.float32], rows: NDArray[np.float32], block: int = 1024) -> NDArray[np.int64]:
-    """Give each query's best row: (q, d) and (n, d) -> (q,) int64; among equal ones the first."""
-    best = [np.argmax(queries[at : at + block] @ rows.T, axis=1) for at in range(0, len(queries), block)]
-    return np.concatenate(best).astype(np.int64)
-
-
 def share_of(right: NDArray[np.bool_]) -> dict[str, Any]:
     """Give the share of true entries with Wilson's 95 % interval."""
     return interval(float(np.mean(right)), len(right))

@@ -72,7 +72,7 @@ def run_embed(
         if options.dry_run:
             return run.rehearse(listing)
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder), _interruptible(run.planner.interrupted):
+        with _lock(folder), interruptible(run.planner.interrupted, "shard"):
             try:
                 return run.go(listing)
             finally:
@@ -233,8 +233,13 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible(interrupted: threading.Event) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into an event that is looked at between shards; the second one stops at once."""
+def interruptible(interrupted: threading.Event, piece: str) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into an event; the second one stops at once.
+
+    Args:
+        interrupted: set by the first one, and looked at by the caller between two pieces of work.
+        piece: what is finished first, for the message.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -243,7 +248,7 @@ def _interruptible(interrupted: threading.Event) -> Iterator[None]:
         if interrupted.is_set():
             raise KeyboardInterrupt
         interrupted.set()
-        LOG.warning("interrupted: finishing the shard in hand; interrupt once more to stop at once")
+        LOG.warning("interrupted: finishing the %s in hand; interrupt once more to stop at once", piece)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

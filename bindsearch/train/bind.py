@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bindsearch.config import canonical_json, to_json_dict
+from bindsearch.embed.run import interruptible
 from bindsearch.errors import BindSearchError, InputError, MismatchError, TooManyBadError
 from bindsearch.models.spaces import Space, load_space
 from bindsearch.store.files import commit_bytes
@@ -282,27 +282,12 @@ def _brief(line: dict[str, Any]) -> str:
     return f"x side {line['side'] or '?'}: {line['reason'][:60]}"
 
 
-@contextmanager
-def _first_signal(interrupted: threading.Event) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into an event that is looked at between steps; the second one stops at once.
+def _first_signal(interrupted: threading.Event) -> AbstractContextManager[None]:
+    """Let the first signal end the run between two steps.
 
     Of several processes each stops at once: one that waits for the others' step would wait for ever.
     """
-    if world_size() > 1 or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def note(_number: int, _frame: Any) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return nullcontext() if world_size() > 1 else interruptible(interrupted, "step")
 
 
 def _train(run: _Run, bound: BoundPairs, options: RunOptions, report: BindReport, write: bool) -> None:
