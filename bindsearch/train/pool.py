@@ -122,4 +122,6 @@ def render_pool(
     else:
         for job in jobs:
             _write_shard(job)
-    return np.concatenate([np.load(path, allow_pickle=False) for path in paths])
+    shards = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
+    rows = np.empty((total, *shards[0].shape[1:]), shards[0].dtype)
+    return np.concatenate(shards, out=rows)
