@@ -25,13 +25,12 @@ from typing import Any
 import torch
 from mini_card import space_bytes, write_card
 
-from bindsearch.errors import MismatchError
 from bindsearch.modalities.bpe import closed_id_map
 from bindsearch.models.architecture import load_preprocess
 from bindsearch.models.bind import ArchitectureConfig, Tower, build_tower, load_architecture
 from bindsearch.models.manifest import SpaceManifest
 from bindsearch.models.weights import getters, save_space
-from bindsearch.train.binding import NAMING, Run, build_stage
+from bindsearch.train.binding import NAMING, Run, bound_to, build_stage
 from bindsearch.train.checkpoint import finished_notes, load_checkpoint
 from bindsearch.train.config import StageConfig, TrainConfig, load_train_config
 from bindsearch.train.curves import write_curves
@@ -72,14 +71,14 @@ def prepare(config: TrainConfig, folder: Path, workers: int, say: Say) -> Run:
     return Run(config, architecture, numbers, folder, workers)
 
 
-def finished_towers(run: Run, stage: StageConfig) -> dict[str, Tower] | None:
-    """Read a stage that is done, without its pools; None where there is work left."""
+def finished_towers(run: Run, stage: StageConfig, trained: dict[str, Tower]) -> dict[str, Tower] | None:
+    """Read a stage that is done on the towers before it, without its pools; None where there is work left."""
     names = ("vision", "text") if stage.train_anchor else (stage.modality,)
     path = run.folder / f"{stage.name}.safetensors"
     towers: dict[str, Any] = {name: build_tower(run.architecture, name, seed=run.config.seed) for name in names}
     if stage.naming:
         towers[NAMING] = Naming(run.architecture.dim, run.config.seed)
-    expected = stage_id(stage, run.config.seed, dict(towers))
+    expected = stage_id(stage, run.config.seed, dict(towers), bound_to(stage, trained))
     if finished_notes(path, expected, stage.steps) is None:
         return None
     load_checkpoint(path, dict(towers), None, expected)
@@ -91,12 +90,11 @@ def run_stages(run: Run, seed: int | None, only: str | None, partial: bool, say:
     trained: dict[str, Tower] = {}
     for number, stage in enumerate(run.config.stages):
         here = run if seed is None or stage.train_anchor else seeded(run, seed)
-        done = finished_towers(here, stage)
+        done = finished_towers(here, stage, trained)
         if done is None and partial:
             break
         head = f"stage {number + 1}/{len(run.config.stages)}: {stage.name}"
         if done is None:
-            check_later(here, number)
             say(head)
             began = time.monotonic()
             ready = build_stage(here, stage, trained)
@@ -110,22 +108,6 @@ def run_stages(run: Run, seed: int | None, only: str | None, partial: bool, say:
         if stage.name == only:
             break
     return trained
-
-
-def check_later(run: Run, number: int) -> None:
-    """Refuse to train an image tower under stages that were bound to the one before it.
-
-    Raises:
-        MismatchError: a later stage has a checkpoint already.
-    """
-    stage, *later = run.config.stages[number:]
-    there = [run.folder / f"{other.name}.safetensors" for other in later]
-    there = [path for path in there if path.exists()]
-    if stage.train_anchor and there:
-        raise MismatchError(
-            f"{there[0]}: bound to the image tower of another {stage.name}, which is to be trained now. "
-            f"Use another folder, or remove {', '.join(path.name for path in there)}."
-        )
 
 
 def seeded(run: Run, seed: int) -> Run:

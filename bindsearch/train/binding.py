@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from bindsearch.errors import InputError, UnknownNameError, UnsupportedError
 from bindsearch.models.bind import ArchitectureConfig, Tower, build_tower
+from bindsearch.train.checkpoint import hash_weights
 from bindsearch.train.config import StageConfig, TrainConfig
 from bindsearch.train.loop import Batch, Stage, fast_numbers
 from bindsearch.train.measure import pair_figures
@@ -196,7 +197,13 @@ def bound_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) 
     pairs = tuple((asked, found) for kind in (*seen, "text") for asked, found in ((modality, kind), (kind, modality)))
     validation = Validation(run, (*seen, "text", modality), pairs)
     measured = {**trained, modality: tower}
-    return _stage(run, stage, {modality: tower}, draw, lambda: validation.measure(measured))
+    data = bound_to(stage, trained)
+    return _stage(run, stage, {modality: tower}, draw, lambda: validation.measure(measured), data)
+
+
+def bound_to(stage: StageConfig, trained: Mapping[str, nn.Module]) -> str:
+    """Name the image tower that a stage binds to, by its weights; "" for a stage that trains it."""
+    return "" if stage.train_anchor else f"vision@{hash_weights(trained['vision'])}"
 
 
 def build_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -> Stage:
@@ -229,8 +236,9 @@ def _stage(
     towers: dict[str, nn.Module],
     draw: Callable[[np.random.Generator], Batch],
     measure: Callable[[], dict[str, float]],
+    data: str = "",
 ) -> Stage:
     bound = towers[stage.modality]
     fixed = stage.temperature
     scale = bound.scale if fixed is None and isinstance(bound, Tower) else lambda: 1.0 / float(fixed or 1.0)
-    return Stage(stage, run.config.seed, towers, draw, scale, measure, run.folder, run.times)
+    return Stage(stage, run.config.seed, towers, draw, scale, measure, run.folder, run.times, data)

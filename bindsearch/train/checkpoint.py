@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ def save_checkpoint(
     temporary.replace(path)
 
 
+def hash_weights(tower: nn.Module) -> str:
+    """SHA-256, 12 digits, of a tower's tensors in the order of their names: what was bound to it says so."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tower.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
 def finished_notes(path: Path, expected: str, steps: int) -> dict[str, Any] | None:
     """Read the notes of a checkpoint that has all its steps; None where it is missing, unfinished or another."""
     from safetensors import safe_open
@@ -72,8 +81,9 @@ def load_checkpoint(
         notes: dict[str, Any] = json.loads(file.metadata()["notes"])
         if notes["config"] != expected:
             raise MismatchError(
-                f"{path}: written by configuration {notes['config']}, this one is {expected}. "
-                "Use another folder, or remove this one to start again."
+                f"{path}: written by configuration {notes['config']}, this one is {expected}: the stage's numbers, the "
+                "seed, the data, or the towers that it is bound to differ. Use another folder, or remove the file to "
+                "train this stage again."
             )
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     for name, tower in towers.items():
