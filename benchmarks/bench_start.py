@@ -66,7 +66,7 @@ def bare_program(folder: Path) -> list[str]:
 def write_index(folder: Path) -> Path:
     """Build an index of 10k seeded unit vectors in the space of bindsearch-mini, through the importer."""
     from bindsearch.exchange import import_store
-    from bindsearch.index.folder import build_index
+    from bindsearch.index.build import build_index
     from bindsearch.models.spaces import load_space
 
     space = load_space("bindsearch-mini")

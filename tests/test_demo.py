@@ -10,7 +10,7 @@ import pytest
 
 import bindsearch
 from bindsearch.embed import run_embed
-from bindsearch.index.folder import build_index
+from bindsearch.index.build import build_index
 from bindsearch.world.scene import names, sample, split_seeds
 from bindsearch.world.text import write_captions
 from bindsearch.world.write import write_world

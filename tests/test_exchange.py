@@ -21,7 +21,8 @@ from test_store import DIM, IDENTITY, TEXT_IDENTITY, bad_row, row, unit, write_g
 from bindsearch.embed import EmbedOptions, run_embed
 from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError, UnsupportedError
 from bindsearch.exchange import LAYOUTS, export_store, import_store
-from bindsearch.index.folder import build_index
+from bindsearch.index.build import build_index
+from bindsearch.index.change import Added
 from bindsearch.models.spaces import load_space
 from bindsearch.store import commit_store, open_store
 
@@ -189,7 +190,7 @@ def test_two_imports_of_unknown_spaces_are_not_put_together(tmp_path):
     with pytest.raises(MismatchError, match=r"b comes from space unknown: these may be two\..* --space-id NAME@HASH"):
         index.add(tmp_path / "b")
     assert index.count == 3
-    assert index.add(tmp_path / "a") == 0
+    assert index.add(tmp_path / "a") == Added(unchanged=3)
 
 
 def test_a_stated_space_must_be_the_files_own(tmp_path):

@@ -13,8 +13,9 @@ from bindsearch.cli import run
 from bindsearch.errors import InputError, MismatchError
 from bindsearch.evaluate import Rows
 from bindsearch.gap import centred, measure_gap, project, uniformity
+from bindsearch.index.build import build_index
 from bindsearch.index.centring import Centring, measure_means
-from bindsearch.index.folder import IndexFolder, build_index
+from bindsearch.index.folder import IndexFolder
 from bindsearch.index.identity import Identity
 from bindsearch.index.manifest import read_manifest
 from bindsearch.query import Embedding
@@ -293,10 +294,10 @@ def test_rebuilding_replaces_the_means_and_readers_keep_theirs(index, store):
     assert IndexFolder.open(index.path).manifest.centring is None
 
 
-@pytest.mark.parametrize("step", ["save", "write_manifest", "_sweep"])
+@pytest.mark.parametrize("step", ["save", "write_manifest", "sweep"])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_an_interrupted_rebuild_leaves_one_set_of_means(store, tmp_path, monkeypatch, step, moment):
-    import bindsearch.index.folder as module
+    import bindsearch.index.commit as module
 
     folder = build_index(store, tmp_path / "index", centre=True)
     newer = gapped_store(n=45, seed=9)
@@ -312,7 +313,7 @@ def test_an_interrupted_rebuild_leaves_one_set_of_means(store, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         build_index(newer, folder.path, force=True, centre=True)
     monkeypatch.undo()
-    committed = (step, moment) == ("write_manifest", "after") or step == "_sweep"
+    committed = (step, moment) == ("write_manifest", "after") or step == "sweep"
     opened = IndexFolder.open(folder.path)
     assert opened.count == (45 if committed else 60) and opened.verify()["status"] == "ok"
     means, rows = by_numpy(newer if committed else store)

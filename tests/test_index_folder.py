@@ -20,7 +20,9 @@ from test_store import row, write_generation
 
 from bindsearch.config import content_hash
 from bindsearch.errors import BindSearchError, InputError, MismatchError, MissingInputError, UnknownNameError
-from bindsearch.index.folder import IndexFolder, build_index
+from bindsearch.index.build import build_index
+from bindsearch.index.change import Added
+from bindsearch.index.folder import IndexFolder
 from bindsearch.index.manifest import read_manifest
 from bindsearch.store import commit_store
 from bindsearch.types import item_id
@@ -95,7 +97,7 @@ def test_segments_answer_like_one_index(tmp_path, backend):
     stores = [FakeStore(n=n, seed=seed, prefix=f"s{seed}") for seed, n in enumerate((40, 1, 25))]
     folder = build_index(stores[0], tmp_path / "index", backend=backend)
     for store in stores[1:]:
-        assert folder.add(store) == store.ids.size
+        assert folder.add(store) == Added(added=store.ids.size)
     assert len(folder.snapshot.segments) == 3
     queries = np.concatenate([store.vectors[:3] for store in stores])
     before = folder.snapshot.search(queries, 20)
@@ -113,13 +115,13 @@ def test_adding_replaces_what_differs_and_passes_over_what_does_not(folder, stor
     sizes = newer.table["size"].to_pylist()
     sizes[7] = 12345
     newer.table = newer.table.set_column(newer.table.column_names.index("size"), "size", [sizes])
-    assert folder.add(newer) == 4  # one vector, one item row, two new items
+    assert folder.add(newer) == Added(added=2, replaced=2, unchanged=28)  # one vector, one item row, two new items
     assert folder.count == 32
     assert folder.info()["removed"] == 2
     np.testing.assert_allclose(folder.snapshot.rows(newer.ids), newer.units, atol=6e-8)
     assert folder.snapshot.table(newer.ids[7:8], ["size"]).to_pylist() == [{"size": 12345}]
     assert folder.verify()["status"] == "ok"
-    assert folder.add(newer) == 0
+    assert folder.add(newer) == Added(unchanged=32)
     folder.compact()
     assert (folder.count, folder.info()["removed"]) == (32, 0)
     assert folder.verify()["status"] == "ok"
@@ -136,18 +138,18 @@ def test_what_the_embeddings_mark_as_gone_leaves_the_index(tmp_path):
     mixed.add(other)
     write_generation(out, 2, [], gone=["a", "b"])
     commit_store(out)
-    assert index.add(out) == 0
+    assert index.add(out) == Added(unchanged=1, gone=2)
     assert index.snapshot.ids().tolist() == [item_id("c")]
     assert (index.count, index.info()["modalities"]) == (1, {"image": 1})
     assert index.verify()["status"] == "ok"
     generation = index.manifest.generation
-    assert index.add(out) == 0
+    assert index.add(out) == Added(unchanged=1)
     assert index.manifest.generation == generation, "nothing left to do"
     mixed.add(out)
     assert sorted(mixed.snapshot.ids().tolist()) == sorted([item_id("b"), item_id("c")])
     write_generation(out, 3, [("image-00000", [row("a"), row("d")], [])], gone=["c"])
     commit_store(out)
-    assert index.add(out) == 2
+    assert index.add(out) == Added(added=2, gone=1)
     assert sorted(index.snapshot.ids().tolist()) == sorted([item_id("a"), item_id("d")])
     write_generation(out, 4, [], gone=["a", "d"])
     commit_store(out)
@@ -171,7 +173,7 @@ def test_removed_items_are_gone_for_new_readers_and_stay_for_old_ones(folder, st
     assert folder.count == 0
     assert (folder.snapshot.search(store.vectors[:2], 3)[1] == -1).all()
     assert folder.verify()["count"] == 0
-    assert folder.add(store) == 30
+    assert folder.add(store) == Added(added=30)
 
 
 class Change(RuleBasedStateMachine):
@@ -471,13 +473,17 @@ def test_an_item_table_of_other_rows_is_not_joined(folder, store, tmp_path):
 # ---- changes that do not come to their end ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["write_segment", "_write_ids", "write_manifest", "_sweep"])
+@pytest.mark.parametrize("step", ["write_segment", "write_ids", "write_manifest", "sweep"])
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("change", ["add", "remove", "compact", "rebuild"])
 def test_an_interrupted_change_leaves_the_old_index_or_the_new_one(store, tmp_path, monkeypatch, step, moment, change):
     """Every step of every change breaks off, on either side of it: no state in between is ever opened."""
-    import bindsearch.index.folder as module
+    import bindsearch.index.build
+    import bindsearch.index.change
+    import bindsearch.index.commit
 
+    part = {"write_segment": "build" if change == "rebuild" else "change", "write_ids": "change"}.get(step, "commit")
+    module = getattr(bindsearch.index, part)
     folder = build_index(store, tmp_path / "index")
     folder.remove(store.ids[:2])
     newer = FakeStore(n=35, seed=1)
@@ -499,15 +505,15 @@ def test_an_interrupted_change_leaves_the_old_index_or_the_new_one(store, tmp_pa
     with suppress(KeyboardInterrupt):
         calls[change]()
     monkeypatch.undo()
-    committed = (step, moment) == ("write_manifest", "after") or step == "_sweep"
+    committed = (step, moment) == ("write_manifest", "after") or step == "sweep"
     never_called = (step == "write_segment" and change == "remove") or (
-        step == "_write_ids" and change in ("compact", "rebuild")
+        step == "write_ids" and change in ("compact", "rebuild")
     )
     opened = IndexFolder.open(folder.path)
     assert opened.count == (new if committed or never_called else old)
     assert opened.verify()["status"] == "ok"
     # what was left over is in nobody's way, and is swept by the next change
-    assert opened.add(FakeStore(n=40, seed=2)) == 40
+    assert opened.add(FakeStore(n=40, seed=2)).changed == 40
     named = {entry.name for entry in opened.manifest.segments}
     assert {path.name for path in (folder.path / "segments").iterdir()} == named
     assert opened.verify()["count"] == 40

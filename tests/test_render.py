@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bindsearch import preview, render
-from bindsearch.index.folder import build_index
+from bindsearch.index.build import build_index
 from bindsearch.query import Embedding
 from bindsearch.registry import MODALITIES
 from bindsearch.search import Answers, open_index

@@ -23,7 +23,7 @@ from bindsearch.errors import (
     ShapeError,
     UnknownNameError,
 )
-from bindsearch.index.folder import build_index
+from bindsearch.index.build import build_index
 from bindsearch.models.spaces import load_space
 from bindsearch.query import Embedding, term_kinds
 from bindsearch.search import SearchIndex, ask, open_index, parse_filter, read_requests

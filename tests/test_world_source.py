@@ -16,7 +16,7 @@ from bindsearch.embed.decoding import Decoded, Failed, decode_item
 from bindsearch.embed.worker import Task
 from bindsearch.embed.workers import DecodePool
 from bindsearch.errors import BindSearchError, InputError, MissingInputError, UnknownNameError
-from bindsearch.index.folder import build_index
+from bindsearch.index.build import build_index
 from bindsearch.listing import Listing
 from bindsearch.makers import maker_of, narrow
 from bindsearch.models.spaces import load_space

@@ -100,7 +100,7 @@ def index_build(
     as_json: JsonOption = False,
 ) -> None:
     """Build an index over embeddings: `bindsearch index EMBEDDINGS -o INDEX`."""
-    from bindsearch.index.folder import build_index
+    from bindsearch.index.build import build_index
 
     folder = build_index(embeddings, output, backend, force, centre, tuple(centre_with or ()))
     if as_json:
@@ -137,12 +137,12 @@ def index_add(
     index: Annotated[Path, typer.Argument(help="Folder of the index.")],
     embeddings: Annotated[Path, typer.Argument(help="Folder that `bindsearch embed` wrote.")],
 ) -> None:
-    """Add or replace items from embeddings of the same space, as a new segment."""
+    """Add items from embeddings of the same space; those that differ are replaced, equal ones passed over."""
     from bindsearch.search import open_index
 
     found = open_index(index)
-    found.add(embeddings)
-    say(f"{index}: {len(found)} items.")
+    done = found.add(embeddings)
+    say(f"{index}: {done}; {len(found)} items.")
 
 
 @index_app.command("remove")

@@ -13,8 +13,10 @@ import numpy as np
 
 from bindsearch.config import setting_with_origin
 from bindsearch.errors import InputError, MismatchError, MissingInputError, ShapeError, UnknownNameError
-from bindsearch.index.folder import IndexFolder, VectorSource
+from bindsearch.index.change import Added
+from bindsearch.index.folder import IndexFolder
 from bindsearch.index.identity import Identity
+from bindsearch.index.source import VectorSource
 from bindsearch.query import Embedding
 from bindsearch.search.hits import Hits
 from bindsearch.search.where import Filter, parse_filter
@@ -262,7 +264,7 @@ class SearchIndex:
 
     # ---- changing ----------------------------------------------------------------------------------------------------
 
-    def add(self, embeddings: str | Path | VectorSource) -> int:
+    def add(self, embeddings: str | Path | VectorSource) -> Added:
         """Add or replace items from embeddings of the same space; see `IndexFolder.add`."""
         return self.folder.add(embeddings)
 

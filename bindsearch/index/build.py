@@ -1,0 +1,106 @@
+"""Building an index over embeddings, and building it again from others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from bindsearch.errors import InputError, MissingInputError
+from bindsearch.index.centring import Centring, measure_means
+from bindsearch.index.commit import check_output, commit, last_generation, writing
+from bindsearch.index.folder import IndexFolder
+from bindsearch.index.identity import Identity
+from bindsearch.index.manifest import CENTRED_VERSION, FORMAT_VERSION, Manifest
+from bindsearch.index.segment import write_segment
+from bindsearch.index.source import VectorSource, check_dim, identity_of, open_source
+from bindsearch.registry import INDEXES
+
+Embeddings = str | Path | VectorSource
+
+
+def build_index(
+    embeddings: Embeddings,
+    output: str | Path,
+    backend: str = "faiss-flat",
+    force: bool = False,
+    centre: bool = False,
+    centre_with: Sequence[Embeddings] = (),
+) -> IndexFolder:
+    """Build an index over embeddings.
+
+    Args:
+        embeddings: folder of an embedding store, or an open one.
+        output: folder of the index; created.
+        backend: registered name.
+        force: replace an index that is already there (readers keep the old one until they open again).
+        centre: take the mean of its modality from each row, and later from each query; see `index.centring`.
+        centre_with: further embeddings of the same space that the means are over, as for modalities that the index will
+            only be asked with; they do not become items.
+
+    Raises:
+        MissingInputError: there is no store, or it holds no embedded item.
+        InputError: `output` holds an index and force is not set, or holds other things.
+        UnknownNameError: no such backend.
+        MismatchError: embeddings to centre with are of another space, tower or preset.
+    """
+    source, name = open_source(embeddings)
+    output = Path(output)
+    INDEXES[backend]  # an unknown name is refused before any work
+    check_output(output, force)
+    identity, centring = _prepare(source, name, centre, centre_with)
+    (output / "segments").mkdir(parents=True, exist_ok=True)
+    with writing(output):
+        manifest = _write(source, name, output, backend, identity, centring)
+        commit(output, manifest)
+    return IndexFolder.open(output)
+
+
+def _prepare(
+    source: VectorSource, name: str, centre: bool, centre_with: Sequence[Embeddings]
+) -> tuple[Identity, Centring | None]:
+    """Check what goes together and measure the means, before anything is written."""
+    identity = identity_of(source, name)
+    if centre_with and not centre:
+        raise InputError("--centre-with names what means are over: give --centre as well.")
+    beside = [open_source(each) for each in centre_with]
+    for each, there in beside:
+        identity = identity.merged(identity_of(each, there), name or "embeddings", there, "Embed both with one space.")
+        check_dim(int(source.manifest.dim), each.manifest.dim, name or "embeddings", there)
+    return identity, measure_means([(source, name), *beside]) if centre else None
+
+
+def _write(
+    source: VectorSource, name: str, output: Path, backend: str, identity: Identity, centring: Centring | None
+) -> Manifest:
+    """Write the one segment of a new index; gives the manifest to commit."""
+    generation, dim = last_generation(output) + 1, int(source.manifest.dim)
+    blocks = source.iter_blocks(4096)
+    if centring is not None:
+        blocks = centring.blocks(blocks, str(output))
+    entry, modalities = write_segment(output, generation, blocks, dim)
+    if entry is None:
+        raise MissingInputError(f"{name or 'embeddings'}: no embedded item. Type: bindsearch embed SRC -o {name}")
+    known = {*modalities, *(centring.names if centring else ())}
+    return Manifest(
+        backend=backend,
+        dim=dim,
+        space_name=str(source.manifest.space_name),
+        space_id=str(source.manifest.space_id),
+        count=entry.rows,
+        modalities=modalities,
+        segments=(entry,),
+        tower_ids={m: tower for m, tower in identity.tower_ids.items() if m in known},
+        preset_ids={m: preset for m, preset in identity.preset_ids.items() if m in known},
+        tokenizer_id=identity.tokenizer_id,
+        source=name,
+        built_with=versions(),
+        generation=generation,
+        centring=None if centring is None else centring.save(output),
+        format_version=FORMAT_VERSION if centring is None else CENTRED_VERSION,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Name the versions that an index is built with."""
+    return {name: metadata.version(name) for name in ("bindsearch", "numpy", "pyarrow")}

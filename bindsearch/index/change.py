@@ -1,0 +1,273 @@
+"""Changes of an index: each writes new files beside the old ones and gives the manifest that would make it so.
+
+    add       new and changed items become one more segment; what they replace is buried by tombstones
+    remove    tombstones
+    fold      several small segments of like size become one, so that their number stays logarithmic
+    compact   all living rows become one segment, built by the index's recipe
+
+None of them is a change before `commit` has replaced index.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bindsearch.index.checks import unit_rows
+from bindsearch.index.commit import write_ids
+from bindsearch.index.manifest import Manifest, SegmentEntry, sum_counts
+from bindsearch.index.segment import Segment, write_segment
+from bindsearch.index.snapshot import Snapshot
+from bindsearch.index.source import VectorSource, check_dim, check_known, identity_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from bindsearch.index.segment import Block
+    from bindsearch.types import IntArray
+
+BLOCK_ROWS = 4096
+FOLD_WIDTH = 8
+"""How many small segments of like size there may be before they become one (docs/adr/0099)."""
+FOLD_FLOOR_ROWS = 1024
+"""Segments up to this size count as of one size: writing them anew costs less than telling them apart."""
+FOLD_LIMIT_BYTES = 1 << 30
+"""Rows that one fold may write; above it `compact` is advised instead."""
+
+
+@dataclass(frozen=True)
+class Added:
+    """What an addition did, in items.
+
+    Attributes:
+        added: that the index did not have.
+        replaced: that it had with another vector or item row.
+        unchanged: that it had as they are; passed over.
+        gone: that it had and that the embeddings mark as gone.
+    """
+
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    gone: int = 0
+
+    @property
+    def changed(self) -> int:
+        """The items that were written: new ones and replacements."""
+        return self.added + self.replaced
+
+    def __str__(self) -> str:
+        """Say it in words: "3 added, 1 replaced, 20 unchanged"."""
+        gone = f", {self.gone} gone" if self.gone else ""
+        return f"{self.added} added, {self.replaced} replaced, {self.unchanged} unchanged{gone}"
+
+
+def add(snapshot: Snapshot, source: VectorSource, name: str, block_rows: int) -> tuple[Manifest | None, Added]:
+    """Write the items of a source that are new or differ as a segment, and bury those that they replace.
+
+    Args:
+        snapshot: the newest state, held by the lock.
+        source: of the same space.
+        name: what the caller calls the source.
+        block_rows: rows in memory at once.
+
+    Returns:
+        The manifest to commit (None: nothing changes) and what it does.
+
+    Raises:
+        MismatchError: as in `IndexFolder.add`.
+    """
+    old, here = snapshot.manifest, str(snapshot.path)
+    fix = f"Rebuild: bindsearch index EMBEDDINGS -o {here} --force"
+    identity = old.identity.merged(identity_of(source, name), here, name or "the addition", fix)
+    check_dim(old.dim, source.manifest.dim, here, name)
+    check_known(old, source, here, name)
+    blocks: Iterable[Block] = source.iter_blocks(block_rows)
+    if snapshot.centring is not None:
+        blocks = snapshot.centring.blocks(blocks, here)
+    comparison = _Comparison(snapshot)
+    entry, modalities = write_segment(snapshot.path, old.generation + 1, comparison.changed(blocks), old.dim)
+    replaced, vanished = comparison.replaced(), _gone(snapshot, source.gone_sources())
+    done = Added(
+        0 if entry is None else entry.rows - replaced.size, int(replaced.size), comparison.unchanged, int(vanished.size)
+    )
+    buried = np.concatenate([replaced, vanished])
+    if entry is None and not buried.size:
+        return None, done
+    entries, gone = bury(snapshot, buried)
+    new = dataclasses.replace(
+        old,
+        segments=entries if entry is None else (*entries, entry),
+        tower_ids=dict(identity.tower_ids),
+        preset_ids=dict(identity.preset_ids),
+        tokenizer_id=identity.tokenizer_id,
+        source=name or old.source,
+    )
+    return next_state(new, sum_counts(old.modalities, modalities, {k: -v for k, v in gone.items()})), done
+
+
+def remove(snapshot: Snapshot, ids: IntArray) -> tuple[Manifest | None, int]:
+    """Write tombstones for ids; gives the manifest to commit (None: none was there) and how many items it removes."""
+    entries, gone = bury(snapshot, ids)
+    if not gone:
+        return None, 0
+    old = snapshot.manifest
+    counts = sum_counts(old.modalities, {k: -v for k, v in gone.items()})
+    return next_state(dataclasses.replace(old, segments=entries), counts), sum(gone.values())
+
+
+def compact(snapshot: Snapshot, block_rows: int = BLOCK_ROWS) -> Manifest:
+    """Write all living rows as one segment, built by the index's recipe."""
+    old = snapshot.manifest
+    blocks = (block for part in snapshot.segments for block in living(part, block_rows))
+    entry, modalities = write_segment(snapshot.path, old.generation + 1, blocks, old.dim)
+    return next_state(dataclasses.replace(old, segments=() if entry is None else (entry,)), modalities)
+
+
+def fold(snapshot: Snapshot, block_rows: int = BLOCK_ROWS) -> Manifest | None:
+    """Write small segments of like size as one; None where there are not enough of them."""
+    old = snapshot.manifest
+    chosen = segments_to_fold(old)
+    if not chosen:
+        return None
+    parts = [part for number, part in enumerate(snapshot.segments) if number in chosen]
+    blocks = (block for part in parts for block in living(part, block_rows))
+    entry, _ = write_segment(snapshot.path, old.generation + 1, blocks, old.dim)
+    kept = [entry for number, entry in enumerate(old.segments) if number not in chosen]
+    return next_state(dataclasses.replace(old, segments=(*kept, *([] if entry is None else [entry]))), old.modalities)
+
+
+def segments_to_fold(manifest: Manifest) -> set[int]:
+    """Choose the segments that shall become one: the smallest size of which there are FOLD_WIDTH; empty: none.
+
+    Sizes are counted in powers of FOLD_WIDTH above FOLD_FLOOR_ROWS, so that a row is written anew once a power.
+    """
+    limit = FOLD_LIMIT_BYTES // (np.dtype(manifest.row_dtype).itemsize * manifest.dim)
+    sizes: dict[int, list[int]] = {}
+    for number, entry in enumerate(manifest.segments):
+        size, bound = 0, FOLD_FLOOR_ROWS
+        while entry.rows - entry.removed > bound:
+            size, bound = size + 1, bound * FOLD_WIDTH
+        sizes.setdefault(size, []).append(number)
+    for _, numbers in sorted(sizes.items()):
+        rows = sum(manifest.segments[number].rows - manifest.segments[number].removed for number in numbers)
+        if len(numbers) >= FOLD_WIDTH and rows <= limit:
+            return set(numbers)
+    return set()
+
+
+def next_state(manifest: Manifest, modalities: Mapping[str, int]) -> Manifest:
+    """Give a changed manifest its generation and its counts."""
+    counts = dict(modalities)
+    return dataclasses.replace(
+        manifest, generation=manifest.generation + 1, modalities=counts, count=sum(counts.values())
+    )
+
+
+def living(segment: Segment, block_rows: int = BLOCK_ROWS) -> Iterator[Block]:
+    """Iterate over the rows of a segment that are not removed, in the order of its item table."""
+    places = np.flatnonzero(segment.index.alive)
+    for start in range(0, places.size, block_rows):
+        here = places[start : start + block_rows]
+        ids = segment.index.ids[here]
+        yield ids, segment.index.rows(ids), segment.table(here)
+
+
+def bury(snapshot: Snapshot, ids: IntArray) -> tuple[tuple[SegmentEntry, ...], dict[str, int]]:
+    """Write the tombstones of ids; gives the changed entries and the number of removed items by modality."""
+    numbers, places = snapshot.locate(np.unique(ids))
+    generation = snapshot.manifest.generation + 1
+    entries: list[SegmentEntry] = []
+    gone: dict[str, int] = {}
+    (snapshot.path / "tombstones").mkdir(exist_ok=True)
+    for number, segment in enumerate(snapshot.segments):
+        here = np.sort(places[numbers == number])
+        entry = segment.entry
+        if here.size:
+            names = segment.table(here, ["modality"])["modality"].to_numpy(zero_copy_only=False)
+            kinds, counts = np.unique(names.astype(str), return_counts=True)
+            gone = sum_counts(gone, dict(zip(kinds.tolist(), counts.tolist(), strict=True)))
+            alive = segment.index.alive
+            alive[here] = False
+            file = f"{entry.name}.{generation:06d}.npy"
+            described = write_ids(snapshot.path / "tombstones" / file, segment.index.ids[~alive])
+            removed = entry.rows - int(np.count_nonzero(alive))
+            entry = dataclasses.replace(entry, removed=removed, tombstones=file, tombstones_file=described)
+        if entry.removed < entry.rows:
+            entries.append(entry)
+    return tuple(entries), gone
+
+
+def same_rows(snapshot: Snapshot, ids: IntArray, block: Block) -> NDArray[np.bool_]:
+    """Say which items of a block the index has as they are: the same stored row and the same item row.
+
+    Args:
+        snapshot: what to compare with.
+        ids: (m,) int64, known ones, in the order of the block. Not modified.
+        block: (ids, vectors, item table) of these m items; columns that the index does not have are not compared.
+
+    Returns:
+        (m,) bool.
+    """
+    _, vectors, table = block
+    stored = unit_rows(vectors, "vectors", snapshot.manifest.dim).astype(snapshot.manifest.row_dtype)
+    same = (snapshot.rows(ids) == stored.astype(np.float32)).all(axis=1)
+    names = [name for name in table.column_names if name in snapshot.column_names()]
+    before = snapshot.table(ids, names)
+    for name in names:
+        same &= _same_values(before[name], table[name])
+    return np.asarray(same, dtype=bool)
+
+
+def _same_values(left: pa.ChunkedArray, right: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Compare two columns value by value; two missing values are the same."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        equal = pc.fill_null(pc.equal(left, right.cast(left.type)), False)
+        both = pc.and_(pc.is_null(left), pc.is_null(right))
+        return np.asarray(pc.or_(equal, both).to_numpy(), dtype=bool)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # nested, or of a type that does not become the other
+        return np.array([one == other for one, other in zip(left.to_pylist(), right.to_pylist(), strict=True)], bool)
+
+
+class _Comparison:
+    """Blocks of a source held against an index: passes on what is new or differs, and counts."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._replaced: list[IntArray] = [np.empty(0, dtype=np.int64)]
+        self.unchanged = 0
+
+    def changed(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """Pass on the items that the index does not have as they are."""
+        import pyarrow as pa
+
+        for ids, vectors, table in blocks:
+            known = np.flatnonzero(self._snapshot.locate(ids)[0] >= 0)
+            differs = np.ones(ids.size, dtype=bool)
+            if known.size:
+                block = ids[known], vectors[known], table.take(pa.array(known))
+                differs[known] = ~same_rows(self._snapshot, ids[known], block)
+            self._replaced.append(ids[known][differs[known]])
+            self.unchanged += int(np.count_nonzero(~differs))
+            yield ids[differs], vectors[differs], table.filter(pa.array(differs))
+
+    def replaced(self) -> IntArray:
+        """Give the ids, (m,) int64, that the items passed on replace."""
+        return np.concatenate(self._replaced)
+
+
+def _gone(snapshot: Snapshot, sources: Mapping[int, set[str]]) -> IntArray:
+    """Give the ids of living items that have one of the sources which their embeddings no longer have."""
+    ids = np.fromiter(sources, dtype=np.int64)
+    known = ids[snapshot.locate(ids)[0] >= 0]
+    here: Sequence[str] = snapshot.table(known, ["source"])["source"].to_pylist() if known.size else []
+    same = [source in sources[each] for each, source in zip(known.tolist(), here, strict=True)]
+    return np.asarray(known[np.array(same, dtype=bool)], dtype=np.int64)
