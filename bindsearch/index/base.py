@@ -3,21 +3,28 @@
 A backend holds n unit rows with their ids and proposes candidates for a query; the base class scores the candidates
 exactly, in float64 from the stored rows, orders them by (score, id) and, for exact backends, proves that no other row
 belongs into the answer (docs/adr/0040-exact-scores.md). So scores depend on neither backend nor batch nor threads.
+The truth is the float64 product of the unit query with the rows as stored: rows of float16 are rounded unit rows, not
+normalised again.
 
 FAISS's thread pool does not survive a fork: start worker processes by spawn or forkserver when a search ran before.
 """
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from bindsearch.errors import InputError, ShapeError, UnsupportedError
-from bindsearch.index.checks import check_ids, map_array, unit_queries, unit_rows
+from bindsearch.index.checks import check_ids, map_array, stored_rows, unit_queries
+from bindsearch.index.recipe import ROW_DTYPES, SearchSettings, check_settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,11 +32,42 @@ if TYPE_CHECKING:
     from bindsearch.types import FloatArray, IntArray
 
     BoolArray = NDArray[np.bool_]
+    RowArray = NDArray[np.float32] | NDArray[np.float16]
 
 ABILITIES = ("add", "remove", "selector")
 
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total) while files are built; what is counted depends on the stage."""
+
 _OVERFETCH = 16
 _BLOCK_BYTES = 64 << 20
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Show nothing; arguments as of Progress."""
+
+
+@dataclass(frozen=True)
+class ExactReport:
+    """What it took to prove the answers of an exact search.
+
+    Attributes:
+        rows_touched_full: (q,) int64, rows of each query that were scored from their stored numbers.
+        rows_scanned: rows that were looked at in any form, codes included.
+        widened: (q,) int64, rows that were scored because the first candidates did not prove the answer; 0: they did.
+    """
+
+    rows_touched_full: IntArray
+    rows_scanned: int
+    widened: IntArray
+
+    def plus(self, other: ExactReport) -> ExactReport:
+        """Add the report of the same queries over other rows."""
+        return ExactReport(
+            self.rows_touched_full + other.rows_touched_full,
+            self.rows_scanned + other.rows_scanned,
+            self.widened + other.widened,
+        )
 
 
 class IndexBackend(ABC):
@@ -39,6 +77,7 @@ class IndexBackend(ABC):
         name: the registered name.
         abilities: which of ABILITIES this backend has; the others raise UnsupportedError.
         exact: whether `_scan` sees every row, so that the answer is proven to be the true one.
+        settings: the search settings that it reads, with what they are where nobody says.
 
     Backends are read-only for readers: `search` may be called from many threads at once.
     """
@@ -46,36 +85,80 @@ class IndexBackend(ABC):
     name: ClassVar[str]
     abilities: ClassVar[frozenset[str]] = frozenset(ABILITIES)
     exact: ClassVar[bool] = True
+    settings: ClassVar[Mapping[str, int]] = {}
 
-    def __init__(self, rows: FloatArray, ids: IntArray, order: IntArray | None = None) -> None:
+    def __init__(self, rows: RowArray, ids: IntArray, order: IntArray | None = None) -> None:
         """Take over rows that were checked; see `build` for rows that were not.
 
         Args:
-            rows: (n, d) float32, C-contiguous unit rows; may be memory-mapped. Not modified.
+            rows: (n, d) float32 or float16, C-contiguous unit rows; may be memory-mapped. Not modified.
             ids: (n,) int64, each once. Not modified.
-            order: (n,) int64, positions of the rows in ascending order of id; computed where None.
+            order: (n,) int64 or int32, positions of the rows in ascending order of id; computed where None.
         """
         self._rows, self._ids = rows, ids
         self._order = np.argsort(ids, kind="stable") if order is None else order
         self._alive: BoolArray | None = None
+        self._built_with: Mapping[str, Any] = {}
 
     # ---- building ----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def build(cls, ids: IntArray, vectors: FloatArray) -> Self:
-        """Build an index in memory.
+    def build(
+        cls,
+        ids: IntArray,
+        vectors: FloatArray,
+        row_dtype: str = "float32",
+        build: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Build an index of its own: in memory, or in a temporary folder where the backend has files.
 
         Args:
             ids: (n,) int64 in [0, 2**63), each once. Not modified.
             vectors: (n, d) float32, finite, no zero rows; normalised in a copy. Not modified.
+            row_dtype: how rows are stored.
+            build: numbers of the backend; see `build_files`.
 
         Raises:
             ShapeError: wrong shape or dtype.
-            InputError: an id twice, a row that is not finite or is zero.
+            InputError: an id twice, a row that is not finite or is zero, a number that the backend does not know.
         """
-        rows = unit_rows(vectors, "vectors")
+        rows = stored_rows(vectors, "vectors", None, row_dtype)
         check_ids(ids, rows.shape[0])
-        return cls(rows, ids.copy())
+        index = cls(rows, ids.copy())
+        index._built_with = dict(build or {})
+        if "add" in cls.abilities or not ids.size:
+            return index
+        folder = Path(tempfile.mkdtemp(prefix="bindsearch-"))
+        clean = weakref.finalize(index, shutil.rmtree, folder, ignore_errors=True)
+        index.save(folder)
+        opened = cls.open(folder)
+        opened._built_with = index._built_with
+        weakref.finalize(opened, shutil.rmtree, folder, ignore_errors=True)
+        clean.detach()
+        return opened
+
+    @classmethod
+    def build_files(
+        cls,
+        folder: Path,  # noqa: ARG003 - for backends that have files
+        build: Mapping[str, Any],
+        progress: Progress = no_progress,  # noqa: ARG003
+    ) -> None:
+        """Write what the backend needs beside vectors.npy and ids.npy of a draft folder; here nothing.
+
+        A backend may sort the rows: it then replaces both files and writes table_rows.npy, (n,) int32 or int64, the
+        place of each row before. Files lie in the page cache; memory of its own stays within 4 GB at 3M x 1024.
+
+        Args:
+            folder: holds vectors.npy (n, d) of a row dtype and ids.npy (n,) int64, with n >= 1.
+            build: numbers of the recipe.
+            progress: told how far it is.
+
+        Raises:
+            InputError: `build` names a number that the backend does not know, or a value that cannot be meant.
+        """
+        if build:
+            raise InputError(f"recipe: the backend {cls.name!r} takes no numbers, got {', '.join(build)}.")
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -85,9 +168,9 @@ class IndexBackend(ABC):
             FileNotFoundError: a file is missing.
             InputError: a file is truncated or not of the expected kind.
         """
-        rows = map_array(folder / "vectors.npy", "float32", 2)
+        rows = map_array(folder / "vectors.npy", ROW_DTYPES, 2)
         ids = map_array(folder / "ids.npy", "int64", 1)
-        order = map_array(folder / "order.npy", "int64", 1)
+        order = map_array(folder / "order.npy", ("int64", "int32"), 1)
         if not rows.shape[0] == ids.shape[0] == order.shape[0]:
             raise InputError(
                 f"{folder}: vectors.npy has {rows.shape[0]} rows, ids.npy {ids.shape[0]}, order.npy {order.shape[0]}. "
@@ -96,12 +179,14 @@ class IndexBackend(ABC):
         return cls(rows, ids, order)
 
     def save(self, folder: Path) -> None:
-        """Write the living rows to a folder: vectors.npy, ids.npy, order.npy."""
+        """Write the living rows to a folder: vectors.npy, ids.npy, order.npy and the files of the backend."""
         folder.mkdir(parents=True, exist_ok=True)
         keep = slice(None) if self._alive is None else self._alive
-        ids = np.ascontiguousarray(self._ids[keep])
         np.save(folder / "vectors.npy", np.ascontiguousarray(self._rows[keep]), allow_pickle=False)
-        np.save(folder / "ids.npy", ids, allow_pickle=False)
+        np.save(folder / "ids.npy", np.ascontiguousarray(self._ids[keep]), allow_pickle=False)
+        if len(self):
+            self.build_files(folder, self._built_with)
+        ids = np.load(folder / "ids.npy", allow_pickle=False)
         np.save(folder / "order.npy", np.argsort(ids, kind="stable"), allow_pickle=False)
 
     # ---- facts -------------------------------------------------------------------------------------------------------
@@ -114,6 +199,11 @@ class IndexBackend(ABC):
     def dim(self) -> int:
         """The number of columns d."""
         return int(self._rows.shape[1])
+
+    @property
+    def row_dtype(self) -> str:
+        """How rows are stored: "float32" or "float16"."""
+        return str(self._rows.dtype.name)
 
     @property
     def ids(self) -> IntArray:
@@ -145,7 +235,7 @@ class IndexBackend(ABC):
         return np.where(missing, -1, rows)
 
     def rows(self, ids: IntArray) -> FloatArray:
-        """Give the stored unit rows of ids.
+        """Give the stored rows of ids; rows of float16 are unit to within `recipe.norm_tolerance`.
 
         Args:
             ids: (m,) int64. Not modified.
@@ -159,7 +249,7 @@ class IndexBackend(ABC):
         where = self.positions(ids)
         if (where < 0).any():
             raise InputError(f"index: no item has the id {int(ids[np.argmin(where)])}.")
-        return self._rows[where]
+        return np.asarray(self._rows[where], dtype=np.float32)
 
     # ---- change (in memory) ------------------------------------------------------------------------------------------
 
@@ -179,7 +269,7 @@ class IndexBackend(ABC):
             raise UnsupportedError(
                 f"{self.name}: a memory-mapped index is read-only. Add to its folder: SearchIndex.add(store)."
             )
-        rows = unit_rows(vectors, "vectors", self.dim)
+        rows = stored_rows(vectors, "vectors", self.dim, self.row_dtype)
         check_ids(ids, rows.shape[0])
         known = np.isin(ids, self._ids)
         if known.any():
@@ -213,14 +303,19 @@ class IndexBackend(ABC):
     # ---- search ------------------------------------------------------------------------------------------------------
 
     def search(
-        self, queries: FloatArray, k: int, selector: BoolArray | IntArray | None = None
+        self,
+        queries: FloatArray,
+        k: int,
+        selector: BoolArray | IntArray | None = None,
+        settings: SearchSettings | None = None,
     ) -> tuple[FloatArray, IntArray]:
-        """Find the k best rows of each query.
+        """Find the k best rows of each query: those of `search_exact`, or most of them where the backend approximates.
 
         Args:
             queries: (q, d) float32, finite, no zero rows; normalised in a copy. Not modified.
             k: at least 1; may exceed the number of rows.
             selector: (n,) bool over the stored rows, or (m,) int64 ids, of the rows that may be answers; None: all.
+            settings: of those that `settings` of the class names; the others keep their value there.
 
         Returns:
             scores (q, k) float32 cosines, higher is better, -inf where there is no answer; ids (q, k) int64, -1 there.
@@ -228,49 +323,90 @@ class IndexBackend(ABC):
 
         Raises:
             ShapeError: wrong shape or dtype of the queries or the selector; both numbers are named.
-            InputError: k below 1, a query that is not finite or is zero.
+            InputError: k below 1, a query that is not finite or is zero, a setting that the backend does not have.
             UnsupportedError: a selector where the backend has none.
         """
+        scores, ids, _ = self._search(queries, k, selector, settings)
+        return scores, ids
+
+    def search_exact(
+        self, queries: FloatArray, k: int, selector: BoolArray | IntArray | None = None
+    ) -> tuple[FloatArray, IntArray, ExactReport]:
+        """Find the k best rows of each query, proven, whatever the backend; arguments and errors as of `search`.
+
+        Returns:
+            scores (q, k) float32 and ids (q, k) int64 as of `search`, and what the proof took.
+        """
+        from bindsearch.index.flat import FlatIndex
+
+        index: IndexBackend = self
+        if not self.exact:
+            index = FlatIndex(self._rows, self._ids, self._order)
+            index._alive = self._alive
+        scores, ids, widened = index._search(queries, k, selector, None)
+        allowed = index._count(index._mask(selector))
+        full = np.full(widened.shape, allowed, dtype=np.int64)
+        return scores, ids, ExactReport(full, allowed, widened)
+
+    def _search(
+        self,
+        queries: FloatArray,
+        k: int,
+        selector: BoolArray | IntArray | None,
+        settings: SearchSettings | None,
+    ) -> tuple[FloatArray, IntArray, IntArray]:
+        """Answer as `search`; gives scores, ids and (q,) how many rows were scored because a proof failed."""
         units = unit_queries(queries, self.dim)
         if k < 1:
             raise InputError(f"k: expected at least 1, got {k}.")
+        check_settings(settings, self.settings)
+        chosen = {**self.settings, **(settings or {})}
         mask = self._mask(selector)
-        allowed = int(self._ids.shape[0]) if mask is None else int(np.count_nonzero(mask))
+        allowed = self._count(mask)
         scores = np.full((units.shape[0], k), -np.inf, dtype=np.float32)
         ids = np.full((units.shape[0], k), -1, dtype=np.int64)
+        widened = np.zeros(units.shape[0], dtype=np.int64)
         if allowed == 0 or units.shape[0] == 0:
-            return scores, ids
+            return scores, ids, widened
         fetch = min(allowed, k + max(_OVERFETCH, k // 4))
         step = max(1, _BLOCK_BYTES // (8 * self.dim * fetch))
         for start in range(0, units.shape[0], step):
             part = slice(start, start + step)
-            self._search_block(units[part], fetch, mask, allowed, (scores[part], ids[part]))
-        return scores, ids
+            out = scores[part], ids[part], widened[part]
+            coarse, places = self._scan(units[part].astype(np.float32), fetch, mask, chosen)
+            self._decide(units[part], coarse, places, mask, out)
+        return scores, ids, widened
 
-    def _search_block(
+    def _count(self, mask: BoolArray | None) -> int:
+        return int(self._ids.shape[0]) if mask is None else int(np.count_nonzero(mask))
+
+    def _decide(
         self,
         units: NDArray[np.float64],
-        fetch: int,
+        coarse: FloatArray,
+        places: IntArray,
         mask: BoolArray | None,
-        allowed: int,
-        out: tuple[FloatArray, IntArray],
+        out: tuple[FloatArray, IntArray, IntArray],
     ) -> None:
-        """Answer queries that fit in memory together. Overwrites `out`: scores and ids, (q, k) each."""
-        coarse, places = self._scan(units.astype(np.float32), fetch, mask)
-        exact = self._exact_scores(units, places)
-        k = out[0].shape[1]
+        """Score candidates exactly and prove them. Overwrites `out`: scores and ids (q, k), rows widened by (q,)."""
+        exact, k = self._exact_scores(units, places), out[0].shape[1]
+        unseen = places.shape[1] < self._count(mask)
         for row in range(units.shape[0]):
             here, score = places[row], exact[row]
-            if self.exact and fetch < allowed and not self._is_proven(coarse[row], score, k):
+            if self.exact and unseen and not self._is_proven(coarse[row], score, k):
                 here, score = self._widen(units[row : row + 1], score, k, mask)
+                out[2][row] = here.size
             here, score = here[here >= 0], score[here >= 0]
             ids = self._ids[here]
             best = np.lexsort((ids, -score))[:k]
             out[0][row, : best.size], out[1][row, : best.size] = score[best], ids[best]
 
     def _margin(self) -> float:
-        """Bound the error of a float32 dot product of two unit vectors: d additions, each rounded once."""
-        return (self.dim + 2) * 2.0**-24
+        """Bound the error of a float32 dot product of two unit vectors: d additions, each rounded once.
+
+        The last factor is for norms a little above 1: rows of float16 are at most 2^-11 above.
+        """
+        return (self.dim + 2) * 2.0**-24 * 1.001
 
     def _is_proven(self, coarse: FloatArray, exact: FloatArray, k: int) -> bool:
         """Say whether every row outside the candidates must score below the k-th candidate."""
@@ -329,21 +465,24 @@ class IndexBackend(ABC):
         return mask
 
     def blocks(self) -> Iterator[tuple[int, FloatArray]]:
-        """Iterate over (first position, rows) in blocks that fit a cache-sized share of memory."""
+        """Iterate over (first position, (m, d) float32 rows) in blocks that fit a cache-sized share of memory."""
         step = max(1, _BLOCK_BYTES // (4 * self.dim))
         for start in range(0, self._rows.shape[0], step):
-            yield start, self._rows[start : start + step]
+            yield start, np.asarray(self._rows[start : start + step], dtype=np.float32)
 
     @abstractmethod
-    def _scan(self, queries: FloatArray, fetch: int, mask: BoolArray | None) -> tuple[FloatArray, IntArray]:
+    def _scan(
+        self, queries: FloatArray, fetch: int, mask: BoolArray | None, settings: SearchSettings
+    ) -> tuple[FloatArray, IntArray]:
         """Propose candidates.
 
         Args:
             queries: (q, d) float32 unit rows. Not modified.
             fetch: how many, at most the number of rows allowed by the mask.
             mask: (n,) bool of the rows allowed, or None for all. Not modified.
+            settings: a value for each name in `settings` of the class.
 
         Returns:
-            scores (q, fetch) float32 in descending order, positions (q, fetch) int64; -1 for none. Exact backends give
-            the `fetch` best by a float32 dot product.
+            scores (q, m) float32 in descending order, positions (q, m) int64; -1 for none. Exact backends give the
+            `fetch` best by a float32 dot product; others m <= fetch that they scored from the stored rows.
         """

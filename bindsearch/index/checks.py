@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.errors import InputError, ShapeError
+from bindsearch.index.recipe import norm_tolerance
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +32,37 @@ def unit_rows(vectors: Any, what: str, dim: int | None = None) -> FloatArray:
         InputError: a row that is not finite or is zero.
     """
     return _unit(vectors, what, dim).astype(np.float32)
+
+
+def stored_rows(vectors: Any, what: str, dim: int | None, row_dtype: str) -> Any:
+    """Check vectors and give them as they are stored: unit float32 rows, rounded to `row_dtype`.
+
+    Rows that are stored as float16 already, unit but for that rounding, stay as they are: reading and storing them
+    again, as compacting does, changes no bit.
+
+    Args:
+        vectors: (n, d) float32. Not modified.
+        what: their name in messages.
+        dim: the d expected; None: any.
+        row_dtype: "float32" or "float16".
+
+    Returns:
+        (n, d) of row_dtype, C-contiguous, a copy.
+
+    Raises:
+        ShapeError, InputError: as in `unit_rows`.
+    """
+    units = unit_rows(vectors, what, dim)
+    if row_dtype == "float32":
+        return units
+    rows = units.astype(row_dtype)
+    few = vectors[:, :16]  # tells almost all rows that were never stored
+    maybe = np.flatnonzero((few.astype(row_dtype) == few).all(axis=1))
+    as_they_are = vectors[maybe].astype(row_dtype)
+    stored = (as_they_are == vectors[maybe]).all(axis=1)
+    stored &= (np.abs(as_they_are - units[maybe]) <= norm_tolerance(row_dtype)).all(axis=1)
+    rows[maybe[stored]] = as_they_are[stored]
+    return rows
 
 
 def unit_queries(queries: Any, dim: int) -> NDArray[np.float64]:
@@ -72,8 +104,13 @@ def check_ids(ids: IntArray, count: int) -> None:
         raise InputError(f"ids: the id {int(ordered[1:][twice][0])} comes twice. Give each item a key of its own.")
 
 
-def map_array(path: Path, dtype: str, axes: int) -> Any:
+def map_array(path: Path, dtype: str | tuple[str, ...], axes: int) -> Any:
     """Map a .npy file read-only; nothing is ever unpickled.
+
+    Args:
+        path: the file.
+        dtype: the one expected, or several that may be.
+        axes: how many.
 
     Raises:
         FileNotFoundError: it is gone; whoever knows the folder can say what to type.
@@ -89,7 +126,9 @@ def map_array(path: Path, dtype: str, axes: int) -> Any:
             array = np.load(path, allow_pickle=False)
         except (ValueError, OSError, EOFError, SyntaxError):
             raise InputError(f"{path}: truncated or not a .npy file ({error}). Build the index again.") from error
-    if array.dtype != np.dtype(dtype) or array.ndim != axes or not array.flags.c_contiguous:
-        raise InputError(f"{path}: expected {axes} axes of {dtype}, got shape {array.shape} of {array.dtype}.")
+    known = (dtype,) if isinstance(dtype, str) else dtype
+    if array.dtype.name not in known or array.ndim != axes or not array.flags.c_contiguous:
+        wanted = " or ".join(known)
+        raise InputError(f"{path}: expected {axes} axes of {wanted}, got shape {array.shape} of {array.dtype}.")
     array.flags.writeable = False
     return np.asarray(array)

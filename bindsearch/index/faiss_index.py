@@ -23,6 +23,7 @@ from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
     from bindsearch.index.base import BoolArray
+    from bindsearch.index.recipe import SearchSettings
     from bindsearch.types import FloatArray, IntArray
 
 LOG = logging.getLogger(__name__)
@@ -42,10 +43,13 @@ class FaissFlatIndex(FlatIndex):
     name: ClassVar[str] = "faiss-flat"
     small_bytes: int = _SMALL_BYTES
 
-    def _scan(self, queries: FloatArray, fetch: int, mask: BoolArray | None) -> tuple[FloatArray, IntArray]:
+    def _scan(
+        self, queries: FloatArray, fetch: int, mask: BoolArray | None, settings: SearchSettings
+    ) -> tuple[FloatArray, IntArray]:
         """See `IndexBackend._scan`."""
-        if "faiss" not in sys.modules and self._rows.nbytes * queries.shape[0] < self.small_bytes:
-            return super()._scan(queries, fetch, mask)
+        small = "faiss" not in sys.modules and self._rows.nbytes * queries.shape[0] < self.small_bytes
+        if small or self._rows.dtype != np.float32:  # FAISS reads rows of float32 alone in place
+            return super()._scan(queries, fetch, mask, settings)
         faiss = load_faiss()
         count, (asked, dim) = self._rows.shape[0], queries.shape
         scores = np.empty((asked, fetch), dtype=np.float32)

@@ -11,6 +11,7 @@ from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
     from bindsearch.index.base import BoolArray
+    from bindsearch.index.recipe import SearchSettings
     from bindsearch.types import FloatArray, IntArray
 
 
@@ -19,7 +20,13 @@ class FlatIndex(IndexBackend):
 
     name: ClassVar[str] = "flat"
 
-    def _scan(self, queries: FloatArray, fetch: int, mask: BoolArray | None) -> tuple[FloatArray, IntArray]:
+    def _scan(
+        self,
+        queries: FloatArray,
+        fetch: int,
+        mask: BoolArray | None,
+        settings: SearchSettings,  # noqa: ARG002 - it has none
+    ) -> tuple[FloatArray, IntArray]:
         """See `IndexBackend._scan`."""
         best = np.empty((queries.shape[0], 0), dtype=np.float32)
         places = np.empty((queries.shape[0], 0), dtype=np.int64)

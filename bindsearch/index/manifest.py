@@ -3,9 +3,11 @@
     INDEX/
       index.json                       this manifest, with its own checksum; replaced atomically
       segments/000001-4f2c91ab/        immutable once written:
-        vectors.npy                    (n, d) float32 unit rows, mapped
-        ids.npy, order.npy             (n,) int64: ids in row order; row positions in ascending order of id
-        items.parquet                  the item table, row i of it belongs to row i of vectors.npy
+        vectors.npy                    (n, d) float32 or float16 unit rows, mapped
+        ids.npy, order.npy             (n,) int64 ids in row order; row positions in ascending order of id
+        items.parquet                  the item table, row i of it belongs to row i of vectors.npy, or, where there is
+        table_rows.npy                 (n,) row of the item table of each row of vectors.npy (a backend sorted the rows)
+        ...                            what the segment's backend wrote: codes, lists, graphs
       tombstones/000001-4f2c91ab.000002.npy    (m,) int64 ids removed from that segment, as of change 2
       index.means-4f2c91ab03de.npy     of a centred index: (modalities, d) float64 means, modalities by name
       index.lock                       held by the one who changes
@@ -22,15 +24,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bindsearch.config import content_hash, from_json_dict, to_json_dict
 from bindsearch.errors import InputError, MismatchError, MissingInputError
 from bindsearch.index.identity import Identity
+from bindsearch.index.recipe import Recipe
 
 FORMAT = "bindsearch-index"
 FORMAT_VERSION = 1
 CENTRED_VERSION = 2
 """Format of an index whose rows are centred: an older reader would ask it with queries that are not."""
+RECIPE_VERSION = 3
+"""Format of an index that has a recipe, rows other than float32, or segments of their own backends."""
 SMALL_FILE_BYTES = 256 << 10
 
 
@@ -54,6 +60,7 @@ class SegmentEntry:
         removed: how many rows the tombstones take out.
         tombstones: file under tombstones/, or None.
         tombstones_file: its entry, or None.
+        backend: registered name of its own; empty: the manifest's.
     """
 
     name: str
@@ -63,6 +70,7 @@ class SegmentEntry:
     removed: int = 0
     tombstones: str | None = None
     tombstones_file: FileEntry | None = None
+    backend: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ class Manifest:
 
     Attributes:
         generation: counts the changes, from 1.
-        backend: registered name.
+        backend: registered name; of the segments that name none of their own.
         dim: columns of the rows; row_dtype, metric: how they are stored and compared.
         space_name: what `load_space` takes to load the space.
         space_id, tower_ids, preset_ids, tokenizer_id: see `Identity`.
@@ -97,6 +105,9 @@ class Manifest:
         source: the embeddings that the index was last built or extended from, as the caller named them.
         built_with: package -> version.
         centring: of a centred index; None: rows are as they were embedded.
+        recipe: what `compact` builds by; None: `backend` over float32 rows.
+        tuned: what the planner measured and chose; its "settings" are those of a search that names none.
+        format_version: set by `write_manifest`: the oldest that has all that the manifest uses.
     """
 
     backend: str
@@ -113,6 +124,8 @@ class Manifest:
     built_with: dict[str, str] = field(default_factory=dict)
     generation: int = 1
     centring: CentringEntry | None = None
+    recipe: Recipe | None = None
+    tuned: dict[str, Any] | None = None
     metric: str = "cosine"
     row_dtype: str = "float32"
     format: str = FORMAT
@@ -122,6 +135,13 @@ class Manifest:
     def identity(self) -> Identity:
         """The space, towers and presets of the vectors."""
         return Identity(self.space_id, self.tower_ids, self.preset_ids, self.tokenizer_id)
+
+    @property
+    def small_recipe(self) -> Recipe | None:
+        """What additions are built by: exact, whatever the recipe of the index; None where it has no recipe."""
+        if self.recipe is None:
+            return None
+        return Recipe("faiss-flat", row_dtype=self.row_dtype, byte_codes=self.recipe.byte_codes)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -144,10 +164,10 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise MismatchError(f"{path}: expected format {FORMAT!r}, got {found!r}.")
-    if data.get("format_version") != (CENTRED_VERSION if data.get("centring") else FORMAT_VERSION):
+    if data.get("format_version") != _version_of(data):
         raise MismatchError(
             f"{path}: format version {data.get('format_version')!r}, this bindsearch reads {FORMAT_VERSION} "
-            f"(of a centred index {CENTRED_VERSION}). "
+            f"(of a centred index {CENTRED_VERSION}, of one with a recipe {RECIPE_VERSION}). "
             "Use the version that wrote it, or build the index again."
         )
     stated, computed = data.pop("checksum", None), content_hash(data, 64)
@@ -162,8 +182,13 @@ def read_manifest(folder: Path) -> Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace index.json by a new one in one step: temporary file, fsync, rename, fsync of the folder."""
     data = to_json_dict(manifest)
-    if manifest.centring is None:
-        del data["centring"]
+    for name in ("centring", "recipe", "tuned"):
+        if data[name] is None:
+            del data[name]
+    for entry in data["segments"]:
+        if not entry["backend"]:
+            del entry["backend"]
+    data["format_version"] = _version_of(data)
     data["checksum"] = content_hash(data, 64)
     temporary = folder / f"index.json.tmp-{os.getpid()}"
     with temporary.open("w", encoding="utf-8") as stream:
@@ -173,6 +198,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         os.fsync(stream.fileno())
     temporary.replace(folder / "index.json")
     sync_folder(folder)
+
+
+def _version_of(data: Mapping[str, Any]) -> int:
+    """Give the oldest format version that has all that a manifest, as JSON, uses."""
+    segments = data.get("segments")
+    entries = [entry for entry in segments if isinstance(entry, dict)] if isinstance(segments, list) else []
+    named = any(entry.get("backend") for entry in entries)
+    if named or data.get("recipe") or data.get("tuned") or data.get("row_dtype", "float32") != "float32":
+        return RECIPE_VERSION
+    return CENTRED_VERSION if data.get("centring") else FORMAT_VERSION
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,4 +1,8 @@
-"""One immutable part of an index: rows, ids and item table side by side, in the order they were embedded."""
+"""One immutable part of an index: rows, ids and item table side by side.
+
+Rows stand in the order they were embedded, or in one that suits the segment's backend; table_rows.npy then names the
+row of the item table that belongs to each.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,22 @@ import shutil
 import struct
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from bindsearch.errors import InputError, MismatchError, ShapeError, UnknownNameError
-from bindsearch.index.base import IndexBackend
-from bindsearch.index.checks import check_ids, map_array, unit_rows
+from bindsearch.index.base import IndexBackend, Progress, no_progress
+from bindsearch.index.checks import check_ids, map_array, stored_rows
 from bindsearch.index.manifest import SegmentEntry, check_file, describe_file, sync_folder
+from bindsearch.index.recipe import Recipe
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from bindsearch.types import FloatArray, IntArray
 
@@ -39,14 +46,15 @@ class Segment:
     Files are opened once, here: later changes of the folder, deletion included, do not reach a reader.
     """
 
-    def __init__(self, folder: Path, entry: SegmentEntry, backend: str, dim: int) -> None:
+    def __init__(self, folder: Path, entry: SegmentEntry, backend: str, dim: int, row_dtype: str = "float32") -> None:
         """Open a segment.
 
         Args:
             folder: the index folder.
             entry: what the manifest says of the segment.
-            backend: registered name.
+            backend: registered name, where the entry names none.
             dim: columns that its rows must have.
+            row_dtype: how they must be stored.
 
         Raises:
             FileNotFoundError: a file is gone.
@@ -57,7 +65,8 @@ class Segment:
         for name, file in entry.files.items():
             check_file(self.path / name, file, payload=False)
         try:
-            self.index: IndexBackend = INDEXES[backend].open(self.path)
+            self.index: IndexBackend = INDEXES[entry.backend or backend].open(self.path)
+            self._table_rows = self._map_table_rows()
         except ShapeError:
             raise
         except InputError as error:
@@ -66,6 +75,10 @@ class Segment:
             raise MismatchError(
                 f"{self.path}: rows of shape ({self.index.ids.shape[0]}, {self.index.dim}), "
                 f"its manifest says ({entry.rows}, {dim}). Build the index again."
+            )
+        if self.index.row_dtype != row_dtype:
+            raise MismatchError(
+                f"{self.path}: rows of {self.index.row_dtype}, its manifest says {row_dtype}. Build the index again."
             )
         if entry.tombstones is not None and entry.tombstones_file is not None:
             removed = folder / "tombstones" / entry.tombstones
@@ -92,10 +105,11 @@ class Segment:
         """
         import pyarrow as pa
 
+        rows = positions if self._table_rows is None else self._table_rows[positions].astype(np.int64)
         with self._parquet_lock:
             file = self._open_parquet()
             starts = self._group_starts(file)
-            groups = np.searchsorted(starts, positions, side="right") - 1
+            groups = np.searchsorted(starts, rows, side="right") - 1
             wanted = sorted(set(groups.tolist()))
             names = list(columns) if columns is not None else None
             if names is not None and "id" not in names:
@@ -107,7 +121,7 @@ class Segment:
             )
         sizes = np.diff(np.append(starts, self.entry.rows))
         offset = dict(zip(wanted, np.cumsum([0, *(sizes[group] for group in wanted)]).tolist(), strict=False))
-        local = positions - starts[groups] + np.array([offset[group] for group in groups.tolist()], dtype=np.int64)
+        local = rows - starts[groups] + np.array([offset[group] for group in groups.tolist()], dtype=np.int64)
         taken = table.take(pa.array(local, type=pa.int64()))
         if not np.array_equal(taken["id"].to_numpy(), self.index.ids[positions]):
             raise MismatchError(f"{self.path}/items.parquet: its ids are not those of ids.npy. Build the index again.")
@@ -119,10 +133,33 @@ class Segment:
         Raises:
             UnknownNameError: there is no such column.
         """
+        import pyarrow as pa
+
+        values = self.table_column(name)
+        return values if self._table_rows is None else values.take(pa.array(self._table_rows))
+
+    def table_column(self, name: str) -> pa.ChunkedArray:
+        """Read one whole column in the order of the item table: cheaper where rows are sorted; see `to_row_order`.
+
+        Raises:
+            UnknownNameError: there is no such column.
+        """
         if name not in self.column_names():
             raise UnknownNameError("column", name, self.column_names())
         with self._parquet_lock:
             return self._open_parquet().read(columns=[name], use_threads=False)[name]
+
+    def to_row_order(self, values: Any) -> Any:
+        """Bring an array (n, ...), such as a mask over the item table, into row order; itself where both are one."""
+        return values if self._table_rows is None else values[self._table_rows]
+
+    def places_by_table(self) -> IntArray:
+        """Give the row positions in the order of the item table, (n,) int64: whoever reads all items goes by these."""
+        if self._table_rows is None:
+            return np.arange(self.entry.rows, dtype=np.int64)
+        places = np.empty(self.entry.rows, dtype=np.int64)
+        places[self._table_rows] = np.arange(self.entry.rows, dtype=np.int64)
+        return places
 
     def column_names(self) -> tuple[str, ...]:
         """List the columns of the item table."""
@@ -143,6 +180,22 @@ class Segment:
         order = np.asarray(np.load(self.path / "order.npy", mmap_mode="r", allow_pickle=False))
         if not np.array_equal(np.sort(order), np.arange(ids.size)) or (np.diff(ids[order]) <= 0).any():
             raise MismatchError(f"{self.path}/order.npy: does not sort the ids.")
+        if self._table_rows is not None and not np.array_equal(np.sort(self._table_rows), np.arange(ids.size)):
+            raise MismatchError(f"{self.path}/table_rows.npy: does not name each row of the item table once.")
+
+    def _map_table_rows(self) -> NDArray[np.int32] | IntArray | None:
+        """Map table_rows.npy, where the segment has one.
+
+        Raises:
+            InputError: it has another number of rows, or names rows beyond them.
+        """
+        if "table_rows.npy" not in self.entry.files:
+            return None
+        path = self.path / "table_rows.npy"
+        rows = map_array(path, ("int64", "int32"), 1)
+        if rows.shape[0] != self.entry.rows:
+            raise InputError(f"{path}: {rows.shape[0]} rows, its manifest says {self.entry.rows}.")
+        return np.asarray(rows)
 
     def _open_parquet(self) -> Any:
         if self._parquet is None:
@@ -169,58 +222,81 @@ class Segment:
 
 
 def write_segment(
-    folder: Path, generation: int, blocks: Iterable[Block], dim: int
+    folder: Path,
+    generation: int,
+    blocks: Iterable[Block],
+    dim: int,
+    recipe: Recipe | None = None,
+    progress: Progress = no_progress,
 ) -> tuple[SegmentEntry | None, dict[str, int]]:
-    """Write a segment from blocks of items; memory holds one block and the ids.
+    """Write a segment from blocks of items; memory holds one block, the ids, and what the recipe's backend needs.
 
     Args:
         folder: the index folder.
         generation: of the change that adds the segment.
         blocks: (ids (m,) int64, vectors (m, d) float32, item table of m rows).
         dim: the d expected.
+        recipe: how it is stored and what is built beside the rows; None: float32 rows for the manifest's backend.
+        progress: told how far the backend's files are.
 
     Returns:
         The entry for the manifest (None when there was no row) and the number of rows by modality. The segment lies
         under its final name, synced, but is no part of the index before the manifest names it.
 
     Raises:
-        InputError: an id twice, a bad vector, a column is missing.
+        InputError: an id twice, a bad vector, a column is missing, a recipe that the backend cannot follow.
     """
-    import pyarrow.parquet as pq
-
+    backend = None if recipe is None else INDEXES[recipe.backend]
     draft = folder / "segments" / f".draft-{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    kept_ids: list[IntArray] = []
+    try:
+        row_dtype = "float32" if recipe is None else recipe.row_dtype
+        ids, modalities = _write_items(draft, blocks, dim, row_dtype)
+        if not ids.size:
+            return None, {}
+        if recipe is not None and backend is not None:
+            backend.build_files(draft, recipe.build, progress)
+            ids = np.load(draft / "ids.npy", allow_pickle=False)
+        order = np.argsort(ids, kind="stable")
+        # half the bytes, where the format version says so already
+        small = recipe is not None and ids.size < 2**31
+        np.save(draft / "order.npy", order.astype(np.int32) if small else order, allow_pickle=False)
+        entry = _publish(folder, draft, generation, ids)
+        return replace(entry, backend=recipe.backend if recipe is not None else ""), modalities
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_items(draft: Path, blocks: Iterable[Block], dim: int, row_dtype: str) -> tuple[IntArray, dict[str, int]]:
+    """Write vectors.npy, ids.npy and items.parquet; gives the ids and the number of rows by modality."""
+    import pyarrow.parquet as pq
+
+    kept_ids: list[IntArray] = [np.empty(0, dtype=np.int64)]
     modalities: dict[str, int] = {}
     writer: Any = None
     try:
         with (draft / "vectors.npy").open("wb") as stream:
             stream.write(b"\0" * _HEADER_BYTES)
             for ids, vectors, table in blocks:
-                rows = unit_rows(vectors, "vectors", dim)
+                rows = stored_rows(vectors, "vectors", dim, row_dtype)
                 check_ids(ids, rows.shape[0])
                 part = _item_rows(table, ids)
-                stream.write(rows.tobytes())
+                stream.write(rows.data)
                 if writer is None:
                     writer = pq.ParquetWriter(draft / "items.parquet", part.schema)
                 writer.write_table(part.cast(writer.schema), row_group_size=_GROUP_ROWS)
                 kept_ids.append(ids)
                 for modality in part["modality"].to_pylist():
                     modalities[modality] = modalities.get(modality, 0) + 1
-            all_ids = np.concatenate(kept_ids) if kept_ids else np.empty(0, dtype=np.int64)
-            _write_npy_header(stream, (all_ids.size, dim))
-        if writer is None or not all_ids.size:
-            return None, {}
-        writer.close()
-        check_ids(all_ids, all_ids.size)
-        np.save(draft / "ids.npy", all_ids, allow_pickle=False)
-        np.save(draft / "order.npy", np.argsort(all_ids, kind="stable"), allow_pickle=False)
-        return _publish(folder, draft, generation, all_ids), dict(sorted(modalities.items()))
+            all_ids = np.concatenate(kept_ids)
+            _write_npy_header(stream, (all_ids.size, dim), row_dtype)
     finally:
         if writer is not None:
             writer.close()
-        shutil.rmtree(draft, ignore_errors=True)
+    check_ids(all_ids, all_ids.size)
+    np.save(draft / "ids.npy", all_ids, allow_pickle=False)
+    return all_ids, dict(sorted(modalities.items()))
 
 
 def _publish(folder: Path, draft: Path, generation: int, ids: IntArray) -> SegmentEntry:
@@ -255,9 +331,9 @@ def _item_rows(table: pa.Table, ids: IntArray) -> pa.Table:
     return table.drop_columns([name for name in LEDGER_COLUMNS if name in table.column_names])
 
 
-def _write_npy_header(stream: BinaryIO, shape: tuple[int, int]) -> None:
-    """Write the header of a float32 .npy file over the room left at its start."""
-    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+def _write_npy_header(stream: BinaryIO, shape: tuple[int, int], dtype: str) -> None:
+    """Write the header of a .npy file over the room left at its start."""
+    text = f"{{'descr': '{np.dtype(dtype).newbyteorder('<').str}', 'fortran_order': False, 'shape': {shape}, }}"
     stream.seek(0)
     stream.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", _HEADER_BYTES - 10))
     stream.write(text.ljust(_HEADER_BYTES - 11).encode("ascii") + b"\n")

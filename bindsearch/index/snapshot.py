@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bindsearch.config import to_json_dict
 from bindsearch.errors import MismatchError, MissingInputError
+from bindsearch.index.base import ExactReport
 from bindsearch.index.centring import Centring
 from bindsearch.index.checks import unit_queries
 from bindsearch.index.flat import FlatIndex
 from bindsearch.index.manifest import Manifest, read_manifest, sum_counts
+from bindsearch.index.recipe import SearchSettings, check_settings, norm_tolerance
 from bindsearch.index.segment import Segment
 
 if TYPE_CHECKING:
@@ -23,8 +26,6 @@ if TYPE_CHECKING:
     from bindsearch.types import FloatArray, IntArray
 
     BoolArray = NDArray[np.bool_]
-
-_NORM_ERROR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,10 @@ class Snapshot:
         manifest = read_manifest(path)
         while True:
             try:
-                segments = tuple(Segment(path, entry, manifest.backend, manifest.dim) for entry in manifest.segments)
+                segments = tuple(
+                    Segment(path, entry, manifest.backend, manifest.dim, manifest.row_dtype)
+                    for entry in manifest.segments
+                )
                 centring = Centring.load(path, manifest.centring, manifest.dim) if manifest.centring else None
             except FileNotFoundError as error:
                 newer = read_manifest(path)
@@ -68,7 +72,12 @@ class Snapshot:
             return cls(path, manifest, segments, centring)
 
     def search(
-        self, queries: FloatArray, k: int, selectors: Sequence[BoolArray | None] | None = None
+        self,
+        queries: FloatArray,
+        k: int,
+        selectors: Sequence[BoolArray | None] | None = None,
+        settings: SearchSettings | None = None,
+        exact: bool = False,
     ) -> tuple[FloatArray, IntArray]:
         """Find the k best items of each query over all segments.
 
@@ -76,12 +85,59 @@ class Snapshot:
             queries: (q, d) float32; of a centred index centred already. Not modified.
             k: at least 1.
             selectors: one (rows of the segment,) bool mask or None a segment; None: every item.
+            settings: of approximate segments; None: what the planner chose for this index, else the backends' own.
+            exact: prove the answers; see `search_exact`.
 
         Returns, Raises: as `IndexBackend.search`.
         """
-        segments = self.segments
-        masks = [None] * len(segments) if selectors is None else selectors
-        found = [part.index.search(queries, k, mask) for part, mask in zip(segments, masks, strict=True)]
+        if exact:
+            scores, ids, _ = self.search_exact(queries, k, selectors)
+            return scores, ids
+        chosen = self._settings(settings)
+        found = []
+        for part, mask in self._parts(selectors):
+            own = {name: value for name, value in chosen.items() if name in part.index.settings}
+            found.append(part.index.search(queries, k, mask, own))
+        return self._best(queries, k, found)
+
+    def search_exact(
+        self, queries: FloatArray, k: int, selectors: Sequence[BoolArray | None] | None = None
+    ) -> tuple[FloatArray, IntArray, ExactReport]:
+        """Find the k best items of each query, proven; arguments and errors as of `search`.
+
+        Returns:
+            scores (q, k) float32, ids (q, k) int64, and what the proof took over all segments.
+        """
+        none = np.zeros(queries.shape[0] if getattr(queries, "ndim", 0) else 0, dtype=np.int64)
+        report = ExactReport(none, 0, none)
+        found = []
+        for part, mask in self._parts(selectors):
+            scores, ids, taken = part.index.search_exact(queries, k, mask)
+            found.append((scores, ids))
+            report = report.plus(taken)
+        return *self._best(queries, k, found), report
+
+    def _parts(self, selectors: Sequence[BoolArray | None] | None) -> Iterator[tuple[Segment, BoolArray | None]]:
+        masks = [None] * len(self.segments) if selectors is None else selectors
+        return zip(self.segments, masks, strict=True)
+
+    def _settings(self, settings: SearchSettings | None) -> SearchSettings:
+        """Give the settings of a search: those asked for, else the planner's.
+
+        Raises:
+            InputError: one that no segment reads.
+        """
+        if settings is not None:
+            check_settings(settings, {name: 1 for part in self.segments for name in part.index.settings})
+            return settings
+        tuned = (self.manifest.tuned or {}).get("settings", {})
+        check_settings(tuned, tuned)
+        return dict(tuned)
+
+    def _best(
+        self, queries: FloatArray, k: int, found: Sequence[tuple[FloatArray, IntArray]]
+    ) -> tuple[FloatArray, IntArray]:
+        """Merge the answers of the segments."""
         if len(found) == 1:
             return found[0]
         if not found:
@@ -108,7 +164,7 @@ class Snapshot:
         return numbers, places
 
     def rows(self, ids: IntArray) -> FloatArray:
-        """Give the unit rows of ids, (m, d) float32.
+        """Give the stored rows of ids, (m, d) float32.
 
         Raises:
             MissingInputError: an id is not in the index.
@@ -159,6 +215,8 @@ class Snapshot:
             "space_name": manifest.space_name,
             "space_id": manifest.space_id,
             "backend": manifest.backend,
+            "recipe": None if manifest.recipe is None else to_json_dict(manifest.recipe),
+            "tuned": manifest.tuned,
             "count": manifest.count,
             "modalities": manifest.modalities,
             "dim": manifest.dim,
@@ -223,13 +281,13 @@ def _worst_norm(segment: Segment) -> float:
     for _, block in segment.index.blocks():
         wide = block.astype(np.float64)
         worst = max(worst, float(np.abs(np.sqrt((wide * wide).sum(axis=1)) - 1).max()))
-    if not worst <= _NORM_ERROR:  # NaN included
+    if not worst <= norm_tolerance(segment.index.row_dtype):  # NaN included
         raise MismatchError(f"{segment.path}/vectors.npy: a row's norm is off by {worst:.1e}, expected 1.")
     return worst
 
 
 def _verify_sample(segment: Segment, alive: IntArray, sample: int) -> int:
-    """Search for some of a segment's own rows and compare with the numpy truth; gives how many.
+    """Search exactly for some of a segment's own rows and compare with the numpy truth; gives how many.
 
     Raises:
         MismatchError: naming the id whose answers differ.
@@ -241,10 +299,11 @@ def _verify_sample(segment: Segment, alive: IntArray, sample: int) -> int:
     queries = segment.index.rows(ids[places])
     truth = FlatIndex.open(segment.path)
     truth.remove(ids[~segment.index.alive])
-    found, expected = (index.search(queries, 10) for index in (segment.index, truth))
+    found, expected = segment.index.search_exact(queries, 10)[:2], truth.search(queries, 10)
+    lowest = 1 - norm_tolerance(segment.index.row_dtype)
     for row, place in enumerate(places.tolist()):
         same = np.array_equal(found[0][row], expected[0][row]) and np.array_equal(found[1][row], expected[1][row])
-        if not same or found[0][row, 0] < 1 - _NORM_ERROR:
+        if not same or found[0][row, 0] < lowest:
             raise MismatchError(
                 f"{segment.path}: a search for the row of id {ids[place]} gives other answers than numpy."
             )
