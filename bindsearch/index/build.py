@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from bindsearch.errors import InputError, MissingInputError
+from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.centring import Centring, measure_means
 from bindsearch.index.commit import check_output, commit, last_generation, writing
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.identity import Identity
 from bindsearch.index.manifest import CENTRED_VERSION, FORMAT_VERSION, Manifest
+from bindsearch.index.recipe import Recipe
 from bindsearch.index.segment import write_segment
+from bindsearch.index.snapshot import Snapshot
 from bindsearch.index.source import VectorSource, check_dim, identity_of, open_source
 from bindsearch.registry import INDEXES
 
 Embeddings = str | Path | VectorSource
+Judge = Callable[[Snapshot], dict[str, Any]]
+"""Gives what the manifest shall hold as `tuned` of an index that is built and not committed; raises to refuse it."""
 
 
 def build_index(
     embeddings: Embeddings,
     output: str | Path,
-    backend: str = "faiss-flat",
+    backend: str | Recipe = "faiss-flat",
     force: bool = False,
     centre: bool = False,
     centre_with: Sequence[Embeddings] = (),
+    judge: Judge | None = None,
+    progress: Progress = no_progress,
 ) -> IndexFolder:
     """Build an index over embeddings.
 
     Args:
         embeddings: folder of an embedding store, or an open one.
         output: folder of the index; created.
-        backend: registered name.
+        backend: registered name, or a recipe.
         force: replace an index that is already there (readers keep the old one until they open again).
         centre: take the mean of its modality from each row, and later from each query; see `index.centring`.
         centre_with: further embeddings of the same space that the means are over, as for modalities that the index will
             only be asked with; they do not become items.
+        judge: measures the index before it is committed; where it raises, the folder stays as it was.
+        progress: told how far the backend's files are.
 
     Raises:
         MissingInputError: there is no store, or it holds no embedded item.
@@ -46,13 +58,19 @@ def build_index(
     """
     source, name = open_source(embeddings)
     output = Path(output)
-    INDEXES[backend]  # an unknown name is refused before any work
+    recipe = backend if isinstance(backend, Recipe) else None
+    INDEXES[recipe.backend if recipe else backend]  # an unknown name is refused before any work
     check_output(output, force)
     identity, centring = _prepare(source, name, centre, centre_with)
     (output / "segments").mkdir(parents=True, exist_ok=True)
     with writing(output):
-        manifest = _write(source, name, output, backend, identity, centring)
-        commit(output, manifest)
+        manifest = _write(source, name, output, recipe or str(backend), (identity, centring), progress)
+        try:
+            tuned = judge(Snapshot.of(output, manifest)) if judge else None
+        except BaseException:
+            shutil.rmtree(output / "segments" / manifest.segments[0].name, ignore_errors=True)
+            raise
+        commit(output, manifest if tuned is None else replace(manifest, tuned=tuned))
     return IndexFolder.open(output)
 
 
@@ -71,19 +89,26 @@ def _prepare(
 
 
 def _write(
-    source: VectorSource, name: str, output: Path, backend: str, identity: Identity, centring: Centring | None
+    source: VectorSource,
+    name: str,
+    output: Path,
+    how: str | Recipe,
+    context: tuple[Identity, Centring | None],
+    progress: Progress,
 ) -> Manifest:
     """Write the one segment of a new index; gives the manifest to commit."""
+    identity, centring = context
+    recipe = how if isinstance(how, Recipe) else None
     generation, dim = last_generation(output) + 1, int(source.manifest.dim)
     blocks = source.iter_blocks(4096)
     if centring is not None:
         blocks = centring.blocks(blocks, str(output))
-    entry, modalities = write_segment(output, generation, blocks, dim)
+    entry, modalities = write_segment(output, generation, blocks, dim, recipe, progress)
     if entry is None:
         raise MissingInputError(f"{name or 'embeddings'}: no embedded item. Type: bindsearch embed SRC -o {name}")
     known = {*modalities, *(centring.names if centring else ())}
     return Manifest(
-        backend=backend,
+        backend=recipe.backend if recipe else str(how),
         dim=dim,
         space_name=str(source.manifest.space_name),
         space_id=str(source.manifest.space_id),
@@ -97,6 +122,8 @@ def _write(
         built_with=versions(),
         generation=generation,
         centring=None if centring is None else centring.save(output),
+        recipe=recipe,
+        row_dtype=recipe.row_dtype if recipe else "float32",
         format_version=FORMAT_VERSION if centring is None else CENTRED_VERSION,
     )
 

@@ -55,11 +55,7 @@ class Snapshot:
         manifest = read_manifest(path)
         while True:
             try:
-                segments = tuple(
-                    Segment(path, entry, manifest.backend, manifest.dim, manifest.row_dtype)
-                    for entry in manifest.segments
-                )
-                centring = Centring.load(path, manifest.centring, manifest.dim) if manifest.centring else None
+                return cls.of(path, manifest)
             except FileNotFoundError as error:
                 newer = read_manifest(path)
                 if newer == manifest:
@@ -68,8 +64,20 @@ class Snapshot:
                         f"bindsearch index EMBEDDINGS -o {path} --force"
                     ) from error
                 manifest = newer  # replaced between our reading it and opening its files
-                continue
-            return cls(path, manifest, segments, centring)
+
+    @classmethod
+    def of(cls, path: Path, manifest: Manifest) -> Snapshot:
+        """Open the state that a manifest describes, committed or not.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            MismatchError: a file is not as the manifest says.
+        """
+        segments = tuple(
+            Segment(path, entry, manifest.backend, manifest.dim, manifest.row_dtype) for entry in manifest.segments
+        )
+        centring = Centring.load(path, manifest.centring, manifest.dim) if manifest.centring else None
+        return cls(path, manifest, segments, centring)
 
     def search(
         self,

@@ -1,0 +1,372 @@
+"""Search settings from measurements: the cheapest that give the overlap asked for, on queries like those to come.
+
+An approximate backend has up to two knobs: a breadth (how much it looks at: nprobe, efSearch) and a depth (how many
+candidates are scored from the rows: rerank). Nothing here knows what is a good value of either. Each depth is doubled
+from the answer's length on; at each, the least breadth that suffices is found by doubling and bisection; the cheapest
+pair in CPU time wins. It must then hold on all held-out queries: the lower confidence bound of their mean overlap, not
+the mean, has to reach what was asked, so that the margin shrinks as the sample grows (docs/adr/0109).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from bindsearch.index.snapshot import Snapshot
+    from bindsearch.types import FloatArray, IntArray
+
+BREADTHS = ("nprobe", "efSearch", "search_window")
+DEPTH = "rerank"
+CONFIDENCE = 0.95
+BATCH = 500
+"""Queries a batch while measuring throughput; `ms` of a query asked alone is measured apart."""
+SCOUTS = 256
+"""Queries that the search for settings uses; all of them confirm what it found."""
+
+_ALONE = 48
+_LEAST_S = 0.03
+
+Search = Callable[["FloatArray", int, Mapping[str, int]], "tuple[FloatArray, IntArray]"]
+"""(queries (q, d), k, settings) -> scores (q, k), ids (q, k)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Held-out queries of one modality, with their true answers.
+
+    Attributes:
+        modality: of the queries.
+        source: where they come from, for people.
+        queries: (q, d) float32 unit rows.
+        least: (q,) float32, the score of the k-th true answer: whoever reaches it belongs into the answer, ties too.
+        own: (q,) int64 id of the indexed row that a query is, left out of its answers; -1: it is none.
+    """
+
+    modality: str
+    source: str
+    queries: FloatArray
+    least: FloatArray
+    own: IntArray
+
+    def first(self, count: int) -> Sample:
+        """Give the first queries alone."""
+        part = slice(0, count)
+        return replace(self, queries=self.queries[part], least=self.least[part], own=self.own[part])
+
+    def __len__(self) -> int:
+        """Count the queries."""
+        return int(self.queries.shape[0])
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was measured with some settings.
+
+    Attributes:
+        settings: knob -> value.
+        overlap: mean overlap_at_k with the exact answers.
+        low: its lower confidence bound.
+        ms: CPU milliseconds a query, in batches of BATCH.
+    """
+
+    settings: dict[str, int]
+    overlap: float
+    low: float
+    ms: float
+
+    @property
+    def qps(self) -> float:
+        """Queries a second of one core."""
+        return 1000.0 / self.ms
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What can be turned.
+
+    Attributes:
+        breadth, depth: names; None: the backend has no such knob.
+        most: name -> the largest value that changes anything.
+    """
+
+    breadth: str | None
+    depth: str | None
+    most: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, int], most: Mapping[str, int]) -> Knobs:
+        """Sort a backend's settings into breadth and depth."""
+        breadth = next((name for name in settings if name in BREADTHS), None)
+        return cls(breadth, DEPTH if DEPTH in settings else None, most)
+
+    def settings(self, breadth: int, depth: int) -> dict[str, int]:
+        """Name two values."""
+        pairs = ((self.breadth, breadth), (self.depth, depth))
+        return {name: value for name, value in pairs if name is not None}
+
+
+class Measure:
+    """Measures settings on a sample, each once.
+
+    Attributes:
+        sample: the queries.
+        points: all that was measured so far.
+    """
+
+    def __init__(self, search: Search, sample: Sample, k: int, confidence: float = CONFIDENCE) -> None:
+        """Take what searches; results are compared with `sample.least`."""
+        self._search, self.sample, self._k, self._confidence = search, sample, k, confidence
+        self._found: dict[tuple[tuple[str, int], ...], Point] = {}
+
+    @property
+    def points(self) -> list[Point]:
+        """All points, cheapest first."""
+        return sorted(self._found.values(), key=lambda point: point.ms)
+
+    def __call__(self, settings: Mapping[str, int]) -> Point:
+        """Measure settings, or recall what was measured."""
+        key = tuple(sorted(settings.items()))
+        if key not in self._found:
+            self._found[key] = self._measure(dict(settings))
+        return self._found[key]
+
+    def _measure(self, settings: dict[str, int]) -> Point:
+        queries, own = self.sample.queries, self.sample.own
+        extra = int((own >= 0).any())
+        begin, rounds = time.process_time(), 0
+        while not rounds or time.process_time() - begin < _LEAST_S:
+            parts = [
+                self._search(queries[start : start + BATCH], self._k + extra, settings)
+                for start in range(0, len(queries), BATCH)
+            ]
+            rounds += 1
+        spent = time.process_time() - begin
+        scores, ids = (np.concatenate(each) for each in zip(*parts, strict=True))
+        overlaps = overlap_at_k(scores, ids, self.sample.least, own, self._k)
+        return Point(
+            settings,
+            float(overlaps.mean()),
+            lower_bound(overlaps, self._confidence),
+            max(spent / (rounds * len(queries)) * 1e3, 1e-6),
+        )
+
+    def alone_ms(self, settings: Mapping[str, int]) -> float:
+        """Measure the CPU milliseconds of a query asked alone: the median over some of the sample."""
+        spent = []
+        for row in range(min(_ALONE, len(self.sample))):
+            begin = time.process_time()
+            self._search(self.sample.queries[row : row + 1], self._k, settings)
+            spent.append(time.process_time() - begin)
+        return float(np.median(spent)) * 1e3
+
+
+def overlap_at_k(scores: FloatArray, ids: IntArray, least: FloatArray, own: IntArray, k: int) -> FloatArray:
+    """Give the share of each query's k true answers that was found.
+
+    Args:
+        scores: (q, m) float32 exact scores of what was found, best first; m >= k. Not modified.
+        ids: (q, m) int64; -1 for none. Not modified.
+        least: (q,) float32, see `Sample`. Not modified.
+        own: (q,) int64, see `Sample`. Not modified.
+        k: how long the true answer is.
+
+    Returns:
+        (q,) float64. Equal scores count alike, whichever of them was found.
+    """
+    right = (scores >= least[:, None]) & (ids >= 0) & (ids != own[:, None])
+    return np.minimum(right.sum(axis=1), k) / float(k)
+
+
+def lower_bound(overlaps: FloatArray, confidence: float = CONFIDENCE) -> float:
+    """Bound the mean overlap of all such queries from below.
+
+    One-sided normal bound of the mean, with one more query that finds nothing: a sample that was answered perfectly has
+    no spread, which does not mean that the next query is answered perfectly too.
+
+    Args:
+        overlaps: (q,) in [0, 1]. Not modified.
+        confidence: that the true mean is above the bound.
+    """
+    padded = np.append(overlaps, 0.0)
+    mean = float(padded.mean())
+    centred = overlaps - overlaps.mean()
+    error = math.sqrt(float(centred @ centred) / max(len(overlaps) - 1, 1) / len(overlaps))
+    return max(0.0, mean - NormalDist().inv_cdf(confidence) * error)
+
+
+# ---- the search ------------------------------------------------------------------------------------------------------
+
+
+def cheapest(measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, target: float, k: int) -> Point | None:
+    """Find the settings of least CPU time whose mean overlap reaches a target.
+
+    Args:
+        measure: gives the point of settings; asked for the same ones again and again.
+        knobs: what can be turned; overlap and time are taken to grow with each.
+        target: mean overlap to reach.
+        k: answers a query; no depth is below it.
+
+    Returns:
+        The point, or None where no settings reach the target.
+    """
+    if knobs.depth is None and knobs.breadth is None:
+        point = measure({})
+        return point if point.overlap >= target else None
+    deepest = knobs.most.get(knobs.depth or "", k)
+    depth, breadth, worse = min(k, deepest), 1, 0
+    best: Point | None = None
+    while True:
+        found, breadth = _least_breadth(measure, knobs, depth, breadth, target)
+        if found is not None and (best is None or found.ms < best.ms):
+            best, worse = found, 0
+        elif best is not None:
+            worse += 1
+        if depth >= deepest or knobs.depth is None or worse == 2:  # past the valley: two depths in a row cost more
+            break
+        depth = min(deepest, 2 * depth)
+    return best if best is None else _trimmed(measure, knobs, best, target)
+
+
+def _least_breadth(
+    measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, depth: int, start: int, target: float
+) -> tuple[Point | None, int]:
+    """Find the least breadth that reaches the target at a depth; gives its point and where the next depth may start."""
+    if knobs.breadth is None:
+        point = measure(knobs.settings(1, depth))
+        return (point if point.overlap >= target else None), 1
+    most = knobs.most.get(knobs.breadth, 1)
+    low, high, before = 0, start, measure(knobs.settings(start, depth))
+    if before.overlap >= target:
+        while high > 1 and measure(knobs.settings(high // 2, depth)).overlap >= target:
+            high //= 2
+        low = high // 2
+    else:
+        while high < most:
+            low, high = high, min(most, 2 * high)
+            point = measure(knobs.settings(high, depth))
+            if point.overlap >= target:
+                break
+            if point.overlap - before.overlap < (target - point.overlap) / 4:  # candidates are missing, not lists
+                return None, high
+            before = point
+        else:
+            return None, high
+    while high - low > max(1, high // 8):
+        middle = (low + high) // 2
+        if measure(knobs.settings(middle, depth)).overlap >= target:
+            high = middle
+        else:
+            low = middle
+    return measure(knobs.settings(high, depth)), high
+
+
+def _trimmed(measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, best: Point, target: float) -> Point:
+    """Take from the depth what the target does not need, by bisection down to the next smaller power."""
+    if knobs.depth is None:
+        return best
+    high = best.settings[knobs.depth]
+    low = high // 2
+    while high - low > max(1, high // 8):
+        middle = (low + high) // 2
+        point = measure({**best.settings, knobs.depth: middle})
+        if point.overlap >= target:
+            high = middle
+            best = min(best, point, key=lambda each: each.ms)
+        else:
+            low = middle
+    return best
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """Give the points that no other point beats in both time and overlap, cheapest first."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda each: (each.ms, -each.overlap)):
+        if not kept or point.overlap > kept[-1].overlap:
+            kept.append(point)
+    return kept
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning one modality gave.
+
+    Attributes:
+        chosen: the cheapest point whose lower bound reaches the target; None: no settings do.
+        best: the point of the largest lower bound that was confirmed.
+        alone_ms: of a query asked alone, with the chosen settings (else the best).
+        curve: the front of all points measured on the scouts, the confirmed ones in place of theirs.
+    """
+
+    sample: Sample
+    chosen: Point | None
+    best: Point
+    alone_ms: float
+    curve: list[Point]
+
+    def to_json(self, k: int) -> dict[str, Any]:
+        """Write plain JSON types, for the manifest."""
+        point = self.chosen or self.best
+        return {
+            "settings": point.settings,
+            f"overlap_at_{k}": round(point.overlap, 5),
+            "overlap_low": round(point.low, 5),
+            "ms": round(self.alone_ms, 4),
+            "batch_ms": round(point.ms, 4),
+            "qps": round(point.qps, 1),
+            "queries": len(self.sample),
+            "source": self.sample.source,
+            "curve": [
+                {"settings": each.settings, f"overlap_at_{k}": round(each.overlap, 5), "qps": round(each.qps, 1)}
+                for each in self.curve
+            ],
+        }
+
+
+def tune(search: Search, sample: Sample, knobs: Knobs, target: float, k: int) -> Tuned:
+    """Choose the settings of one modality.
+
+    Scouts find the cheapest settings for a mean overlap; all queries confirm the lower bound. Where it falls short, the
+    scouts look for that much more.
+
+    Args:
+        search: what is tuned.
+        sample: held-out queries.
+        knobs: what can be turned.
+        target: overlap to reach with confidence.
+        k: answers a query.
+    """
+    scout, judge = Measure(search, sample.first(SCOUTS), k), Measure(search, sample, k)
+    aim, chosen = target, None
+    while True:
+        found = cheapest(scout, knobs, min(aim, 1.0), k)
+        if found is None:
+            break
+        point = judge(found.settings)
+        if point.low >= target:
+            chosen = point
+            break
+        if aim >= 1.0:
+            break
+        aim += max(target - point.low, (1.0 - aim) / 8)
+    if not judge.points:
+        judge(max(scout.points, key=lambda each: each.overlap).settings)
+    best = max(judge.points, key=lambda each: each.low)
+    exact = {tuple(sorted(each.settings.items())): each for each in judge.points}
+    seen = [exact.get(tuple(sorted(each.settings.items())), each) for each in scout.points]
+    return Tuned(sample, chosen, best, judge.alone_ms((chosen or best).settings), front(seen))
+
+
+def snapshot_search(snapshot: Snapshot) -> Search:
+    """Give the search of an index's snapshot in the form that is tuned."""
+
+    def search(queries: FloatArray, k: int, settings: Mapping[str, int]) -> tuple[FloatArray, IntArray]:
+        return snapshot.search(queries, k, settings=settings)
+
+    return search
