@@ -218,14 +218,14 @@ def test_a_term_that_is_the_mean_is_refused(index):
 def test_adding_keeps_the_means(index, store):
     before = index.folder.snapshot.centring.id
     more = gapped_store(n=15, seed=3, prefix="more")
-    assert index.folder.add(more) == 15 and index.folder.snapshot.centring.id == before
+    assert index.folder.add(more).changed == 15 and index.folder.snapshot.centring.id == before
     means, _ = by_numpy(store)
     kinds = more.table["modality"].to_pylist()
     expected = unit(
         np.array([row - means[kind] for row, kind in zip(unit(more.vectors.astype(float)), kinds, strict=True)])
     )
     np.testing.assert_allclose(index.folder.snapshot.rows(more.ids), expected, atol=1e-6)
-    assert index.folder.add(more) == 0  # equal rows are passed over, as in a plain index
+    assert index.folder.add(more).unchanged == 15  # equal rows are passed over, as in a plain index
     assert index.remove(["more/0001"]) == 1
     index.folder.compact()
     assert len(index) == 74 and index.folder.snapshot.centring.id == before and index.verify()["status"] == "ok"

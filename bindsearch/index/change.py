@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bindsearch.index.checks import unit_rows
+from bindsearch.index.base import Progress, no_progress
+from bindsearch.index.checks import stored_rows
 from bindsearch.index.commit import write_ids
 from bindsearch.index.manifest import Manifest, SegmentEntry, sum_counts
 from bindsearch.index.segment import Segment, write_segment
@@ -91,7 +92,9 @@ def add(snapshot: Snapshot, source: VectorSource, name: str, block_rows: int) ->
     if snapshot.centring is not None:
         blocks = snapshot.centring.blocks(blocks, here)
     comparison = _Comparison(snapshot)
-    entry, modalities = write_segment(snapshot.path, old.generation + 1, comparison.changed(blocks), old.dim)
+    entry, modalities = write_segment(
+        snapshot.path, old.generation + 1, comparison.changed(blocks), old.dim, old.small_recipe
+    )
     replaced, vanished = comparison.replaced(), _gone(snapshot, source.gone_sources())
     done = Added(
         0 if entry is None else entry.rows - replaced.size, int(replaced.size), comparison.unchanged, int(vanished.size)
@@ -121,11 +124,13 @@ def remove(snapshot: Snapshot, ids: IntArray) -> tuple[Manifest | None, int]:
     return next_state(dataclasses.replace(old, segments=entries), counts), sum(gone.values())
 
 
-def compact(snapshot: Snapshot, block_rows: int = BLOCK_ROWS) -> Manifest:
+def compact(snapshot: Snapshot, block_rows: int = BLOCK_ROWS, progress: Progress = no_progress) -> Manifest:
     """Write all living rows as one segment, built by the index's recipe."""
     old = snapshot.manifest
-    blocks = (block for part in snapshot.segments for block in living(part, block_rows))
-    entry, modalities = write_segment(snapshot.path, old.generation + 1, blocks, old.dim)
+    blocks = living(snapshot.segments, block_rows)
+    entry, modalities = write_segment(
+        snapshot.path, old.generation + 1, blocks, old.dim, old.recipe, progress, as_stored=True
+    )
     return next_state(dataclasses.replace(old, segments=() if entry is None else (entry,)), modalities)
 
 
@@ -136,8 +141,8 @@ def fold(snapshot: Snapshot, block_rows: int = BLOCK_ROWS) -> Manifest | None:
     if not chosen:
         return None
     parts = [part for number, part in enumerate(snapshot.segments) if number in chosen]
-    blocks = (block for part in parts for block in living(part, block_rows))
-    entry, _ = write_segment(snapshot.path, old.generation + 1, blocks, old.dim)
+    blocks = living(parts, block_rows)
+    entry, _ = write_segment(snapshot.path, old.generation + 1, blocks, old.dim, old.small_recipe, as_stored=True)
     kept = [entry for number, entry in enumerate(old.segments) if number not in chosen]
     return next_state(dataclasses.replace(old, segments=(*kept, *([] if entry is None else [entry]))), old.modalities)
 
@@ -145,11 +150,15 @@ def fold(snapshot: Snapshot, block_rows: int = BLOCK_ROWS) -> Manifest | None:
 def segments_to_fold(manifest: Manifest) -> set[int]:
     """Choose the segments that shall become one: the smallest size of which there are FOLD_WIDTH; empty: none.
 
-    Sizes are counted in powers of FOLD_WIDTH above FOLD_FLOOR_ROWS, so that a row is written anew once a power.
+    Sizes are counted in powers of FOLD_WIDTH above FOLD_FLOOR_ROWS, so that a row is written anew once a power. What
+    another recipe than that of additions built stays as it is.
     """
+    small = manifest.backend if manifest.small_recipe is None else manifest.small_recipe.backend
     limit = FOLD_LIMIT_BYTES // (np.dtype(manifest.row_dtype).itemsize * manifest.dim)
     sizes: dict[int, list[int]] = {}
     for number, entry in enumerate(manifest.segments):
+        if (entry.backend or manifest.backend) != small:
+            continue
         size, bound = 0, FOLD_FLOOR_ROWS
         while entry.rows - entry.removed > bound:
             size, bound = size + 1, bound * FOLD_WIDTH
@@ -169,13 +178,34 @@ def next_state(manifest: Manifest, modalities: Mapping[str, int]) -> Manifest:
     )
 
 
-def living(segment: Segment, block_rows: int = BLOCK_ROWS) -> Iterator[Block]:
-    """Iterate over the rows of a segment that are not removed, in the order of its item table."""
-    places = np.flatnonzero(segment.index.alive)
-    for start in range(0, places.size, block_rows):
-        here = places[start : start + block_rows]
-        ids = segment.index.ids[here]
-        yield ids, segment.index.rows(ids), segment.table(here)
+def living(segments: Sequence[Segment], block_rows: int = BLOCK_ROWS) -> Iterator[Block]:
+    """Iterate over the rows of segments that are not removed, in the order of their item tables.
+
+    All blocks have the columns of any segment; a column that a segment does not have is null there.
+    """
+    import pyarrow as pa
+
+    none = np.empty(0, dtype=np.int64)
+    schema = pa.unify_schemas([part.table(none).schema for part in segments], promote_options="permissive")
+    for part in segments:
+        places = part.places_by_table()
+        places = places[part.index.alive[places]]
+        for start in range(0, places.size, block_rows):
+            here = places[start : start + block_rows]
+            ids = part.index.ids[here]
+            yield ids, part.index.rows(ids), conform(part.table(here), schema)
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Give a table the columns of a schema: in its order, of its types, null where the table has none."""
+    import pyarrow as pa
+
+    names = set(table.column_names)
+    columns = [
+        table[field.name].cast(field.type) if field.name in names else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def bury(snapshot: Snapshot, ids: IntArray) -> tuple[tuple[SegmentEntry, ...], dict[str, int]]:
@@ -215,7 +245,7 @@ def same_rows(snapshot: Snapshot, ids: IntArray, block: Block) -> NDArray[np.boo
         (m,) bool.
     """
     _, vectors, table = block
-    stored = unit_rows(vectors, "vectors", snapshot.manifest.dim).astype(snapshot.manifest.row_dtype)
+    stored = stored_rows(vectors, "vectors", snapshot.manifest.dim, snapshot.manifest.row_dtype)
     same = (snapshot.rows(ids) == stored.astype(np.float32)).all(axis=1)
     names = [name for name in table.column_names if name in snapshot.column_names()]
     before = snapshot.table(ids, names)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindsearch.index import change
+from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.change import BLOCK_ROWS, Added
 from bindsearch.index.commit import commit, writing
 from bindsearch.index.manifest import Manifest
@@ -107,11 +108,11 @@ class IndexFolder:
             self._commit(manifest)
         return removed
 
-    def compact(self, block_rows: int = BLOCK_ROWS) -> None:
-        """Rewrite the living rows as one segment, so that removed ones take no more room; see `change.compact`."""
+    def compact(self, block_rows: int = BLOCK_ROWS, progress: Progress = no_progress) -> None:
+        """Write the living rows as one segment, built by the index's recipe; removed ones take no more room."""
         with writing(self.path):
             self.reload()
-            self._commit(change.compact(self.snapshot, block_rows))
+            self._commit(change.compact(self.snapshot, block_rows, progress))
 
     def _commit(self, manifest: Manifest | None) -> None:
         """Commit what a change wrote, where it changed anything, and move to it."""

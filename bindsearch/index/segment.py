@@ -228,6 +228,7 @@ def write_segment(
     dim: int,
     recipe: Recipe | None = None,
     progress: Progress = no_progress,
+    as_stored: bool = False,
 ) -> tuple[SegmentEntry | None, dict[str, int]]:
     """Write a segment from blocks of items; memory holds one block, the ids, and what the recipe's backend needs.
 
@@ -238,6 +239,7 @@ def write_segment(
         dim: the d expected.
         recipe: how it is stored and what is built beside the rows; None: float32 rows for the manifest's backend.
         progress: told how far the backend's files are.
+        as_stored: the vectors are rows of an index of the recipe's row dtype, and stay bit for bit as they are.
 
     Returns:
         The entry for the manifest (None when there was no row) and the number of rows by modality. The segment lies
@@ -252,7 +254,7 @@ def write_segment(
     draft.mkdir(parents=True)
     try:
         row_dtype = "float32" if recipe is None else recipe.row_dtype
-        ids, modalities = _write_items(draft, blocks, dim, row_dtype)
+        ids, modalities = _write_items(draft, blocks, dim, row_dtype, as_stored)
         if not ids.size:
             return None, {}
         if recipe is not None and backend is not None:
@@ -268,7 +270,9 @@ def write_segment(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _write_items(draft: Path, blocks: Iterable[Block], dim: int, row_dtype: str) -> tuple[IntArray, dict[str, int]]:
+def _write_items(
+    draft: Path, blocks: Iterable[Block], dim: int, row_dtype: str, as_stored: bool
+) -> tuple[IntArray, dict[str, int]]:
     """Write vectors.npy, ids.npy and items.parquet; gives the ids and the number of rows by modality."""
     import pyarrow.parquet as pq
 
@@ -279,7 +283,7 @@ def _write_items(draft: Path, blocks: Iterable[Block], dim: int, row_dtype: str)
         with (draft / "vectors.npy").open("wb") as stream:
             stream.write(b"\0" * _HEADER_BYTES)
             for ids, vectors, table in blocks:
-                rows = stored_rows(vectors, "vectors", dim, row_dtype)
+                rows = vectors.astype(row_dtype) if as_stored else stored_rows(vectors, "vectors", dim, row_dtype)
                 check_ids(ids, rows.shape[0])
                 part = _item_rows(table, ids)
                 stream.write(rows.data)
