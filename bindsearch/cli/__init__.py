@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bindsearch.cli import classify, evaluate, exchange, machine, spaces, training, walk, worlds
+from bindsearch.cli import classify, evaluate, exchange, indexing, machine, spaces, training, walk, worlds
 from bindsearch.cli.options import say
 from bindsearch.errors import BindSearchError
 
@@ -50,7 +50,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("embed")(walk.embed)
-app.add_typer(walk.index_app, name="index")
+app.add_typer(indexing.index_app, name="index")
 app.command("query")(walk.query)
 app.add_typer(classify.classify_app, name="classify")
 app.command("probe")(classify.probe)
