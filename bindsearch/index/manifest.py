@@ -7,6 +7,7 @@
         ids.npy, order.npy             (n,) int64 ids in row order; row positions in ascending order of id
         items.parquet                  the item table, row i of it belongs to row i of vectors.npy, or, where there is
         table_rows.npy                 (n,) row of the item table of each row of vectors.npy (a backend sorted the rows)
+        attributes.arrow               attributes as typed columns, in the order of the item table, where it has any
         ...                            what the segment's backend wrote: codes, lists, graphs
       tombstones/000001-4f2c91ab.000002.npy    (m,) int64 ids removed from that segment, as of change 2
       index.means-4f2c91ab03de.npy     of a centred index: (modalities, d) float64 means, modalities by name

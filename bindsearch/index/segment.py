@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from bindsearch.errors import InputError, MismatchError, ShapeError, UnknownNameError
+from bindsearch.index.attributes import write_attributes
 from bindsearch.index.base import IndexBackend, Progress, no_progress
 from bindsearch.index.checks import check_ids, map_array, stored_rows
 from bindsearch.index.manifest import SegmentEntry, check_file, describe_file, sync_folder
@@ -257,6 +258,7 @@ def write_segment(
         ids, modalities = _write_items(draft, blocks, dim, row_dtype, as_stored)
         if not ids.size:
             return None, {}
+        write_attributes(draft)
         if recipe is not None and backend is not None:
             backend.build_files(draft, recipe.build, progress)
             ids = np.load(draft / "ids.npy", allow_pickle=False)

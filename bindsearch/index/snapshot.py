@@ -101,12 +101,12 @@ class Snapshot:
         if exact:
             scores, ids, _ = self.search_exact(queries, k, selectors)
             return scores, ids
-        chosen = self._settings(settings)
+        chosen = self.chosen_settings(settings)
         found = []
         for part, mask in self._parts(selectors):
             own = {name: value for name, value in chosen.items() if name in part.index.settings}
             found.append(part.index.search(queries, k, mask, own))
-        return self._best(queries, k, found)
+        return self.merge(queries, k, found)
 
     def search_exact(
         self, queries: FloatArray, k: int, selectors: Sequence[BoolArray | None] | None = None
@@ -123,13 +123,13 @@ class Snapshot:
             scores, ids, taken = part.index.search_exact(queries, k, mask)
             found.append((scores, ids))
             report = report.plus(taken)
-        return *self._best(queries, k, found), report
+        return *self.merge(queries, k, found), report
 
     def _parts(self, selectors: Sequence[BoolArray | None] | None) -> Iterator[tuple[Segment, BoolArray | None]]:
         masks = [None] * len(self.segments) if selectors is None else selectors
         return zip(self.segments, masks, strict=True)
 
-    def _settings(self, settings: SearchSettings | None) -> SearchSettings:
+    def chosen_settings(self, settings: SearchSettings | None) -> SearchSettings:
         """Give the settings of a search: those asked for, else the planner's.
 
         Raises:
@@ -142,10 +142,16 @@ class Snapshot:
         check_settings(tuned, tuned)
         return dict(tuned)
 
-    def _best(
+    def merge(
         self, queries: FloatArray, k: int, found: Sequence[tuple[FloatArray, IntArray]]
     ) -> tuple[FloatArray, IntArray]:
-        """Merge the answers of the segments."""
+        """Merge the answers of the segments: (q, k) scores and ids each, in their order.
+
+        Args:
+            queries: as of `search`; their number and k give the shape where there is no segment.
+            k: as of `search`.
+            found: one pair a segment. Not modified.
+        """
         if len(found) == 1:
             return found[0]
         if not found:
