@@ -205,6 +205,10 @@ class IndexBackend(ABC):
         """How rows are stored: "float32" or "float16"."""
         return str(self._rows.dtype.name)
 
+    def most(self, setting: str) -> int:  # noqa: ARG002
+        """Give the largest value of one of `settings` that changes anything; here the number of rows."""
+        return max(1, int(self._ids.shape[0]))
+
     @property
     def ids(self) -> IntArray:
         """(n,) int64 ids of all stored rows, removed ones included, in row order. Not to be modified."""

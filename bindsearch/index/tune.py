@@ -19,8 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from bindsearch.index.snapshot import Snapshot
     from bindsearch.types import FloatArray, IntArray
+
+    BoolArray = NDArray[np.bool_]
 
 BREADTHS = ("nprobe", "efSearch", "search_window")
 DEPTH = "rerank"
@@ -47,6 +51,7 @@ class Sample:
         queries: (q, d) float32 unit rows.
         least: (q,) float32, the score of the k-th true answer: whoever reaches it belongs into the answer, ties too.
         own: (q,) int64 id of the indexed row that a query is, left out of its answers; -1: it is none.
+        selectors: a mask a segment of the rows that may be answers; None: all.
     """
 
     modality: str
@@ -54,6 +59,7 @@ class Sample:
     queries: FloatArray
     least: FloatArray
     own: IntArray
+    selectors: tuple[BoolArray, ...] | None = None
 
     def first(self, count: int) -> Sample:
         """Give the first queries alone."""
@@ -167,7 +173,7 @@ class Measure:
         return float(np.median(spent)) * 1e3
 
 
-def overlap_at_k(scores: FloatArray, ids: IntArray, least: FloatArray, own: IntArray, k: int) -> FloatArray:
+def overlap_at_k(scores: FloatArray, ids: IntArray, least: FloatArray, own: IntArray, k: int) -> NDArray[np.float64]:
     """Give the share of each query's k true answers that was found.
 
     Args:
@@ -181,10 +187,10 @@ def overlap_at_k(scores: FloatArray, ids: IntArray, least: FloatArray, own: IntA
         (q,) float64. Equal scores count alike, whichever of them was found.
     """
     right = (scores >= least[:, None]) & (ids >= 0) & (ids != own[:, None])
-    return np.minimum(right.sum(axis=1), k) / float(k)
+    return np.asarray(np.minimum(right.sum(axis=1), k) / float(k), dtype=np.float64)
 
 
-def lower_bound(overlaps: FloatArray, confidence: float = CONFIDENCE) -> float:
+def lower_bound(overlaps: NDArray[np.float64], confidence: float = CONFIDENCE) -> float:
     """Bound the mean overlap of all such queries from below.
 
     One-sided normal bound of the mean, with one more query that finds nothing: a sample that was answered perfectly has
@@ -363,10 +369,10 @@ def tune(search: Search, sample: Sample, knobs: Knobs, target: float, k: int) ->
     return Tuned(sample, chosen, best, judge.alone_ms((chosen or best).settings), front(seen))
 
 
-def snapshot_search(snapshot: Snapshot) -> Search:
-    """Give the search of an index's snapshot in the form that is tuned."""
+def snapshot_search(snapshot: Snapshot, selectors: Sequence[BoolArray] | None = None) -> Search:
+    """Give the search of an index's snapshot in the form that is tuned; selectors as of `Snapshot.search`."""
 
     def search(queries: FloatArray, k: int, settings: Mapping[str, int]) -> tuple[FloatArray, IntArray]:
-        return snapshot.search(queries, k, settings=settings)
+        return snapshot.search(queries, k, selectors, settings)
 
     return search

@@ -1,0 +1,151 @@
+"""The held-out queries that an index is tuned on: of the modalities that will ask it.
+
+Queries of another modality fall beside the indexed rows, and settings that suffice for rows do not for them. So samples
+are taken, first that gives any, from
+
+    1. stores that are named (`--queries STORE`), each modality in them apart;
+    2. the index itself, where it holds several modalities: rows of one ask for rows of the others;
+    3. the index's own rows, each left out of its own answers, with a warning: this promises too much.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bindsearch.errors import MissingInputError
+from bindsearch.index.source import VectorSource, check_dim, identity_of, open_source
+from bindsearch.index.tune import Sample
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bindsearch.index.snapshot import Snapshot
+    from bindsearch.types import FloatArray, IntArray
+
+LOG = logging.getLogger(__name__)
+COUNT = 500
+"""Queries a modality that are held out, as many as there are."""
+
+_BLOCK = 8192
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Queries of one modality before their answers are known; attributes as of `Sample`.
+
+    Attributes:
+        selectors: a mask a segment of the rows that may be answers; None: all.
+    """
+
+    modality: str
+    source: str
+    queries: FloatArray
+    own: IntArray
+    selectors: tuple[NDArray[np.bool_], ...] | None = None
+
+
+def held_out(
+    snapshot: Snapshot, stores: Sequence[str | Path | VectorSource], k: int, count: int = COUNT
+) -> list[Sample]:
+    """Collect samples with their true answers, by exact search.
+
+    Args:
+        snapshot: of the index to tune.
+        stores: embeddings of queries; may be none.
+        k: answers a query.
+        count: queries a modality.
+
+    Raises:
+        MissingInputError: a store of queries is empty.
+        MismatchError: queries of another space, tower or preset.
+    """
+    asked = _from_stores(snapshot, stores, count) if stores else _from_index(snapshot, count)
+    samples = []
+    for each in asked:
+        extra = int((each.own >= 0).any())
+        scores, ids, _ = snapshot.search_exact(each.queries, k + extra, each.selectors)
+        least = _least(scores, ids, each.own, k)
+        samples.append(Sample(each.modality, each.source, each.queries, least, each.own, each.selectors))
+    return samples
+
+
+def _least(scores: FloatArray, ids: IntArray, own: IntArray, k: int) -> FloatArray:
+    """Give the score of each query's k-th answer that is not itself; of fewer answers, of the last."""
+    kept = np.where((ids >= 0) & (ids != own[:, None]), scores, -np.inf)
+    best = -np.sort(-kept, axis=1)[:, :k]
+    last = np.maximum(np.isfinite(best).sum(axis=1) - 1, 0)
+    return np.asarray(np.take_along_axis(best, last[:, None], axis=1)[:, 0], dtype=np.float32)
+
+
+def _from_stores(snapshot: Snapshot, stores: Sequence[str | Path | VectorSource], count: int) -> list[Asked]:
+    """Take queries from stores: of each modality those with the smallest ids, which are hashes; the rest is passed."""
+    found: dict[str, tuple[IntArray, FloatArray]] = {}
+    sources: dict[str, dict[str, None]] = {}
+    manifest = snapshot.manifest
+    for store in stores:
+        source, name = open_source(store)
+        fix = "Embed the queries with the space of the index."
+        manifest.identity.merged(identity_of(source, name), str(snapshot.path), name or "the queries", fix)
+        check_dim(manifest.dim, source.manifest.dim, str(snapshot.path), name or "the queries")
+        for ids, vectors, table in source.iter_blocks(_BLOCK):
+            kinds = np.asarray(table["modality"].to_pylist())
+            for each in dict.fromkeys(kinds.tolist()):
+                here = kinds == each
+                sources.setdefault(each, {})[name] = None
+                found[each] = _smallest(found.get(each), (ids[here], vectors[here]), count)
+    if not found:
+        raise MissingInputError(f"{', '.join(map(str, stores))}: no embedded item to ask with.")
+    asked = []
+    for modality, (_, rows) in sorted(found.items()):
+        if snapshot.centring is not None:
+            snapshot.centring.check([modality], str(snapshot.path))
+            rows = snapshot.centring.apply(rows, modality, f"queries of {modality}")
+        asked.append(Asked(modality, " + ".join(sources[modality]), rows, np.full(len(rows), -1, dtype=np.int64)))
+    return asked
+
+
+def _smallest(
+    kept: tuple[IntArray, FloatArray] | None, more: tuple[IntArray, FloatArray], count: int
+) -> tuple[IntArray, FloatArray]:
+    """Join rows to those kept, and keep the `count` of smallest id."""
+    ids, rows = more
+    if kept is not None:
+        ids, rows = np.concatenate([kept[0], ids]), np.concatenate([kept[1], rows])
+    first = np.argsort(ids, kind="stable")[:count]
+    return ids[first], rows[first]
+
+
+def _from_index(snapshot: Snapshot, count: int) -> list[Asked]:
+    """Take rows of the index as queries."""
+    modality = [segment.column("modality").to_numpy().astype(str) for segment in snapshot.segments]
+    ids = np.concatenate([segment.index.ids for segment in snapshot.segments])
+    alive = np.concatenate([segment.index.alive for segment in snapshot.segments])
+    every = np.concatenate(modality)
+    names = sorted(snapshot.manifest.modalities)
+    asked = []
+    for name in names:
+        places = np.flatnonzero((every == name) & alive)
+        own = ids[places[_spread(len(places), count)]]
+        queries = snapshot.rows(own)
+        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+        others = tuple(part != name for part in modality) if len(names) > 1 else None
+        asked.append(Asked(name, "rows of the index", queries, own, others))
+    if len(names) == 1:
+        LOG.warning(
+            "%s: tuned on its own %s rows, as no queries are at hand. Queries of another modality do worse than such "
+            "settings promise; name some that are like those to come: --queries EMBEDDINGS",
+            snapshot.path,
+            names[0],
+        )
+    return asked
+
+
+def _spread(total: int, count: int) -> IntArray:
+    """Choose `count` places of `total`, evenly."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
