@@ -123,7 +123,7 @@ class Law:
     def identity(self) -> Identity:
         """Name the law as if it were a space, so that vectors of two laws are never compared."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
-        towers = {modality: f"synthetic-{kind}@{digest}" for kind, modality in QUERIES.items()}
+        towers = {modality: f"synthetic-{kind}:{digest}" for kind, modality in QUERIES.items()}
         return Identity(
             "synthetic", f"synthetic@{digest}", self.dim, "float32", towers, dict.fromkeys(towers, "none:0")
         )
