@@ -22,6 +22,7 @@ _WHERE = {
     "Media": "bindsearch.types",
     "SearchIndex": "bindsearch.search",
     "Space": "bindsearch.models.spaces",
+    "VisualCache": "bindsearch.cache",
     "classify": "bindsearch.zeroshot",
     "load_space": "bindsearch.models.spaces",
     "open_index": "bindsearch.search",

@@ -29,6 +29,8 @@ LAYERS = [
     ("index",),
     ("query",),
     ("search",),
+    ("cache",),
+    ("llm",),
     ("truth",),
     ("zeroshot",),
     ("probe",),

@@ -1,0 +1,6 @@
+"""The visual cache: embeddings moved towards their nearest cached images, for a language model or for search."""
+
+from bindsearch.cache.blend import mix
+from bindsearch.cache.visual import Retrieved, VisualCache
+
+__all__ = ["Retrieved", "VisualCache", "mix"]
