@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bindsearch.errors import InputError, MissingInputError
+from bindsearch.errors import InputError, MismatchError, MissingInputError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.centring import Centring, measure_means
 from bindsearch.index.commit import check_output, commit, last_generation, writing
@@ -24,7 +24,8 @@ from bindsearch.registry import INDEXES
 
 Embeddings = str | Path | VectorSource
 Judge = Callable[[Snapshot], dict[str, Any]]
-"""Gives what the manifest shall hold as `tuned` of an index that is built and not committed; raises to refuse it."""
+"""Gives what the manifest shall hold as `tuned` of an index that is built and not committed; raises to refuse it.
+Empty: nothing was measured."""
 
 
 def build_index(
@@ -59,19 +60,69 @@ def build_index(
     source, name = open_source(embeddings)
     output = Path(output)
     recipe = backend if isinstance(backend, Recipe) else None
-    INDEXES[recipe.backend if recipe else backend]  # an unknown name is refused before any work
+    INDEXES[recipe.backend if recipe else str(backend)]  # an unknown name is refused before any work
     check_output(output, force)
     identity, centring = _prepare(source, name, centre, centre_with)
     (output / "segments").mkdir(parents=True, exist_ok=True)
     with writing(output):
         manifest = _write(source, name, output, recipe or str(backend), (identity, centring), progress)
         try:
-            tuned = judge(Snapshot.of(output, manifest)) if judge else None
+            tuned = judge(Snapshot.of(output, manifest)) if judge else {}
         except BaseException:
             shutil.rmtree(output / "segments" / manifest.segments[0].name, ignore_errors=True)
             raise
-        commit(output, manifest if tuned is None else replace(manifest, tuned=tuned))
+        commit(output, replace(manifest, tuned=tuned or None))
     return IndexFolder.open(output)
+
+
+def reindex(
+    path: str | Path,
+    embeddings: Embeddings,
+    centre_with: Sequence[Embeddings] = (),
+    drop_missing: bool = False,
+    judge: Judge | None = None,
+    progress: Progress = no_progress,
+) -> IndexFolder:
+    """Build an index again from other embeddings of its items, as when the space changed: same recipe and options.
+
+    The index is centred again if it was, over means of the new embeddings. Until the last step it answers as before.
+
+    Args:
+        path: the index.
+        embeddings: of its items, in the new space; what else they hold becomes part of it.
+        centre_with: as in `build_index`; of a centred index whose means are over modalities that are no items.
+        drop_missing: go on where the embeddings lack items that the index has.
+        judge: as in `build_index`; settings that were tuned before are dropped.
+        progress: told how far the backend's files are.
+
+    Raises:
+        MissingInputError: there is no index.
+        InputError: items of the index are missing from the embeddings and `drop_missing` is not set.
+        MismatchError: a modality would lose its mean; or as in `build_index`.
+    """
+    old = Snapshot.open(Path(path))
+    manifest = old.manifest
+
+    def check(new: Snapshot) -> dict[str, Any]:
+        lost = sorted(set(old.centring.names if old.centring else ()) - set(new.centring.names if new.centring else ()))
+        if lost:
+            raise MismatchError(
+                f"{path}: has a mean of {', '.join(lost)}, the new embeddings hold none. Name embeddings of it in the "
+                "new space: --centre-with MORE_EMBEDDINGS"
+            )
+        ids = old.ids()
+        missing = ids[new.locate(ids)[0] < 0]
+        if missing.size and not drop_missing:
+            key = old.table(missing[:1], ["key"])["key"][0].as_py()
+            raise InputError(
+                f"{path}: {missing.size} of its {ids.size} items are not in the new embeddings, such as {key!r}. "
+                "Embed them too, or let them go: --drop-missing"
+            )
+        return judge(new) if judge else {}
+
+    how = manifest.backend if manifest.recipe is None else manifest.recipe
+    centred = manifest.centring is not None
+    return build_index(embeddings, path, how, True, centred, centre_with, check, progress)
 
 
 def _prepare(

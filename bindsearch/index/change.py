@@ -17,28 +17,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bindsearch.errors import MismatchError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.checks import stored_rows
 from bindsearch.index.commit import write_ids
 from bindsearch.index.manifest import Manifest, SegmentEntry, sum_counts
-from bindsearch.index.segment import Segment, write_segment
+from bindsearch.index.segment import LEDGER_COLUMNS, Segment, write_segment
 from bindsearch.index.snapshot import Snapshot
 from bindsearch.index.source import VectorSource, check_dim, check_known, identity_of
+from bindsearch.index.upkeep import segments_to_fold
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
     from bindsearch.index.segment import Block
+
+    BoolArray = NDArray[np.bool_]
     from bindsearch.types import IntArray
 
 BLOCK_ROWS = 4096
-FOLD_WIDTH = 8
-"""How many small segments of like size there may be before they become one (docs/adr/0099)."""
-FOLD_FLOOR_ROWS = 1024
-"""Segments up to this size count as of one size: writing them anew costs less than telling them apart."""
-FOLD_LIMIT_BYTES = 1 << 30
-"""Rows that one fold may write; above it `compact` is advised instead."""
 
 
 @dataclass(frozen=True)
@@ -147,29 +145,6 @@ def fold(snapshot: Snapshot, block_rows: int = BLOCK_ROWS) -> Manifest | None:
     return next_state(dataclasses.replace(old, segments=(*kept, *([] if entry is None else [entry]))), old.modalities)
 
 
-def segments_to_fold(manifest: Manifest) -> set[int]:
-    """Choose the segments that shall become one: the smallest size of which there are FOLD_WIDTH; empty: none.
-
-    Sizes are counted in powers of FOLD_WIDTH above FOLD_FLOOR_ROWS, so that a row is written anew once a power. What
-    another recipe than that of additions built stays as it is.
-    """
-    small = manifest.backend if manifest.small_recipe is None else manifest.small_recipe.backend
-    limit = FOLD_LIMIT_BYTES // (np.dtype(manifest.row_dtype).itemsize * manifest.dim)
-    sizes: dict[int, list[int]] = {}
-    for number, entry in enumerate(manifest.segments):
-        if (entry.backend or manifest.backend) != small:
-            continue
-        size, bound = 0, FOLD_FLOOR_ROWS
-        while entry.rows - entry.removed > bound:
-            size, bound = size + 1, bound * FOLD_WIDTH
-        sizes.setdefault(size, []).append(number)
-    for _, numbers in sorted(sizes.items()):
-        rows = sum(manifest.segments[number].rows - manifest.segments[number].removed for number in numbers)
-        if len(numbers) >= FOLD_WIDTH and rows <= limit:
-            return set(numbers)
-    return set()
-
-
 def next_state(manifest: Manifest, modalities: Mapping[str, int]) -> Manifest:
     """Give a changed manifest its generation and its counts."""
     counts = dict(modalities)
@@ -178,22 +153,41 @@ def next_state(manifest: Manifest, modalities: Mapping[str, int]) -> Manifest:
     )
 
 
-def living(segments: Sequence[Segment], block_rows: int = BLOCK_ROWS) -> Iterator[Block]:
+def living(
+    segments: Sequence[Segment],
+    block_rows: int = BLOCK_ROWS,
+    schema: pa.Schema | None = None,
+    masks: Sequence[BoolArray] | None = None,
+) -> Iterator[Block]:
     """Iterate over the rows of segments that are not removed, in the order of their item tables.
 
-    All blocks have the columns of any segment; a column that a segment does not have is null there.
+    Args:
+        segments: whose rows.
+        block_rows: rows in memory at once.
+        schema: of the tables; None: the columns of any segment, null where a segment does not have them.
+        masks: one (rows of the segment,) bool a segment, of the rows wanted; None: all. Not modified.
     """
-    import pyarrow as pa
-
-    none = np.empty(0, dtype=np.int64)
-    schema = pa.unify_schemas([part.table(none).schema for part in segments], promote_options="permissive")
-    for part in segments:
+    if schema is None and segments:
+        schema = joint_schema(segments)
+    for number, part in enumerate(segments):
+        wanted = part.index.alive if masks is None else part.index.alive & masks[number]
         places = part.places_by_table()
-        places = places[part.index.alive[places]]
+        places = places[wanted[places]]
         for start in range(0, places.size, block_rows):
             here = places[start : start + block_rows]
             ids = part.index.ids[here]
             yield ids, part.index.rows(ids), conform(part.table(here), schema)
+
+
+def joint_schema(segments: Sequence[Segment]) -> pa.Schema:
+    """Give the columns that the item tables of segments have together."""
+    import pyarrow as pa
+
+    none = np.empty(0, dtype=np.int64)
+    try:
+        return pa.unify_schemas([part.table(none).schema for part in segments], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise MismatchError(f"item tables: a column has types that do not go together ({error}).") from error
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -233,13 +227,13 @@ def bury(snapshot: Snapshot, ids: IntArray) -> tuple[tuple[SegmentEntry, ...], d
     return tuple(entries), gone
 
 
-def same_rows(snapshot: Snapshot, ids: IntArray, block: Block) -> NDArray[np.bool_]:
+def same_rows(snapshot: Snapshot, ids: IntArray, block: Block) -> BoolArray:
     """Say which items of a block the index has as they are: the same stored row and the same item row.
 
     Args:
         snapshot: what to compare with.
         ids: (m,) int64, known ones, in the order of the block. Not modified.
-        block: (ids, vectors, item table) of these m items; columns that the index does not have are not compared.
+        block: (ids, vectors, item table) of these m items. A column that only one of the two has is null in the other.
 
     Returns:
         (m,) bool.
@@ -247,18 +241,22 @@ def same_rows(snapshot: Snapshot, ids: IntArray, block: Block) -> NDArray[np.boo
     _, vectors, table = block
     stored = stored_rows(vectors, "vectors", snapshot.manifest.dim, snapshot.manifest.row_dtype)
     same = (snapshot.rows(ids) == stored.astype(np.float32)).all(axis=1)
-    names = [name for name in table.column_names if name in snapshot.column_names()]
-    before = snapshot.table(ids, names)
-    for name in names:
-        same &= _same_values(before[name], table[name])
+    before = snapshot.table(ids)
+    for name in dict.fromkeys([*before.column_names, *table.column_names]):
+        if name not in LEDGER_COLUMNS:
+            columns = [each[name] if name in each.column_names else None for each in (before, table)]
+            same &= _same_values(columns[0], columns[1], ids.size)
     return np.asarray(same, dtype=bool)
 
 
-def _same_values(left: pa.ChunkedArray, right: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Compare two columns value by value; two missing values are the same."""
+def _same_values(left: pa.ChunkedArray | None, right: pa.ChunkedArray | None, count: int) -> BoolArray:
+    """Compare two columns of `count` values one by one; missing values are the same, a column of None has no other."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if left is None or right is None:
+        there = left if left is not None else right
+        return np.ones(count, dtype=bool) if there is None else np.asarray(pc.is_null(there).to_numpy(), dtype=bool)
     try:
         equal = pc.fill_null(pc.equal(left, right.cast(left.type)), False)
         both = pc.and_(pc.is_null(left), pc.is_null(right))

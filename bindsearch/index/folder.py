@@ -8,11 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bindsearch.errors import MismatchError
 from bindsearch.index import change
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.change import BLOCK_ROWS, Added
 from bindsearch.index.commit import commit, writing
-from bindsearch.index.manifest import Manifest
+from bindsearch.index.manifest import Manifest, read_manifest
 from bindsearch.index.snapshot import Snapshot
 from bindsearch.index.source import VectorSource, open_source
 
@@ -59,8 +60,20 @@ class IndexFolder:
         return self.snapshot.info()
 
     def verify(self, sample: int = 32) -> dict[str, Any]:
-        """Read every byte and compare; see `Snapshot.verify`."""
-        return self.snapshot.verify(sample)
+        """Read every byte of the newest state and compare; see `Snapshot.verify`.
+
+        Raises:
+            MismatchError: naming the first file that is not as it was written.
+        """
+        while True:
+            self.reload()
+            try:
+                return self.snapshot.verify(sample)
+            except FileNotFoundError as error:
+                if read_manifest(self.path) == self.manifest:  # else it was changed while we read
+                    raise MismatchError(
+                        f"{error.filename}: the file is missing, index.json names it. Build the index again."
+                    ) from error
 
     # ---- changing ----------------------------------------------------------------------------------------------------
 

@@ -124,9 +124,7 @@ def _child(
     allowed = 2 * path.stat().st_size + SPARE_BYTES if memory_bytes is None else memory_bytes
     ours, theirs = os.pipe()
     order = (str(path.absolute()), theirs, allowed, max(1, int(timeout_s)), block_rows)
-    code = (
-        f"import sys; sys.path[:] = {sys.path!r}; from bindsearch.index.foreign_reader import serve; serve(*{order!r})"
-    )
+    serve = f"from bindsearch.index.foreign_reader import serve; serve(*{order!r})"
     try:
         process = subprocess.Popen(
             [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {serve}"],

@@ -14,10 +14,11 @@ from bindsearch.errors import MismatchError, MissingInputError
 from bindsearch.index.base import ExactReport
 from bindsearch.index.centring import Centring
 from bindsearch.index.checks import unit_queries
-from bindsearch.index.flat import FlatIndex
-from bindsearch.index.manifest import Manifest, read_manifest, sum_counts
-from bindsearch.index.recipe import SearchSettings, check_settings, norm_tolerance
+from bindsearch.index.manifest import Manifest, read_manifest
+from bindsearch.index.recipe import SearchSettings, check_settings
 from bindsearch.index.segment import Segment
+from bindsearch.index.upkeep import advice
+from bindsearch.index.verify import verify_snapshot
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -238,6 +239,7 @@ class Snapshot:
             "row_dtype": manifest.row_dtype,
             "segments": len(manifest.segments),
             "removed": sum(part.removed for part in manifest.segments),
+            "advice": advice(manifest),
             "size_bytes": sum(entry.size_bytes for entry in entries),
             "tower_ids": manifest.tower_ids,
             "preset_ids": manifest.preset_ids,
@@ -261,64 +263,4 @@ class Snapshot:
         Raises:
             MismatchError: naming the first thing that is not as it was written.
         """
-        modalities: dict[str, int] = {}
-        worst, searched = 0.0, 0
-        for segment in self.segments:
-            segment.verify()
-            alive = segment.index.alive
-            names, counts = np.unique(segment.column("modality").to_numpy()[alive].astype(str), return_counts=True)
-            modalities = sum_counts(modalities, dict(zip(names.tolist(), counts.tolist(), strict=True)))
-            worst = max(worst, _worst_norm(segment))
-            searched += _verify_sample(segment, np.flatnonzero(alive), sample)
-        if modalities != self.manifest.modalities or sum(modalities.values()) != self.manifest.count:
-            raise MismatchError(
-                f"{self.path}: holds {modalities}, its manifest says {self.manifest.modalities}. Build the index again."
-            )
-        return {
-            "index": str(self.path),
-            "status": "ok",
-            "count": self.manifest.count,
-            "segments": len(self.segments),
-            "size_bytes": self.info()["size_bytes"],
-            "worst_norm_error": worst,
-            "sample_searched": searched,
-        }
-
-
-def _worst_norm(segment: Segment) -> float:
-    """Give the largest |norm - 1| of a segment's rows, refusing rows that are not unit.
-
-    Raises:
-        MismatchError: naming the norm.
-    """
-    worst = 0.0
-    for _, block in segment.index.blocks():
-        wide = block.astype(np.float64)
-        worst = max(worst, float(np.abs(np.sqrt((wide * wide).sum(axis=1)) - 1).max()))
-    if not worst <= norm_tolerance(segment.index.row_dtype):  # NaN included
-        raise MismatchError(f"{segment.path}/vectors.npy: a row's norm is off by {worst:.1e}, expected 1.")
-    return worst
-
-
-def _verify_sample(segment: Segment, alive: IntArray, sample: int) -> int:
-    """Search exactly for some of a segment's own rows and compare with the numpy truth; gives how many.
-
-    Raises:
-        MismatchError: naming the id whose answers differ.
-    """
-    if not alive.size or not sample:
-        return 0
-    places = alive[np.unique(np.linspace(0, alive.size - 1, min(sample, alive.size)).astype(np.int64))]
-    ids = segment.index.ids
-    queries = segment.index.rows(ids[places])
-    truth = FlatIndex.open(segment.path)
-    truth.remove(ids[~segment.index.alive])
-    found, expected = segment.index.search_exact(queries, 10)[:2], truth.search(queries, 10)
-    lowest = 1 - norm_tolerance(segment.index.row_dtype)
-    for row, place in enumerate(places.tolist()):
-        same = np.array_equal(found[0][row], expected[0][row]) and np.array_equal(found[1][row], expected[1][row])
-        if not same or found[0][row, 0] < lowest:
-            raise MismatchError(
-                f"{segment.path}: a search for the row of id {ids[place]} gives other answers than numpy."
-            )
-    return int(places.size)
+        return verify_snapshot(self, sample)

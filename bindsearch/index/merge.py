@@ -1,0 +1,188 @@
+"""Several indexes of one space become one; what two of them say of an item must be the same, or one is told to win."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bindsearch.errors import InputError, MismatchError, MissingInputError
+from bindsearch.index.base import Progress, no_progress
+from bindsearch.index.change import BLOCK_ROWS, conform, joint_schema, living, same_rows
+from bindsearch.index.commit import check_output, commit, last_generation, writing
+from bindsearch.index.folder import IndexFolder
+from bindsearch.index.recipe import Recipe
+from bindsearch.index.segment import write_segment
+from bindsearch.index.snapshot import Snapshot
+from bindsearch.index.source import check_dim
+from bindsearch.store import UNKNOWN
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from bindsearch.index.manifest import Manifest
+    from bindsearch.index.segment import Block
+    from bindsearch.types import IntArray
+
+    BoolArray = NDArray[np.bool_]
+
+WINNERS = ("first", "last")
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge did.
+
+    Attributes:
+        folder: the new index, open.
+        shared: items that several of the indexes had; they are in the new one once.
+    """
+
+    folder: IndexFolder
+    shared: int
+
+
+def merge_indexes(
+    indexes: Sequence[str | Path],
+    output: str | Path,
+    prefer: str | None = None,
+    recipe: Recipe | None = None,
+    progress: Progress = no_progress,
+) -> Merged:
+    """Build one index of the items of several; they stay as they are.
+
+    Args:
+        indexes: folders of indexes of one space, centred by the same means or not at all.
+        output: folder of the new index; created.
+        prefer: which index wins where two say different things of an item: "first" or "last" of those named; None:
+            refuse.
+        recipe: how the new index is built; None: as the first of them.
+        progress: told how far the backend's files are.
+
+    Raises:
+        MissingInputError: an index is not there, or none holds an item.
+        MismatchError: of other spaces, dimensions, towers, presets or means, or of unknown spaces.
+        InputError: fewer than two indexes, or an item on which two differ and `prefer` is not given.
+    """
+    if prefer is not None and prefer not in WINNERS:
+        raise InputError(f"prefer: expected {' or '.join(WINNERS)}, got {prefer!r}.")
+    if len(indexes) < 2:
+        raise InputError(f"merge: {len(indexes)} index(es) named, expected at least two.")
+    output = Path(output)
+    check_output(output, force=False)
+    snapshots = [Snapshot.open(Path(each)) for each in indexes]
+    manifest = _join(snapshots, recipe)
+    if prefer is None:
+        for number, snapshot in enumerate(snapshots):
+            _check_same(snapshot, snapshots[:number])
+    as_stored = all(each.manifest.row_dtype == manifest.row_dtype for each in snapshots)
+    (output / "segments").mkdir(parents=True, exist_ok=True)
+    with writing(output):
+        blocks = _blocks(snapshots, last_wins=prefer == "last")
+        generation = last_generation(output) + 1
+        entry, modalities = write_segment(
+            output, generation, blocks, manifest.dim, manifest.recipe, progress, as_stored=as_stored
+        )
+        if entry is None:
+            raise MissingInputError(f"{', '.join(map(str, indexes))}: no items. Nothing to merge.")
+        means = snapshots[0].centring
+        state = dataclasses.replace(
+            manifest,
+            segments=(entry,),
+            count=entry.rows,
+            modalities=modalities,
+            generation=generation,
+            centring=None if means is None else means.save(output),
+        )
+        commit(output, state)
+    return Merged(IndexFolder.open(output), sum(each.manifest.count for each in snapshots) - entry.rows)
+
+
+def _join(snapshots: Sequence[Snapshot], recipe: Recipe | None) -> Manifest:
+    """Check that indexes go together; gives the first one's manifest with the identity of all.
+
+    Raises:
+        MismatchError: naming both values.
+    """
+    first, here = snapshots[0].manifest, str(snapshots[0].path)
+    identity = first.identity
+    for snapshot in snapshots[1:]:
+        other, there = snapshot.manifest, str(snapshot.path)
+        identity = identity.merged(other.identity, here, there, "Index both anew in one space.")
+        check_dim(first.dim, other.dim, here, there)
+        ours, theirs = (each.centring.id if each.centring else "not centred" for each in (first, other))
+        if ours != theirs:
+            raise MismatchError(
+                f"{here}: its rows are {ours}, those of {there} are {theirs}. Build both over the same means "
+                "(--centre --centre-with), or neither."
+            )
+        if UNKNOWN == first.space_id == other.space_id and Path(first.source).resolve() != Path(other.source).resolve():
+            raise MismatchError(
+                f"{here}: built with space {UNKNOWN} from {first.source or 'somewhere'}, {there} from "
+                f"{other.source or 'somewhere'}: these may be two. Name the space of both: "
+                "bindsearch import FILE -o EMBEDDINGS --space-id NAME@HASH; then index them again."
+            )
+    chosen = first.recipe if recipe is None else recipe
+    return dataclasses.replace(
+        first,
+        tower_ids=dict(identity.tower_ids),
+        preset_ids=dict(identity.preset_ids),
+        tokenizer_id=identity.tokenizer_id,
+        recipe=chosen,
+        backend=first.backend if chosen is None else chosen.backend,
+        row_dtype="float32" if chosen is None else chosen.row_dtype,
+        tuned=None,  # measured on the items of one of them
+        source=", ".join(str(each.path) for each in snapshots),
+    )
+
+
+def _held(snapshots: Sequence[Snapshot], ids: IntArray) -> BoolArray:
+    """Say which ids one of some snapshots holds, (m,) bool."""
+    held = np.zeros(ids.size, dtype=bool)
+    for snapshot in snapshots:
+        held |= snapshot.locate(ids)[0] >= 0
+    return held
+
+
+def _blocks(snapshots: Sequence[Snapshot], last_wins: bool) -> Iterator[Block]:
+    """Iterate over the items of all snapshots, each once, in the order of the snapshots."""
+    import pyarrow as pa
+
+    schema = _schema(snapshots)
+    for number, snapshot in enumerate(snapshots):
+        winners = snapshots[number + 1 :] if last_wins else snapshots[:number]
+        for ids, rows, table in living(snapshot.segments, BLOCK_ROWS, schema):
+            kept = ~_held(winners, ids)
+            yield ids[kept], rows[kept], table.filter(pa.array(kept))
+
+
+def _schema(snapshots: Sequence[Snapshot]) -> pa.Schema | None:
+    segments = [segment for snapshot in snapshots for segment in snapshot.segments]
+    return joint_schema(segments) if segments else None
+
+
+def _check_same(snapshot: Snapshot, earlier: Sequence[Snapshot]) -> None:
+    """Refuse an item of which an earlier index says something else.
+
+    Raises:
+        InputError: naming the key, both indexes and what to type.
+    """
+    schema = _schema([*earlier, snapshot])
+    for other in earlier:
+        ids = snapshot.ids()
+        shared = ids[other.locate(ids)[0] >= 0]
+        for start in range(0, shared.size, BLOCK_ROWS):
+            here = shared[start : start + BLOCK_ROWS]
+            block = here, snapshot.rows(here), conform(snapshot.table(here), schema)
+            same = same_rows(other, here, block)
+            if not same.all():
+                key = snapshot.table(here[~same][:1], ["key"])["key"][0].as_py()
+                raise InputError(
+                    f"{snapshot.path}: its item {key!r} is not what {other.path} has under that key. Say which wins: "
+                    "--prefer first or --prefer last; or remove the item from one of them."
+                )
