@@ -1,0 +1,395 @@
+"""Exact search by byte codes: find every row that may belong into the answer, score those in full, prove the rest away.
+
+    seed    each query looks at the blocks whose mean code it likes best and scores their best rows in full: a bar, the
+            k-th score so far, that is nearly the final one where rows lie in order of likeness
+    plan    on a sample of blocks, count how much the heads would rule out; queries for which that pays take them
+    scan    all blocks, in rounds: products of codes, the largest of a block against the least that could reach the bar
+            (`ByteTable.floors`), and only where that is reached the rows one by one
+    settle  rows that may reach the bar are scored in full, best bounds first; the bar rises and drops others
+
+The answer is proven: a row that was not scored in full has an upper bound below the bar, and the bar is the k-th score,
+less 2**-23 for what float arithmetic may lose. Rows whose score ties with the k-th are scored, so that ids decide.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bindsearch.index.byte_table import BLOCK_ROWS, MARGIN, Asked, ByteTable, Multiplier, greatest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bindsearch.index.byte_codes import ByteCodes
+    from bindsearch.index.byte_table import Wide
+    from bindsearch.types import FloatArray, IntArray
+
+    BoolArray = NDArray[np.bool_]
+    Score = Callable[[Wide, IntArray], FloatArray]
+
+GROUP = 64
+"""Queries multiplied at once; more make the kernel slower (docs/adr/0095)."""
+
+_ROUND_PAIRS = 1 << 23
+_CALL_PAIRS = 1 << 17
+_CALL_BLOCKS = 64
+_FEW_QUERIES = 4
+_OVERFETCH = 16
+_SETTLE_BYTES = 64 << 20
+_PENDING_ROWS = 1 << 20
+_SAMPLE_BLOCKS = 8
+_THREAD_PAIRS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Found:
+    """Pairs of a query and a row that may reach the query's bar.
+
+    Attributes:
+        queries: (m,) int64 numbers of queries.
+        rows: (m,) int64 row positions.
+        bounds: (m,) float64 upper bounds of their scores.
+    """
+
+    queries: IntArray
+    rows: IntArray
+    bounds: Wide
+
+    @classmethod
+    def join(cls, parts: list[Found]) -> Found:
+        """Put finds one after the other."""
+        none = np.empty(0, dtype=np.int64)
+        return cls(
+            np.concatenate([none, *(part.queries for part in parts)]),
+            np.concatenate([none, *(part.rows for part in parts)]),
+            np.concatenate([np.empty(0), *(part.bounds for part in parts)]),
+        )
+
+    def take(self, which: IntArray | BoolArray) -> Found:
+        """Give some of the pairs."""
+        return Found(self.queries[which], self.rows[which], self.bounds[which])
+
+
+class Best:
+    """The k best rows of each query so far, scored in full."""
+
+    def __init__(self, units: Wide, k: int, ids: IntArray, score: Score) -> None:
+        """Start without rows.
+
+        Args:
+            units: (q, d) float64 unit rows. Not modified.
+            k: how many rows a query keeps.
+            ids: (n,) int64 of the rows; decide between equal scores. Not modified.
+            score: (q, d) float64 queries and (q, m) int64 rows, -1 for none, to (q, m) float32 scores in full.
+        """
+        self.units, self.k, self.ids, self._score = units, k, ids, score
+        count = units.shape[0]
+        self.scores = np.full((count, k), -np.inf, dtype=np.float32)
+        self.rows = np.full((count, k), -1, dtype=np.int64)
+        self.touched = np.zeros(count, dtype=np.int64)
+        self.bars = np.full(count, -np.inf)
+
+    def offer(self, queries: IntArray, rows: IntArray) -> None:
+        """Score rows in full and keep the best.
+
+        Args:
+            queries: (m,) int64 numbers of queries, each once. Not modified.
+            rows: (m, j) int64 rows of each that were not offered before, -1 for none. Not modified.
+        """
+        scores = np.concatenate([self.scores[queries], self._score(self.units[queries], rows)], axis=1)
+        rows = np.concatenate([self.rows[queries], rows], axis=1)
+        self.touched[queries] += (rows[:, self.k :] >= 0).sum(axis=1)
+        ids = np.where(rows >= 0, self.ids[np.maximum(rows, 0)], np.iinfo(np.int64).max)
+        order = np.lexsort((ids, -scores), axis=1)[:, : self.k]
+        self.scores[queries] = np.take_along_axis(scores, order, axis=1)
+        self.rows[queries] = np.take_along_axis(rows, order, axis=1)
+        self.raise_bars(queries, self.scores[queries, -1])
+
+    def raise_bars(self, queries: IntArray, kth: FloatArray) -> None:
+        """Raise the bars to k-th scores. At -1 scores are cut off, so that no bound is below: no bar then."""
+        bars = np.where(kth > -1 + 4 * MARGIN, kth.astype(np.float64) - 2 * MARGIN, -np.inf)
+        self.bars[queries] = np.maximum(self.bars[queries], bars)
+
+
+class ByteScan:
+    """One search by byte codes; see the module. Used once."""
+
+    def __init__(self, codes: ByteCodes, best: Best, mask: BoolArray | None, threads: int | None = None) -> None:
+        """Prepare a search.
+
+        Args:
+            codes: of the rows.
+            best: the queries, nothing found yet.
+            mask: (n,) bool of the rows that may be answers, or None for all. Not modified.
+            threads: at most so many; None: as many as this process may run on.
+        """
+        self.codes, self.best, self.mask = codes, best, mask
+        self.full = codes.ask(best.units)
+        self.heads = codes.ask_heads(best.units) if codes.heads is not None else None
+        self.threads = threads or _cores()
+
+    def run(self) -> IntArray:
+        """Search; `best` holds the answers then. Gives (q,) how many rows were scored after the scan to prove them."""
+        everyone = np.arange(len(self.full), dtype=np.int64)
+        self._seed(everyone)
+        by_heads = self._plan(everyone)
+        for some, heads in ((everyone[by_heads], True), (everyone[~by_heads], False)):
+            for start in range(0, some.size, GROUP):
+                self._scan(some[start : start + GROUP], heads)
+        return self._widened
+
+    # ---- seed and plan -----------------------------------------------------------------------------------------------
+
+    def _seed(self, queries: IntArray) -> None:
+        """Raise the bars by the best rows of the most promising blocks; their rows are found again by the scan."""
+        blocks, multiplier = self.codes.full.blocks, Multiplier()
+        self._widened = np.zeros(queries.size, dtype=np.int64)
+        seeds = min(4, 1 + blocks // 256)
+        probe = Best(self.best.units, self.best.k, self.best.ids, self.best._score)
+        found = []
+        for start in range(0, queries.size, GROUP):
+            some = queries[start : start + GROUP]
+            likes = multiplier.multiply(self.codes.means, self.full.some(some).packed, some.size)
+            likes = likes * self.codes.full.scales[:, None]
+            liked = np.argpartition(-likes, seeds - 1, axis=0)[:seeds] if seeds < blocks else np.argsort(-likes, axis=0)
+            for block in np.unique(liked):
+                who = some[(liked == block).any(axis=0)]
+                found.append(self._best_of(int(block), who, multiplier))
+        self._settle(probe, Found.join(found), last=False)
+        self.best.touched += probe.touched
+        self.best.raise_bars(queries, probe.scores[:, -1])
+
+    def _best_of(self, block: int, queries: IntArray, multiplier: Multiplier) -> Found:
+        """Give the k best bounds of a block, and a few more, for each of some queries."""
+        rows = self._allowed(block, block + 1)
+        asked = self.full.some(queries)
+        products = multiplier.multiply(_pick(self.codes.full.codes, rows), asked.packed, queries.size)
+        count = min(rows.size, self.best.k + _OVERFETCH)
+        chosen = np.argpartition(-products, count - 1, axis=0)[:count] if count < rows.size else None
+        which = np.repeat(np.arange(queries.size), rows.size if chosen is None else count)
+        places = np.tile(np.arange(rows.size), queries.size) if chosen is None else chosen.T.ravel()
+        bounds = self.codes.full.bounds(asked, rows[places], which, products[places, which])
+        return Found(queries[which], rows[places], bounds)
+
+    def _plan(self, queries: IntArray) -> BoolArray:
+        """Say which queries take the heads: those for which heads and what they leave cost less than all codes."""
+        heads, asked = self.codes.heads, self.heads
+        if heads is None or asked is None:
+            return np.zeros(queries.size, dtype=bool)
+        multiplier, left = Multiplier(), np.zeros(queries.size)
+        few = queries.size <= _FEW_QUERIES
+        sample = np.unique(np.linspace(0, heads.blocks - 1, _SAMPLE_BLOCKS * (8 if few else 4)).astype(np.int64))
+        for block in sample.tolist():
+            rows = slice(block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS)
+            floors = heads.floors(asked, self.best.bars, block, block + 1)
+            for start in range(0, queries.size, GROUP):
+                some = queries[start : start + GROUP]
+                reach = multiplier.multiply(heads.codes[rows], asked.some(some).packed, some.size) >= floors[:, some]
+                left[some] += reach.mean(axis=0) if few else reach.any(axis=0)
+        width = heads.codes.shape[1] / self.codes.dim
+        return np.asarray(1.5 * width + (3.0 if few else 1.25) * left / sample.size < 1)
+
+    # ---- scan --------------------------------------------------------------------------------------------------------
+
+    def _scan(self, queries: IntArray, heads: bool) -> None:
+        """Go through all blocks for at most GROUP queries and settle what was found."""
+        blocks = self.codes.full.blocks
+        stride = int(np.clip(_CALL_PAIRS // (BLOCK_ROWS * queries.size), 1, _CALL_BLOCKS))
+        asked = (self.full.some(queries), self.heads.some(queries) if heads and self.heads is not None else None)
+        rounds = max(stride, _ROUND_PAIRS // (BLOCK_ROWS * queries.size) // stride * stride)
+        pending: list[Found] = []
+        for first in range(0, blocks, rounds):
+            calls = [(at, min(at + stride, blocks)) for at in range(first, min(first + rounds, blocks), stride)]
+            pending += self._round(queries, asked, calls)
+            last = first + rounds >= blocks
+            if last or sum(part.rows.size for part in pending) > 4 * queries.size * (self.best.k + _OVERFETCH):
+                pending = [self._settle(self.best, Found.join(pending), last)]
+
+    def _round(
+        self, queries: IntArray, asked: tuple[Asked, Asked | None], calls: list[tuple[int, int]]
+    ) -> list[Found]:
+        """Scan runs of blocks, on several threads where that pays."""
+        bars = self.best.bars[queries]
+        workers = min(self.threads, len(calls))
+        if (calls[-1][1] - calls[0][0]) * BLOCK_ROWS * (queries.size + 8) < _THREAD_PAIRS:
+            workers = 1
+        shares = [calls[len(calls) * at // workers : len(calls) * (at + 1) // workers] for at in range(workers)]
+
+        def work(share: list[tuple[int, int]]) -> list[Found]:
+            stretch = _Stretch(self, queries, asked, bars, share)
+            return [found for first, last in share for found in stretch.scan(first, last)]
+
+        if workers == 1:
+            return work(shares[0])
+        with ThreadPoolExecutor(workers) as pool:
+            return [found for part in pool.map(work, shares) for found in part]
+
+    def _allowed(self, first: int, last: int) -> IntArray:
+        """Give the rows of blocks that may be answers."""
+        start, stop = first * BLOCK_ROWS, min(last * BLOCK_ROWS, len(self.codes))
+        if self.mask is None:
+            return np.arange(start, stop, dtype=np.int64)
+        return np.flatnonzero(self.mask[start:stop]) + start
+
+    # ---- settle ------------------------------------------------------------------------------------------------------
+
+    def _settle(self, best: Best, found: Found, last: bool) -> Found:
+        """Score what may reach the bars in full, best bounds first.
+
+        Args:
+            best: takes the scores; its bars rise.
+            found: pairs, in any order. Not modified.
+            last: go on until nothing is left that may reach a bar; else score the k best of each query, and a few more.
+
+        Returns:
+            The pairs that were not scored and may still reach their bar.
+        """
+        step, scored = best.k + _OVERFETCH, 0
+        while True:
+            found = found.take(found.bounds >= best.bars[found.queries])
+            if not found.rows.size:
+                return found
+            found = found.take(np.lexsort((-found.bounds, found.queries)))
+            starts = np.flatnonzero(np.diff(found.queries, prepend=-1))
+            sizes = np.diff(np.append(starts, found.rows.size))
+            ranks = np.arange(found.rows.size) - np.repeat(starts, sizes)
+            self._offer(best, found.take(ranks < step), min(step, int(sizes.max())), scored)
+            found = found.take(ranks >= step)
+            if not last and found.rows.size < _PENDING_ROWS:
+                return found.take(found.bounds >= best.bars[found.queries])
+            scored += step
+            step = min(2 * step, max(1, _SETTLE_BYTES // (8 * self.codes.dim)))
+
+    def _offer(self, best: Best, found: Found, width: int, scored: int) -> None:
+        """Offer pairs, sorted by query, `width` at most of each, in blocks that fit in memory."""
+        which, places = np.unique(found.queries, return_inverse=True)
+        starts = np.flatnonzero(np.diff(found.queries, prepend=-1))
+        rows = np.full((which.size, width), -1, dtype=np.int64)
+        rows[places, np.arange(found.rows.size) - starts[places]] = found.rows
+        if best is self.best and scored:
+            self._widened[which] += (rows >= 0).sum(axis=1)
+        step = max(1, _SETTLE_BYTES // (8 * self.codes.dim * width))
+        for at in range(0, which.size, step):
+            best.offer(which[at : at + step], rows[at : at + step])
+
+
+class _Stretch:
+    """What one thread scans in a round: calls of a few blocks each, for one group of queries."""
+
+    def __init__(
+        self,
+        scan: ByteScan,
+        queries: IntArray,
+        asked: tuple[Asked, Asked | None],
+        bars: Wide,
+        calls: list[tuple[int, int]],
+    ) -> None:
+        self.codes, self.mask, self.allowed = scan.codes, scan.mask, scan._allowed
+        self.queries, self.bars = queries, bars
+        self.asked, self.heads = asked
+        self.first = calls[0][0]
+        self.multiplier = Multiplier()
+        self.floors = self.codes.full.floors(self.asked, bars, self.first, calls[-1][1])
+        self.head_floors = self.floors
+        if self.heads is not None and self.codes.heads is not None:
+            self.head_floors = self.codes.heads.floors(self.heads, bars, self.first, calls[-1][1])
+
+    def scan(self, first: int, last: int) -> list[Found]:
+        """Find the pairs of blocks first..last - 1 that may reach the bars."""
+        start, stop = first * BLOCK_ROWS, min(last * BLOCK_ROWS, len(self.codes))
+        if self.mask is not None and np.count_nonzero(self.mask[start:stop]) < (stop - start) // 2:
+            return self._rows(self.allowed(first, last))
+        if self.heads is None or self.codes.heads is None:
+            return self._blocks(first, last, np.arange(self.queries.size))
+        hits = self._hits(self.codes.heads, self.heads, self.head_floors, first, last)
+        if self.queries.size <= _FEW_QUERIES:
+            return self._rows(self._by_heads(self.codes.heads, self.heads, first + np.flatnonzero(hits.any(axis=1))))
+        found = []
+        for block in np.flatnonzero(hits.any(axis=1)).tolist():
+            found += self._blocks(first + block, first + block + 1, np.flatnonzero(hits[block]))
+        return found
+
+    def _hits(self, table: ByteTable, asked: Asked, floors: NDArray[np.int32], first: int, last: int) -> BoolArray:
+        """Say which queries may find a row in which block: (blocks, queries) bool."""
+        start, stop = first * BLOCK_ROWS, min(last * BLOCK_ROWS, len(self.codes))
+        products = self.multiplier.multiply(table.codes[start:stop], asked.packed, len(asked))
+        return np.asarray(_maxima(products) >= floors[first - self.first : last - self.first])
+
+    def _by_heads(self, heads: ByteTable, asked: Asked, blocks: IntArray) -> IntArray:
+        """Give the rows of blocks that any of the queries may want, judged one by one by their heads."""
+        if not blocks.size:
+            return blocks
+        rows = np.concatenate([self.allowed(block, block + 1) for block in blocks.tolist()])
+        products = self.multiplier.multiply(_pick(heads.codes, rows), asked.packed, len(asked))
+        reach = products * (asked.steps * float(heads.scales[0]))[None, :] + asked.fixed[None, :]
+        reach += heads.slacks[rows].astype(np.float64) @ asked.weights.T
+        return np.asarray(rows[(reach >= self.bars[None, :]).any(axis=1)])
+
+    def _blocks(self, first: int, last: int, which: IntArray) -> list[Found]:
+        """Find pairs in whole blocks for some of the queries."""
+        full = self.codes.full
+        start, stop = first * BLOCK_ROWS, min(last * BLOCK_ROWS, len(self.codes))
+        asked = self.asked if which.size == self.queries.size else self.asked.some(which)
+        floors = self.floors[first - self.first : last - self.first, which]
+        products = self.multiplier.multiply(full.codes[start:stop], asked.packed, which.size)
+        hits = _maxima(products) >= floors
+        found = []
+        for block in np.flatnonzero(hits.any(axis=1)).tolist():
+            columns = np.flatnonzero(hits[block])
+            at = block * BLOCK_ROWS
+            part = products[at : at + BLOCK_ROWS, columns]
+            rows, column = np.nonzero(part >= floors[block, columns][None, :])
+            found.append(self._keep(asked, rows + start + at, columns[column], which, part[rows, column]))
+        return found
+
+    def _rows(self, rows: IntArray) -> list[Found]:
+        """Find pairs among single rows."""
+        found = []
+        step = _CALL_PAIRS // BLOCK_ROWS * 16
+        for at in range(0, rows.size, step):
+            some = rows[at : at + step]
+            products = self.multiplier.multiply(_pick(self.codes.full.codes, some), self.asked.packed, len(self.asked))
+            floors = self.floors[some // BLOCK_ROWS - self.first]
+            place, column = np.nonzero(products >= floors)
+            every = np.arange(self.queries.size)
+            found.append(self._keep(self.asked, some[place], column, every, products[place, column]))
+        return found
+
+    def _keep(
+        self, asked: Asked, rows: IntArray, columns: IntArray, which: IntArray, products: NDArray[np.int32]
+    ) -> Found:
+        """Keep the pairs of allowed rows whose own bound reaches the bar."""
+        bounds = self.codes.full.bounds(asked, rows, columns, products)
+        keep = bounds >= self.bars[which[columns]]
+        if self.mask is not None:
+            keep &= self.mask[rows]
+        return Found(self.queries[which[columns[keep]]], rows[keep], bounds[keep])
+
+
+def _maxima(products: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Give the largest product of each block, the last of which may be short: (blocks, q)."""
+    whole = products.shape[0] // BLOCK_ROWS * BLOCK_ROWS
+    if whole == products.shape[0]:
+        return greatest(products, BLOCK_ROWS)
+    rest = products[whole:].max(axis=0)[None]
+    return np.concatenate([greatest(products[:whole], BLOCK_ROWS), rest]) if whole else rest
+
+
+def _pick(codes: NDArray[np.int8], rows: IntArray) -> NDArray[np.int8]:
+    """Give rows of codes, without a copy where they follow one another."""
+    if rows.size and rows[-1] - rows[0] == rows.size - 1:
+        return codes[rows[0] : rows[-1] + 1]
+    return np.ascontiguousarray(codes[rows])
+
+
+def _cores() -> int:
+    """How many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
