@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bindsearch.cli.options import BuildFirst, JsonOption, make_group, print_facts, print_json, say
+from bindsearch.cli.options import BuildFirst, JsonOption, QuietOption, make_group, print_facts, print_json, say
+
+if TYPE_CHECKING:
+    from bindsearch.index.base import Progress
+    from bindsearch.index.folder import IndexFolder
+    from bindsearch.index.manifest import Manifest
+    from bindsearch.index.plan import Wish
 
 index_app = make_group("Build an index over embeddings, and look at one.", BuildFirst)
+
+
+RecallOption = Annotated[
+    float | None, typer.Option("--recall", help="Plan: share of the ten exact answers to find, as 0.95.")
+]
+MemoryOption = Annotated[
+    str | None, typer.Option("--memory", help="Plan: bytes that searches keep reading, as 2GB or 800MiB.")
+]
+LatencyOption = Annotated[str | None, typer.Option("--latency", help="Plan: CPU time of a query asked alone, as 5ms.")]
+QueriesOption = Annotated[
+    list[Path] | None,
+    typer.Option("--queries", help="Embeddings of queries like those to come: settings are tuned on them."),
+]
+HeldOutOption = Annotated[int, typer.Option("--held-out", min=20, help="Queries a modality to tune on.")]
 
 
 @index_app.command("build")
 def index_build(
     embeddings: Annotated[Path, typer.Argument(help="Folder that `bindsearch embed` wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the index.")],
-    backend: Annotated[str, typer.Option(help="faiss-flat (exact) or flat (exact, numpy).")] = "faiss-flat",
+    recall: RecallOption = None,
+    memory: MemoryOption = None,
+    latency: LatencyOption = None,
+    queries: QueriesOption = None,
+    held_out: HeldOutOption = 500,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    backend: Annotated[
+        str | None, typer.Option(help="faiss-flat (exact, the default), flat, bytes, rabitq, ivf-rabitq, ...")
+    ] = None,
+    row_dtype: Annotated[str | None, typer.Option("--row-dtype", help="float32 or float16.")] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="Recipe file, as indexes/visual-cache.json.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an index that is already there.")] = False,
     centre: Annotated[
         bool,
@@ -27,11 +58,38 @@ def index_build(
         typer.Option("--centre-with", help="Further embeddings that the means are over, as of texts to ask with."),
     ] = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Build an index over embeddings: `bindsearch index EMBEDDINGS -o INDEX`."""
-    from bindsearch.index.build import build_index
+    """Build an index over embeddings: `bindsearch index EMBEDDINGS -o INDEX`.
 
-    folder = build_index(embeddings, output, backend, force, centre, tuple(centre_with or ()))
+    With a budget (--recall, --memory, --latency) or --dry-run, candidates are forecast, the best is built, and its
+    settings are tuned on held-out queries; a budget that cannot be met exits 6 and names the nearest one that can.
+    """
+    from bindsearch.index.plan import Wish
+
+    asked = (recall, memory, latency)
+    wish = Wish(tuple(queries or ()), held_out, None, force, centre, tuple(centre_with or ()))
+    planned = dry_run or recipe is not None or bool(queries) or any(each is not None for each in asked)
+    if planned:
+        folder = _build_planned(
+            embeddings, output, wish, asked, (recipe, backend, row_dtype), (dry_run, as_json, quiet)
+        )
+        if folder is None:
+            return
+    else:
+        from bindsearch.index.build import build_index
+        from bindsearch.index.recipe import Recipe
+
+        how = backend or "faiss-flat"
+        folder = build_index(
+            embeddings,
+            output,
+            how if row_dtype is None and how in ("flat", "faiss-flat") else Recipe(how, row_dtype or "float16"),
+            force,
+            centre,
+            wish.centre_with,
+            progress=show_progress(quiet or as_json),
+        )
     if as_json:
         print_json(folder.info())
     else:
@@ -41,14 +99,88 @@ def index_build(
         )
 
 
+def _build_planned(
+    embeddings: Path,
+    output: Path,
+    wish: Wish,
+    asked: tuple[float | None, str | None, str | None],
+    chosen: tuple[Path | None, str | None, str | None],
+    how: tuple[bool, bool, bool],
+) -> IndexFolder | None:
+    """Print the plan; build by it unless that is all that was asked for."""
+    from bindsearch.index.budget import Budget
+    from bindsearch.index.plan import build_planned, candidates, plan_for, read_recipe
+
+    recipe_file, backend, row_dtype = chosen
+    dry_run, as_json, quiet = how
+    recall, memory, latency = asked
+    if recipe_file is not None:
+        recipe, named = read_recipe(recipe_file)
+        own = Budget.parse(recall or named.recall, memory, latency)
+        budget = Budget(own.recall, own.memory_bytes or named.memory_bytes, own.latency_ms or named.latency_ms)
+        recipes = [recipe]
+    else:
+        budget = Budget.parse(0.95 if recall is None else recall, memory, latency)
+        recipes = candidates(row_dtype, backend)
+    plan = plan_for(embeddings, budget, recipes)
+    if dry_run:
+        if as_json:
+            print_json(plan.to_json())
+        else:
+            typer.echo(plan.to_text())
+        return None
+    if not quiet:
+        say(plan.to_text())
+    wish = replace(wish, recipes=tuple(recipes))
+    folder = build_planned(embeddings, output, budget, wish, show_progress(quiet or as_json))
+    if not quiet:
+        say(tuned_text(folder.manifest))
+    return folder
+
+
+@index_app.command("tune")
+def index_tune(
+    index: Annotated[Path, typer.Argument(help="Folder of the index.")],
+    recall: Annotated[float, typer.Option("--recall", help="Share of the ten exact answers to find.")] = 0.95,
+    memory: MemoryOption = None,
+    latency: LatencyOption = None,
+    queries: QueriesOption = None,
+    held_out: HeldOutOption = 500,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose the search settings of an index anew, for other queries or another recall; nothing is rebuilt."""
+    from bindsearch.index.budget import Budget
+    from bindsearch.index.folder import IndexFolder
+    from bindsearch.index.plan import retune
+
+    folder = IndexFolder.open(index)
+    tuned = retune(folder, Budget.parse(recall, memory, latency), tuple(queries or ()), held_out)
+    if as_json:
+        print_json(tuned)
+    else:
+        say(tuned_text(folder.manifest))
+
+
 @index_app.command("info")
 def index_info(
     index: Annotated[Path, typer.Argument(help="Folder of the index.")], as_json: JsonOption = False
 ) -> None:
-    """Say what an index holds and what it was made with."""
+    """Say what an index holds, what it was made with, and what was measured of it."""
     from bindsearch.index.folder import IndexFolder
+    from bindsearch.index.tuned import summary
 
-    print_facts(IndexFolder.open(index).info(), as_json)
+    folder = IndexFolder.open(index)
+    facts = folder.info()
+    if as_json:
+        print_facts(facts, as_json)
+        return
+    tuned = facts.pop("tuned")
+    print_facts({name: value for name, value in facts.items() if value is not None or name != "recipe"}, as_json)
+    if tuned:
+        typer.echo("")
+        typer.echo(tuned_text(folder.manifest))
+        for modality, found in summary(tuned).items():
+            typer.echo(f"  {modality}: tuned on {found['queries']} queries of {found['source']}")
 
 
 @index_app.command("verify")
@@ -95,3 +227,41 @@ def index_compact(index: Annotated[Path, typer.Argument(help="Folder of the inde
     found = open_index(index)
     found.compact()
     say(f"{index}: {len(found)} items in one segment.")
+
+
+def tuned_text(manifest: Manifest) -> str:
+    """Write what was measured as a table: one line a query modality."""
+    from bindsearch.index.budget import format_bytes
+    from bindsearch.index.tuned import summary
+
+    tuned = manifest.tuned or {}
+    overlap = f"overlap_at_{tuned.get('k', 10)}"
+    lines = [f"{manifest.backend} {manifest.row_dtype}: searches keep reading {format_bytes(tuned['read_bytes'])}"]
+    lines.append(f"  {'queries':<10}{overlap:>14}{'at least':>10}{'alone':>10}{'a second':>10}  settings")
+    for modality, found in summary(tuned).items():
+        settings = " ".join(f"{name} {value}" for name, value in found["settings"].items()) or "exact"
+        lines.append(
+            f"  {modality:<10}{found[overlap]:>14.4f}{found['overlap_low']:>10.4f}{found['ms']:>8.2f}ms"
+            f"{found['qps']:>10.0f}  {settings}"
+        )
+    return "\n".join(lines)
+
+
+def show_progress(quiet: bool) -> Progress:
+    """Give what shows a bar a stage on stderr; nothing where quiet, or where stderr is no terminal."""
+    from bindsearch.index.base import no_progress
+
+    if quiet:
+        return no_progress
+    from tqdm import tqdm
+
+    bars: dict[str, tqdm[None]] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        if stage not in bars:
+            bars[stage] = tqdm(total=total, desc=stage, unit_scale=True, leave=False, disable=None)
+        bars[stage].update(done - bars[stage].n)
+        if done >= total:
+            bars.pop(stage).close()
+
+    return show

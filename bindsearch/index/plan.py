@@ -356,7 +356,7 @@ def _knobs(snapshot: Snapshot) -> Knobs:
         settings |= segment.index.settings
         for knob in segment.index.settings:
             most[knob] = max(most.get(knob, 1), segment.index.most(knob))
-    return Knobs.of(settings, most)
+    return Knobs.of(settings, most, exact=all(segment.index.exact for segment in snapshot.segments))
 
 
 def retune(folder: IndexFolder, budget: Budget, queries: Sequence[Store] = (), count: int = COUNT) -> dict[str, Any]:
