@@ -336,7 +336,7 @@ def test_a_cache_of_another_space_is_refused(mixed_index):
     cache = VisualCache.open(mixed_index)
     vector = np.ones((1, 16), np.float32)
     alien = Embedding.of_vector(vector, "a sound", Identity("other@123456789abc", {}, {}), "audio")
-    with pytest.raises(MismatchError, match="toy@0123456789ab.*other@123456789abc"):
+    with pytest.raises(MismatchError, match=r"toy@0123456789ab.*other@123456789abc"):
         cache.enhance(alien)
     known = Embedding.of_vector(vector, "a sound", Identity("toy@0123456789ab", {}, {}), "audio")
     np.testing.assert_array_equal(cache.enhance(known), cache.enhance(known.vector))
