@@ -120,6 +120,10 @@ class Hit:
         id, key, modality, source, span: of the item.
         columns: every other column of the item table.
         contributions: what each query term adds to the score; sums to it up to rounding.
+        percentile: share of background scores below this one, in percent; None where nothing was calibrated.
+        spans: further items of the group that it answers for, best first; `groups.py`.
+        duplicates: near duplicates that it hides, best first.
+        cursor: goes on behind it; None where answers are not paged.
     """
 
     rank: int
@@ -131,6 +135,10 @@ class Hit:
     span: Span | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     contributions: Mapping[str, float] = field(default_factory=dict)
+    percentile: float | None = None
+    spans: Sequence[Hit] = ()
+    duplicates: Sequence[Hit] = ()
+    cursor: str | None = None
 
 
 def check_shape(array: Any, expected: Sequence[int | str | None], what: str, hint: str = "") -> None:

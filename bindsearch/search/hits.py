@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
     from bindsearch.index.manifest import Manifest
     from bindsearch.index.snapshot import Snapshot
     from bindsearch.query import Embedding
-    from bindsearch.types import FloatArray, IntArray
+    from bindsearch.search.arrange import Ranked
+    from bindsearch.search.pages import Cursor
+    from bindsearch.search.ranking import Plan
 
 _OWN_COLUMNS = ("id", "key", "modality", "source", "start_s", "end_s")
 
@@ -32,28 +36,39 @@ class Hits(Sequence[Hit]):
         scores: (k,) float32 cosines in descending order. Not to be modified.
         query: what was asked, or None where it was a bare array.
         query_id: name of the query among many, or None.
+        shares: (k,) float64, of calibrated answers: the share of the background that scores more; None: not calibrated.
+        plans: what was searched and why, one a search.
+        notes: what whoever reads the answers should know, a line each.
     """
 
     def __init__(
         self,
         snapshot: Snapshot,
-        scores: FloatArray,
-        ids: IntArray,
+        answers: Ranked,
         query: Embedding | None = None,
-        query_id: str | None = None,
+        *,
+        first_rank: int = 1,
+        cursor: Cursor | None = None,
+        plans: Sequence[Plan] = (),
+        notes: Sequence[str] = (),
     ) -> None:
-        """Take one row of a search's result; the places without an answer (id -1) are left out.
+        """Take the answers to one query.
 
         Args:
             snapshot: the state of the index that was searched.
-            scores: (k,) float32. Not modified.
-            ids: (k,) int64. Not modified.
+            answers: in their order. Not modified.
             query: see the attributes.
-            query_id: likewise.
+            first_rank: rank of the first answer.
+            cursor: of any place in the list, where answers are paged.
+            plans: see the attributes.
+            notes: likewise.
         """
-        self.scores, self.ids = scores[ids >= 0], ids[ids >= 0]
-        self.query, self.query_id = query, query_id
-        self._snapshot = snapshot
+        self.scores, self.ids, self.shares = answers.scores, answers.ids, answers.shares
+        self.query = query
+        self.query_id: str | None = None
+        self.plans, self.notes = tuple(plans), tuple(notes)
+        self._answers, self._snapshot = answers, snapshot
+        self._first_rank, self._cursor = first_rank, cursor
         self._hits: tuple[Hit, ...] | None = None
 
     def __len__(self) -> int:
@@ -124,15 +139,30 @@ class Hits(Sequence[Hit]):
             }
             if explain:
                 row["contributions"] = dict(hit.contributions)
-            found.append(row)
+            found.append(row | self._extras(hit))
         return found
 
+    def _extras(self, hit: Hit) -> dict[str, Any]:
+        """Give the fields that only some arrangements have."""
+        extras: dict[str, Any] = {}
+        if hit.percentile is not None:
+            extras["percentile"] = hit.percentile
+        if self._answers.spans:
+            extras["spans"] = [_brief(other) for other in hit.spans]
+        if self._answers.duplicates:
+            extras["duplicates"] = [_brief(other) for other in hit.duplicates]
+        if hit.cursor is not None:
+            extras["cursor"] = hit.cursor
+        return extras
+
     def to_arrow(self) -> pa.Table:
-        """Give the answers as an Arrow table: rank, score and every column of the item table."""
+        """Give the answers as an Arrow table: rank, score, percentile of calibrated ones, every item column."""
         import pyarrow as pa
 
         table = self._snapshot.table(self.ids)
-        ranks = pa.array(np.arange(1, len(self) + 1, dtype=np.int64))
+        ranks = pa.array(np.arange(self._first_rank, self._first_rank + len(self), dtype=np.int64))
+        if self.shares is not None:
+            table = table.add_column(0, "percentile", pa.array(100 * (1 - self.shares)))
         return table.add_column(0, "score", pa.array(self.scores)).add_column(0, "rank", ranks)
 
     def to_pandas(self) -> Any:
@@ -163,11 +193,49 @@ class Hits(Sequence[Hit]):
             rows = self._snapshot.table(self.ids).to_pylist() if len(self) else []
             names = self.query.names() if self.query is not None else ()
             parts = self.contributions().tolist()
-            self._hits = tuple(
-                _make_hit(rank, float(score), row, dict(zip(names, part, strict=True)))
-                for rank, (score, row, part) in enumerate(zip(self.scores, rows, parts, strict=True), start=1)
-            )
+            behind = self._behind()
+            found = []
+            for place, (score, row, part) in enumerate(zip(self.scores, rows, parts, strict=True)):
+                hit = _make_hit(self._first_rank + place, float(score), row, dict(zip(names, part, strict=True)))
+                found.append(self._with_extras(place, hit, behind))
+            self._hits = tuple(found)
         return self._hits
+
+    def _with_extras(self, place: int, hit: Hit, behind: Mapping[int, Hit]) -> Hit:
+        """Add to an answer what its arrangement says of it."""
+        answers = self._answers
+        spans = answers.spans[place] if answers.spans else ()
+        duplicates = answers.duplicates[place] if answers.duplicates else ()
+        share = float("nan") if self.shares is None else float(self.shares[place])
+        percentile = None if math.isnan(share) else 100 * (1 - share)
+        cursor = None if self._cursor is None else str(replace(self._cursor, rank=hit.rank, item_id=hit.id))
+        return replace(
+            hit,
+            percentile=percentile,
+            spans=tuple(replace(behind[each.item_id], score=each.score) for each in spans),
+            duplicates=tuple(replace(behind[each.item_id], score=each.score) for each in duplicates),
+            cursor=cursor,
+        )
+
+    def _behind(self) -> dict[int, Hit]:
+        """Join the items that stand behind answers: id -> item."""
+        hidden = [each for group in (*self._answers.spans, *self._answers.duplicates) for each in group]
+        if not hidden:
+            return {}
+        ids = np.array(sorted({each.item_id for each in hidden}), dtype=np.int64)
+        return {row["id"]: _make_hit(0, 0.0, row, {}) for row in self._snapshot.table(ids).to_pylist()}
+
+
+def _brief(hit: Hit) -> dict[str, Any]:
+    """Write an item that stands behind an answer."""
+    return {
+        "score": float(str(np.float32(hit.score))),
+        "key": hit.key,
+        "modality": hit.modality,
+        "start_s": hit.span[0] if hit.span else None,
+        "end_s": hit.span[1] if hit.span else None,
+        "id": str(hit.id),
+    }
 
 
 def _make_hit(rank: int, score: float, row: dict[str, Any], contributions: dict[str, float]) -> Hit:

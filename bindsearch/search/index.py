@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bindsearch.config import setting_with_origin
-from bindsearch.errors import InputError, MismatchError, MissingInputError, ShapeError, UnknownNameError
+from bindsearch.errors import InputError, MismatchError, MissingInputError, ShapeError
 from bindsearch.index.change import Added
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.identity import Identity
-from bindsearch.index.source import VectorSource
+from bindsearch.index.source import VectorSource, open_source
 from bindsearch.query import Embedding
+from bindsearch.search.answer import Wanted, answer_arranged, answer_plainly
+from bindsearch.search.arrange import PLAIN, Ranked, Shape
+from bindsearch.search.calibrate import Background, draw_background, load_background, save_background
+from bindsearch.search.centred import Asked, place_queries
 from bindsearch.search.hits import Hits
-from bindsearch.search.where import Filter, parse_filter
+from bindsearch.search.keys import find_key, resolve_items
+from bindsearch.search.ranges import best_in_range, iter_range
+from bindsearch.search.ranking import AS_TUNED, Effort, Ranker
+from bindsearch.search.selectors import MaskCache, Scope, Selection, select
+from bindsearch.search.where import Filter
 from bindsearch.store import UNKNOWN
-from bindsearch.types import item_id
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from numpy.typing import NDArray
 
     from bindsearch.index.manifest import Manifest
-    from bindsearch.index.segment import Segment
     from bindsearch.index.snapshot import Snapshot
-    from bindsearch.types import FloatArray, IntArray
+    from bindsearch.types import FloatArray
 
-    BoolArray = NDArray[np.bool_]
-
-_SPAN = re.compile(r"(?s)(.+)#t=(\d+(?:\.\d*)?(?:e[+-]?\d+)?),(\d+(?:\.\d*)?(?:e[+-]?\d+)?)")
+RANGE_LIMIT = 10_000
+"""Most answers of a range search that are kept in memory, unless more are asked for."""
 
 
 def open_index(path: str | Path | None = None) -> SearchIndex:
@@ -76,6 +75,7 @@ class SearchIndex:
     def __init__(self, folder: IndexFolder) -> None:
         """Use `open_index`."""
         self.folder = folder
+        self._masks = MaskCache()
 
     @property
     def path(self) -> Path:
@@ -106,6 +106,10 @@ class SearchIndex:
         modality: str | None = None,
         exclude: Iterable[str | int] = (),
         exclude_self: bool = False,
+        *,
+        sql: str | None = None,
+        shape: Shape = PLAIN,
+        effort: Effort = AS_TUNED,
     ) -> Hits:
         """Find the items nearest to a query.
 
@@ -116,14 +120,20 @@ class SearchIndex:
             modality: answer with items of this one alone.
             exclude: keys or ids that may not be answers.
             exclude_self: leave out the items that are terms of the query.
+            sql: a filter in SQL, with the extra `sql`; see `sql.py`.
+            shape: how answers are arranged: grouped, without near duplicates, diverse, calibrated, paged.
+            effort: how hard to look.
 
         Raises:
-            MismatchError: the query is of another space, or another tower or preset made a modality that both have.
+            MismatchError: the query is of another space, or another tower or preset made a modality that both have; or
+                a cursor is of another generation or question.
             ShapeError: of another dimension.
             InputError: the filter cannot be read, the query's terms cancel out, k is below 1.
             UnknownNameError: a column or a modality that the index does not have.
         """
-        return self.search_many([query], k, where, modality, exclude, exclude_self)[0]
+        return self.search_many(
+            [query], k, where, modality, exclude, exclude_self, sql=sql, shape=shape, effort=effort
+        )[0]
 
     def search_many(
         self,
@@ -133,40 +143,137 @@ class SearchIndex:
         modality: str | None = None,
         exclude: Iterable[str | int] = (),
         exclude_self: bool = False,
+        *,
+        sql: str | None = None,
+        shape: Shape = PLAIN,
+        effort: Effort = AS_TUNED,
     ) -> list[Hits]:
         """Find the items nearest to each of several queries; the answers are those of `search`, in one pass.
 
         Args:
             queries: embeddings, or (q, d) float32. Not modified.
             k: as in `search`.
+            where: likewise.
+            modality: likewise.
+            exclude: likewise.
+            exclude_self: likewise; each query leaves out its own items alone.
+            sql: likewise.
+            shape: likewise.
+            effort: likewise.
+
+        Raises:
+            As `search`; InputError: a cursor for more than one query.
+        """
+        if not len(queries):
+            return []
+        if shape.after is not None and len(queries) > 1:
+            raise InputError("--after goes on with the list of one query; ask for one.")
+        snapshot = self.folder.snapshot
+        asked = self._place(snapshot, queries)
+        scope = Scope(where, sql, modality, tuple(exclude))
+        wanted = Wanted(k, exclude_self, scope.describe())
+        if shape.is_plain:
+            return answer_plainly(asked, Ranker(snapshot, select(snapshot, scope, self._masks), effort), wanted)
+        if not shape.calibrated:
+            rankers = {"": Ranker(snapshot, select(snapshot, scope, self._masks), effort)}
+            return answer_arranged(asked, rankers, wanted, shape, None)
+        names = list(snapshot.manifest.modalities) if modality is None else [modality]
+        rankers = {name: Ranker(snapshot, select(snapshot, scope.of(name), self._masks), effort) for name in names}
+        return answer_arranged(asked, rankers, wanted, shape, self.background(snapshot))
+
+    def search_range(
+        self,
+        query: Embedding | FloatArray,
+        least: float,
+        limit: int = RANGE_LIMIT,
+        where: str | Filter | None = None,
+        modality: str | None = None,
+        sql: str | None = None,
+    ) -> Hits:
+        """Find every item that scores at least so much, best first; `notes` say where there are more than `limit`.
+
+        Args:
+            query: as in `search`.
+            least: cosine; an item that scores just this is an answer.
+            limit: how many at most, so that memory is bounded; `iter_range` has no limit.
             where: as in `search`.
-            modality: as in `search`.
-            exclude: as in `search`.
-            exclude_self: as in `search`; each query leaves out its own items alone.
+            modality: likewise.
+            sql: likewise.
 
         Raises:
             As `search`.
         """
         snapshot = self.folder.snapshot
+        asked = self._place(snapshot, [query])
+        selection = select(snapshot, Scope(where, sql, modality), self._masks)
+        scores, ids, total = best_in_range(snapshot, asked.vectors, least, limit, selection)
+        more = [f"{total:,} items score at least {least:g}; these are the best {limit:,}"] if total > limit else []
+        return Hits(snapshot, Ranked(scores, ids), asked.queries[0], notes=more)
+
+    def iter_range(
+        self,
+        query: Embedding | FloatArray,
+        least: float,
+        where: str | Filter | None = None,
+        modality: str | None = None,
+        sql: str | None = None,
+    ) -> Iterator[Hits]:
+        """Iterate over every item that scores at least so much, a block of rows at a time, in no order between blocks.
+
+        Arguments and errors as of `search_range`.
+        """
+        snapshot = self.folder.snapshot
+        asked = self._place(snapshot, [query])
+        selection = select(snapshot, Scope(where, sql, modality), self._masks)
+        for scores, ids in iter_range(snapshot, asked.vectors, least, selection):
+            yield Hits(snapshot, Ranked(scores, ids), asked.queries[0])
+
+    def _place(self, snapshot: Snapshot, queries: Sequence[Embedding | FloatArray] | FloatArray) -> Asked:
+        """Check queries and centre them as the index is."""
         for query in queries:
             if isinstance(query, Embedding):
                 self.check(query)
-        if not len(queries):
-            return []
-        placed = [_centre(query, snapshot) if isinstance(query, Embedding) else query for query in queries]
-        asked = [query if isinstance(query, Embedding) else None for query in placed]
-        if snapshot.centring is not None and None in asked:
-            snapshot.centring.check(["vector"], str(self.path))
-        vectors = np.concatenate([query.vector if isinstance(query, Embedding) else _bare(query) for query in placed])
-        own = [_own_ids(query) if exclude_self else [] for query in asked]
-        selectors = self._selectors(snapshot, where, modality, exclude)
-        # own items are dropped from a longer answer, so that one batch serves all queries
-        scores, ids = snapshot.search(vectors, k + max(map(len, own)), selectors)
-        hits = []
-        for row, query in enumerate(asked):
-            kept = ~np.isin(ids[row], own[row]) if own[row] else slice(None)
-            hits.append(Hits(snapshot, scores[row][kept][:k], ids[row][kept][:k], query))
-        return hits
+        return place_queries(snapshot, queries)
+
+    def select(
+        self, where: str | Filter | None = None, modality: str | None = None, sql: str | None = None
+    ) -> Selection | None:
+        """Say what a filter lets pass, and what finding out took; None where nothing is filtered."""
+        return select(self.folder.snapshot, Scope(where, sql, modality), self._masks)
+
+    # ---- calibration -------------------------------------------------------------------------------------------------
+
+    def background(self, snapshot: Snapshot | None = None) -> Background:
+        """Give what percentiles are over: the background beside the index, else samples drawn now.
+
+        Raises:
+            MismatchError: it was altered, or is of another space or centring.
+        """
+        snapshot = self.folder.snapshot if snapshot is None else snapshot
+        stored = load_background(snapshot)
+        return self.draw_background(()) if stored is None else stored
+
+    def draw_background(self, beside: Iterable[str | Path | VectorSource] = ()) -> Background:
+        """Draw samples of each modality; see `calibrate.draw_background`.
+
+        Args:
+            beside: further embeddings of the same space, for modalities that the index is asked with and does not hold.
+        """
+        snapshot = self.folder.snapshot
+
+        def masks(modality: str) -> Iterable[Any]:
+            found = select(snapshot, Scope(modality=modality), self._masks)
+            return () if found is None else found.masks
+
+        return draw_background(snapshot, masks, [open_source(each)[0] for each in beside])
+
+    def save_background(self, beside: Iterable[str | Path | VectorSource] = ()) -> Background:
+        """Draw a background and keep it beside the index."""
+        background = self.draw_background(beside)
+        save_background(self.folder.snapshot, background)
+        return background
+
+    # ---- identity ----------------------------------------------------------------------------------------------------
 
     def check(self, query: Embedding | Identity) -> None:
         """Refuse a query that was not made for this index.
@@ -219,7 +326,7 @@ class SearchIndex:
             MissingInputError: no such item, or several spans of it.
         """
         snapshot = self.folder.snapshot
-        ids = _resolve(snapshot, [key])
+        ids = resolve_items(snapshot, [key])
         if ids.size != 1:
             rows = snapshot.table(ids[:3], ["start_s", "end_s"]).to_pylist()
             spans = ", ".join(f"{key}#t={row['start_s']:g},{row['end_s']:g}" for row in rows)
@@ -236,7 +343,7 @@ class SearchIndex:
 
     def has(self, key: str) -> bool:
         """Say whether the index has an item, or spans of an item, of that key."""
-        return bool(_find(self.folder.snapshot, key).size)
+        return bool(find_key(self.folder.snapshot, key).size)
 
     # ---- looking -----------------------------------------------------------------------------------------------------
 
@@ -251,12 +358,12 @@ class SearchIndex:
             MissingInputError: an item is not there.
         """
         snapshot = self.folder.snapshot
-        return snapshot.table(snapshot.ids() if ids is None else _resolve(snapshot, ids), columns)
+        return snapshot.table(snapshot.ids() if ids is None else resolve_items(snapshot, ids), columns)
 
     def vectors(self, ids: Iterable[str | int] | None = None) -> FloatArray:
         """Give the unit rows of items, (m, d) float32, centred if the index is; arguments and errors as in `items`."""
         snapshot = self.folder.snapshot
-        return snapshot.rows(snapshot.ids() if ids is None else _resolve(snapshot, ids))
+        return snapshot.rows(snapshot.ids() if ids is None else resolve_items(snapshot, ids))
 
     def verify(self) -> dict[str, Any]:
         """Read every byte: checksums, counts, unit rows, a sample searched exactly; see `Snapshot.verify`."""
@@ -274,145 +381,8 @@ class SearchIndex:
         Raises:
             MissingInputError: an item is not there.
         """
-        return self.folder.remove(_resolve(self.folder.snapshot, items))
+        return self.folder.remove(resolve_items(self.folder.snapshot, items))
 
     def compact(self) -> None:
         """Rewrite the index without its removed rows."""
         self.folder.compact()
-
-    # ---- selecting ---------------------------------------------------------------------------------------------------
-
-    def _selectors(
-        self, snapshot: Snapshot, where: str | Filter | None, modality: str | None, exclude: Iterable[str | int]
-    ) -> list[BoolArray | None] | None:
-        """Turn filters into a mask a segment; None where nothing is filtered."""
-        left_out = _resolve(snapshot, exclude)
-        if where is None and modality is None and not left_out.size:
-            return None
-        if modality is not None and modality not in self.manifest.modalities:
-            raise UnknownNameError(f"modality in {self.path}", modality, self.manifest.modalities)
-        parsed = parse_filter(where) if isinstance(where, str) else where
-        if parsed is not None:
-            _check_columns(snapshot, parsed)
-        return [_mask(segment, parsed, modality, left_out) for segment in snapshot.segments]
-
-
-def _mask(segment: Segment, where: Filter | None, modality: str | None, left_out: IntArray) -> BoolArray:
-    """Say which stored rows of a segment pass."""
-    mask = np.ones(segment.entry.rows, dtype=bool)
-    if where is not None:
-        mask &= where.mask(lambda name: _read_column(segment, name))
-    if modality is not None:
-        import pyarrow.compute as pc
-
-        mask &= pc.equal(segment.column("modality"), modality).to_numpy()
-    if left_out.size:
-        places = segment.index.positions(left_out)
-        mask[places[places >= 0]] = False
-    return mask
-
-
-def _read_column(segment: Segment, name: str) -> pa.ChunkedArray:
-    """Read a column of the item table, or a name out of the attributes; nulls where there is neither."""
-    import pyarrow as pa
-
-    if name in segment.column_names():
-        return segment.column(name)
-    values = [row.get(name) for row in _attributes(segment)]
-    try:
-        array = pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # numbers here, words there
-        array = pa.array([None if value is None else str(value) for value in values], pa.string())
-    return pa.chunked_array([array])
-
-
-def _attributes(segment: Segment) -> list[dict[str, Any]]:
-    if "attributes" not in segment.column_names():
-        return [{}] * segment.entry.rows
-    return [json.loads(text) if text else {} for text in segment.column("attributes").to_pylist()]
-
-
-def _check_columns(snapshot: Snapshot, where: Filter) -> None:
-    """Refuse a filter on names that no item has.
-
-    Raises:
-        UnknownNameError: with the nearest name.
-    """
-    unknown = [name for name in where.columns if name not in snapshot.column_names()]
-    if unknown:
-        seen = {name for segment in snapshot.segments for row in _attributes(segment) for name in row}
-        for name in unknown:
-            if name not in seen:
-                raise UnknownNameError(f"column in {snapshot.path}", name, {*snapshot.column_names(), *seen})
-
-
-def _find(snapshot: Snapshot, key: str) -> IntArray:
-    """Find the ids of a key: the item itself, else one span of it (KEY#t=START,END), else all its spans."""
-    exact = np.array([item_id(key)], dtype=np.int64)
-    match = _SPAN.fullmatch(key)
-    named = match and np.array([item_id(match[1], (float(match[2]), float(match[3])))], dtype=np.int64)
-    for ids in (exact, named):
-        if ids is not None and snapshot.locate(ids)[0][0] >= 0:
-            return ids
-    import pyarrow.compute as pc
-
-    found = [np.empty(0, dtype=np.int64)]
-    for segment in snapshot.segments:
-        ids = segment.index.ids[pc.equal(segment.column("key"), key).to_numpy()]
-        found.append(ids[segment.index.positions(ids) >= 0])
-    return np.concatenate(found)
-
-
-def _resolve(snapshot: Snapshot, items: Iterable[str | int]) -> IntArray:
-    """Give the ids of keys and ids.
-
-    Raises:
-        MissingInputError: naming the first that is not there.
-    """
-    found = [np.empty(0, dtype=np.int64)]
-    for item in items:
-        ids = _find(snapshot, item) if isinstance(item, str) else np.array([item], dtype=np.int64)
-        if not ids.size or snapshot.locate(ids)[0][0] < 0:
-            raise MissingInputError(f"{snapshot.path}: no item {item!r}. The keys stand in: bindsearch query --json")
-        found.append(ids)
-    return np.concatenate(found)
-
-
-def _centre(query: Embedding, snapshot: Snapshot) -> Embedding:
-    """Take from each term what was taken from the index's rows; terms that are items of it have it already.
-
-    Raises:
-        MismatchError: a term's modality has no mean, or it is an item of an index with other means.
-        InputError: a term is the mean of its modality.
-    """
-    means = snapshot.centring
-    here = None if means is None else means.id
-    if all(term.centring == here for term in query.terms):
-        return query
-    terms = []
-    for term in query.terms:
-        if term.centring not in (None, here):
-            raise MismatchError(
-                f"{snapshot.path}: its rows are {here or 'not centred'}, the term {term.label!r:.80} is an item of "
-                f"an index that is {term.centring}. Give the file itself in place of the item."
-            )
-        if means is not None and term.centring is None:
-            means.check([term.modality], str(snapshot.path))
-            vector = means.apply(term.vector[None], term.modality, f"the term {term.label!r:.80}")[0]
-            vector.flags.writeable = False
-            term = replace(term, vector=vector, centring=here)
-        terms.append(term)
-    return Embedding(tuple(terms), query.identity)
-
-
-def _own_ids(query: Embedding | None) -> list[int]:
-    return [] if query is None else [term.item_id for term in query.terms if term.item_id is not None]
-
-
-def _bare(vector: FloatArray) -> FloatArray:
-    """Give a bare query vector as (1, d)."""
-    if getattr(vector, "dtype", None) != np.float32:
-        raise InputError(
-            f"query: expected an Embedding or a float32 array, got {getattr(vector, 'dtype', type(vector).__name__)}."
-        )
-    return vector.reshape(1, -1) if vector.size == vector.shape[-1] else vector

@@ -1,0 +1,54 @@
+"""Items by name: from keys, as hits show them, to ids."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bindsearch.errors import MissingInputError
+from bindsearch.types import item_id
+
+if TYPE_CHECKING:
+    from bindsearch.index.snapshot import Snapshot
+    from bindsearch.types import IntArray
+
+_SPAN = re.compile(r"(?s)(.+)#t=(\d+(?:\.\d*)?(?:e[+-]?\d+)?),(\d+(?:\.\d*)?(?:e[+-]?\d+)?)")
+
+
+def find_key(snapshot: Snapshot, key: str) -> IntArray:
+    """Find the ids of a key: the item itself, else one span of it (KEY#t=START,END), else all its spans.
+
+    Returns:
+        (m,) int64; empty where there is no such item.
+    """
+    exact = np.array([item_id(key)], dtype=np.int64)
+    match = _SPAN.fullmatch(key)
+    named = match and np.array([item_id(match[1], (float(match[2]), float(match[3])))], dtype=np.int64)
+    for ids in (exact, named):
+        if ids is not None and snapshot.locate(ids)[0][0] >= 0:
+            return ids
+    import pyarrow.compute as pc
+
+    found = [np.empty(0, dtype=np.int64)]
+    for segment in snapshot.segments:
+        ids = segment.index.ids[pc.equal(segment.column("key"), key).to_numpy()]
+        found.append(ids[segment.index.positions(ids) >= 0])
+    return np.concatenate(found)
+
+
+def resolve_items(snapshot: Snapshot, items: Iterable[str | int]) -> IntArray:
+    """Give the ids of keys and ids, (m,) int64.
+
+    Raises:
+        MissingInputError: naming the first that is not there.
+    """
+    found = [np.empty(0, dtype=np.int64)]
+    for item in items:
+        ids = find_key(snapshot, item) if isinstance(item, str) else np.array([item], dtype=np.int64)
+        if not ids.size or snapshot.locate(ids)[0][0] < 0:
+            raise MissingInputError(f"{snapshot.path}: no item {item!r}. The keys stand in: bindsearch query --json")
+        found.append(ids)
+    return np.concatenate(found)
