@@ -82,8 +82,12 @@ def plan_tables(threshold: float, norm: float) -> tuple[int, int]:
     """
     apart = math.sqrt(max(2 - 2 * threshold, 2.0**-20))
     agree = 1 - 2 * math.asin(min(1.0, apart / max(2 * norm, 1e-9))) / math.pi
-    plans = ((bits, math.ceil(math.log(MISS) / math.log1p(-min(agree**bits, 1 - 1e-9)))) for bits in range(30, 0, -1))
-    return next((plan for plan in plans if plan[1] <= _MOST_TABLES), (0, 1))
+    for bits in range(30, 0, -1):
+        meet = min(max(agree**bits, 1e-12), 1 - 1e-9)
+        tables = math.ceil(math.log(MISS) / math.log1p(-meet))
+        if tables <= _MOST_TABLES:
+            return bits, tables
+    return 0, 1
 
 
 def _same_bytes(rows: FloatArray) -> IntArray:
