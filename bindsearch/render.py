@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bindsearch.preview import Panel, Preview, preview_hit, preview_term
 from bindsearch.search import Answers, Hits, display_key
+from bindsearch.search.hits import percent_text
 from bindsearch.types import Hit
 
 if TYPE_CHECKING:
@@ -44,13 +45,18 @@ def to_json(found: Hits | Answers) -> str:
     """Write hits as JSON: a list of hits; for many queries a list of {"query": id, "hits": [...]}.
 
     Fields of a hit: rank, score (cosine), key, modality, source, start_s, end_s, id, then the other columns of the item
-    table (attributes as an object), and contributions where they were asked for.
+    table (attributes as an object), contributions where they were asked for, and what an arrangement adds: percentile,
+    spans, duplicates, cursor. Many queries also have their plans, where they are to be explained.
     """
     answers = as_answers(found)
     lists = [hits.to_json(answers.explain) for hits in answers.hits]
     if not answers.many:
         return json.dumps(lists[0], indent=1, ensure_ascii=False, allow_nan=False)
-    named = [{"query": hits.query_id, "hits": rows} for hits, rows in zip(answers.hits, lists, strict=True)]
+    named: list[dict[str, Any]] = []
+    for hits, rows in zip(answers.hits, lists, strict=True):
+        named.append({"query": hits.query_id, "hits": rows})
+        if answers.explain:
+            named[-1]["plans"] = [plan.to_json() for plan in hits.plans]
     return json.dumps(named, indent=1, ensure_ascii=False, allow_nan=False)
 
 
@@ -83,7 +89,13 @@ def _table(hits: Hits, explain: bool, width: int | None, bold: bool) -> str:
     if not len(hits):
         return "no item passes"
     rows = [
-        (f"{hit.rank}", f"{hit.score:7.4f}", hit.modality, visible(display_key(hit)), visible(caption_of(hit)))
+        (
+            f"{hit.rank}",
+            _score_cell(hits, hit),
+            hit.modality,
+            visible(display_key(hit)),
+            behind_words(hit) + visible(caption_of(hit)),
+        )
         for hit in hits
     ]
     widths = [max(cells(row[column]) for row in rows) for column in range(4)]
@@ -102,6 +114,26 @@ def _table(hits: Hits, explain: bool, width: int | None, bold: bool) -> str:
             added = "  ".join(f"{value:+.4f} {visible(name)}" for name, value in _parts(hits, hit))
             lines.append(f"{'':>{widths[0]}}  = {cut(added, width - widths[0] - 4) if width else added}")
     return "\n".join(lines)
+
+
+def _score_cell(hits: Hits, hit: Hit) -> str:
+    """Write a hit's score, behind its percentile where the answers are in that order."""
+    if not hits.is_calibrated:
+        return f"{hit.score:7.4f}"
+    text = percent_text(hit.percentile)
+    return f"{text + '%' if text else '-':>11} {hit.score:7.4f}"
+
+
+def behind_words(hit: Hit) -> str:
+    """Say what stands behind a hit: "[+3 spans, best 0.312 at 5-10 s] [hides 2] ", or nothing."""
+    words = ""
+    if hit.spans:
+        best = hit.spans[0]
+        where = f" at {best.span[0]:g}-{best.span[1]:g} s" if best.span else ""
+        words += f"[+{len(hit.spans)} of its group, next {best.score:.3f}{where}] "
+    if hit.duplicates:
+        words += f"[hides {len(hit.duplicates)}] "
+    return words
 
 
 def _parts(hits: Hits, hit: Hit) -> list[tuple[str, float]]:
@@ -221,6 +253,8 @@ def _answer(hits: Hits, answers: Answers, budget: PageBudget) -> dict[str, Any]:
                 "score": f"{hit.score:.3f}",
                 "exact": f"{hit.score:.7f}",
                 "share": f"{max(0.0, hit.score) / best * 100:.1f}",
+                "percentile": percent_text(hit.percentile),
+                "behind": behind_words(hit).strip(),
                 "key": visible(display_key(hit)),
                 "source": visible(hit.source),
                 "caption": caption_of(hit) if hit.modality != "text" else "",
@@ -272,7 +306,9 @@ def term_previews(hits: Hits, with_clip: bool = False) -> list[tuple[Any, Previe
 def _facts(hits: Hits) -> str:
     manifest = hits.manifest
     counts = ", ".join(f"{count:,} {name}" for name, count in manifest.modalities.items())
-    return f"{len(hits)} of {manifest.count:,} items ({counts}) · {hits.index_path} · {manifest.space_id}"
+    facts = f"{len(hits)} of {manifest.count:,} items ({counts}) · {hits.index_path} · {manifest.space_id}"
+    scopes = [f"filter {plan.scope}: {plan.survivors:,} pass" for plan in hits.plans[:1] if plan.scope]
+    return " · ".join([facts, *scopes, *hits.notes])
 
 
 def page_view(shown: Preview, budget: PageBudget) -> dict[str, Any]:
@@ -320,6 +356,14 @@ def _panel(panel: Panel) -> dict[str, Any]:
 # ---- the contact sheet -----------------------------------------------------------------------------------------------
 
 
+def _tile_head(hit: Hit) -> str:
+    """Write rank and score of a tile, with what the arrangement adds."""
+    percentile = f"   {percent_text(hit.percentile)}%" if hit.percentile is not None else ""
+    more = f"   +{len(hit.spans)}" if hit.spans else ""
+    hidden = f"   hides {len(hit.duplicates)}" if hit.duplicates else ""
+    return f"{hit.rank}   {hit.score:.3f}{percentile}{more}{hidden}"
+
+
 def write_sheet(found: Hits | Answers, path: str | Path) -> Path:
     """Write a contact sheet as PNG; see `sheet.contact_sheet`. Folders on the way are made."""
     from bindsearch.sheet import Row, Tile, contact_sheet
@@ -338,10 +382,7 @@ def write_sheet(found: Hits | Answers, path: str | Path) -> Path:
                     shown, f"{sign}{weight}{term.modality}", "" if shown.words and term.item_id is None else term.short
                 )
             )
-        answered = [
-            Tile(preview_hit(hit, hits.preset_ids), f"{hit.rank}   {hit.score:.3f}", visible(display_key(hit)))
-            for hit in hits
-        ]
+        answered = [Tile(preview_hit(hit, hits.preset_ids), _tile_head(hit), visible(display_key(hit))) for hit in hits]
         name = f"query {hits.query_id}: " if answers.many else ""
         rows.append(Row(name + (hits.query.describe() if hits.query is not None else "a vector"), asked, answered))
     contact_sheet(rows, _facts(answers.hits[0]) if answers.hits else "").save(path, "PNG", optimize=True)

@@ -229,6 +229,22 @@ def index_compact(index: Annotated[Path, typer.Argument(help="Folder of the inde
     say(f"{index}: {len(found)} items in one segment.")
 
 
+@index_app.command("background")
+def index_background(
+    index: Annotated[Path, typer.Argument(help="Folder of the index.")],
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Further embeddings, of modalities to ask with that the index does not hold."),
+    ] = None,
+) -> None:
+    """Keep samples of each modality beside an index, which `query --calibrate` places scores in."""
+    from bindsearch.search import open_index
+
+    kept = open_index(index).save_background(tuple(beside or ()))
+    sizes = ", ".join(f"{rows.shape[0]} of {kept.counts[name]:,} {name}" for name, rows in kept.rows.items())
+    say(f"{index}: background of {sizes}.")
+
+
 def tuned_text(manifest: Manifest) -> str:
     """Write what was measured as a table: one line a query modality."""
     from bindsearch.index.budget import format_bytes

@@ -85,9 +85,15 @@ def query(
             help="Folder of the index; default: BINDSEARCH_INDEX, bindsearch.toml, or the only one under indexes/."
         ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many answers.")] = 10,
+    k: Annotated[
+        int | None, typer.Option("-k", min=1, help="How many answers; 10, or with --min-score all.", show_default=False)
+    ] = None,
     where: Annotated[
         str | None, typer.Option(help="Filter on item columns: \"size > 1000 and modality == 'image'\".")
+    ] = None,
+    sql: Annotated[
+        str | None,
+        typer.Option("--sql", help="Filter in SQL over the table items (extra sql): a condition, or SELECT id ..."),
     ] = None,
     only: Annotated[str | None, typer.Option("--only", help="Answer with this modality alone.")] = None,
     many: Annotated[
@@ -100,7 +106,36 @@ def query(
     exclude_self: Annotated[
         bool, typer.Option("--exclude-self", help="Leave out the items asked with by --item.")
     ] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Show what each term adds to the score.")] = False,
+    min_score: Annotated[
+        float | None, typer.Option("--min-score", help="Answer with what scores at least this cosine.")
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            "--group-by", help="One answer a group, the best: source (the file that spans are of) or a column."
+        ),
+    ] = None,
+    hide_duplicates: Annotated[
+        float | None,
+        typer.Option("--hide-duplicates", help="Hide answers whose cosine with a better one is above this, as 0.95."),
+    ] = None,
+    diverse: Annotated[
+        float | None,
+        typer.Option("--diverse", help="Answers unlike each other: from 1, by score alone, to 0, by unlikeness (MMR)."),
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Order by percentile, so that modalities stand in one list.")
+    ] = False,
+    paged: Annotated[
+        bool, typer.Option("--paged", help="Give each hit a cursor in --json; go on with --after.")
+    ] = False,
+    after: Annotated[
+        str | None, typer.Option("--after", help="A hit's cursor: answer with what comes behind it.")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Prove the answers, of approximate indexes as well.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show what each term adds to the score, and what ran and why.")
+    ] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with pictures and players.")] = None,
     sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG).")] = None,
     space: SpaceOption = None,
@@ -115,8 +150,9 @@ def query(
     A term may end in a weight: bird.jpg@0.3 (a file of that exact name wins). Terms are normalised, weighted, added and
     normalised again; --minus-... subtracts.
     """
-    from bindsearch.search import ask, open_index
+    from bindsearch.search import Effort, Shape, ask, open_index
 
+    shape = Shape(min_score, group_by, hide_duplicates, diverse, calibrate, after, paged)
     found = open_index(index)
     wanted = [(name, text) for name, texts in terms.items() for text in texts or ()]
     answers = ask(
@@ -131,6 +167,9 @@ def query(
         modality=only,
         exclude_self=exclude_self,
         explain=explain,
+        sql=sql,
+        shape=shape,
+        effort=Effort(exact),
     )
     from bindsearch import render
 
@@ -142,6 +181,8 @@ def query(
         typer.echo(render.to_json(answers))
     else:
         typer.echo(render.to_table(answers, explain=explain))
+    for line in answers.talk():
+        say(line)
 
 
 def _with_term_options(function: Callable[..., None]) -> Callable[..., None]:

@@ -30,9 +30,7 @@ def write_attributes(folder: Path) -> bool:
     file = pq.ParquetFile(folder / "items.parquet", pre_buffer=False)
     if "attributes" not in file.schema_arrow.names:
         return False
-    batches = (
-        batch.column(0) for batch in file.iter_batches(_BLOCK_ROWS, columns=["attributes"], use_threads=False)
-    )
+    batches = (batch.column(0) for batch in file.iter_batches(_BLOCK_ROWS, columns=["attributes"], use_threads=False))
     table = attribute_columns(batches)
     if not table.num_columns:
         return False

@@ -66,6 +66,11 @@ class Shape:
         """Whether answers stand as they are ranked, from the first one."""
         return self == PLAIN
 
+    @property
+    def is_range(self) -> bool:
+        """Whether a least score is all that is said."""
+        return self.min_score is not None and self == Shape(self.min_score)
+
     def options(self) -> list[object]:
         """Give what a cursor's list depends on."""
         return [getattr(self, each.name) for each in fields(self) if each.name not in ("after", "paged")]

@@ -26,7 +26,10 @@ from bindsearch.index.identity import Identity
 from bindsearch.makers import maker_of
 from bindsearch.query import Embedding, TermSpec, parse_terms, term_kinds
 from bindsearch.registry import MODALITIES
+from bindsearch.search.arrange import PLAIN, Shape
 from bindsearch.search.hits import Hits
+from bindsearch.search.index import RANGE_LIMIT
+from bindsearch.search.ranking import AS_TUNED, Effort
 
 if TYPE_CHECKING:
     from bindsearch.search.index import SearchIndex
@@ -35,7 +38,8 @@ if TYPE_CHECKING:
     Encoded = dict[tuple[str, str], FloatArray]
 
 _ENCODE_AT_ONCE = 64
-_OPTIONS = ("id", "terms", "k", "where", "modality")
+_OPTIONS = ("id", "terms", "k", "where", "sql", "modality")
+_COUNT = 10
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Request:
     Attributes:
         terms: at least one.
         id: its name among many.
-        k, where, modality: None: as for all queries.
+        k, where, modality, sql: None: as for all queries.
     """
 
     terms: tuple[TermSpec, ...]
@@ -53,6 +57,7 @@ class Request:
     k: int | None = None
     where: str | None = None
     modality: str | None = None
+    sql: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,19 @@ class Answers:
     Attributes:
         hits: one entry a query, in the order asked.
         many: whether a list of queries was asked; says how JSON is written.
-        explain: whether to show what each term adds to the scores.
+        explain: whether to show what each term adds to the scores, and what ran.
     """
 
     hits: tuple[Hits, ...]
     many: bool = False
     explain: bool = False
+
+    def talk(self) -> list[str]:
+        """Give what is said beside the answers, a line each, each once: notes, and what ran where that was asked."""
+        lines = [line for hits in self.hits for line in hits.notes]
+        if self.explain:
+            lines += [line for hits in self.hits for plan in hits.plans for line in plan.lines()]
+        return list(dict.fromkeys(lines))
 
 
 def ask(
@@ -76,11 +88,14 @@ def ask(
     *,
     load: Callable[[], Any],
     many: str | Path | None = None,
-    k: int = 10,
+    k: int | None = None,
     where: str | None = None,
     modality: str | None = None,
     exclude_self: bool = False,
     explain: bool = False,
+    sql: str | None = None,
+    shape: Shape = PLAIN,
+    effort: Effort = AS_TUNED,
 ) -> Answers:
     """Answer terms, or a file of queries.
 
@@ -89,11 +104,15 @@ def ask(
         wanted: pairs of kind and text, such as ("image", "bird.jpg@0.3"), ("minus_text", "night").
         load: gives the space; called only if something must be encoded.
         many: queries.jsonl, or "-" for stdin; then `wanted` is empty.
-        k: as in `SearchIndex.search`; a query of a file may name its own.
+        k: as in `SearchIndex.search`; a query of a file may name its own. None: 10, or, where a least score is all that
+            is said of the answers, every item that reaches it.
         where: likewise.
         modality: likewise.
         exclude_self: as in `SearchIndex.search`.
         explain: kept with the answers, for whoever shows them.
+        sql: as in `SearchIndex.search`; a query of a file may name its own.
+        shape: as in `SearchIndex.search`.
+        effort: likewise.
 
     Raises:
         InputError: nothing was asked, or a term or a line cannot be read.
@@ -110,11 +129,24 @@ def ask(
             kinds = ", ".join(f"--{kind}" for kind in term_kinds())
             raise InputError(f"nothing to look for. Give at least one term: {kinds}; or --from queries.jsonl.")
     queries = build_queries(requests, index, load)
-    asked = [(request.k or k, request.where or where, request.modality or modality) for request in requests]
+    asked = [
+        (request.k or k, request.where or where, request.modality or modality, request.sql or sql)
+        for request in requests
+    ]
     hits: dict[int, Hits] = {}
     for options in dict.fromkeys(asked):
         places = [place for place, own in enumerate(asked) if own == options]
-        found = index.search_many([queries[place] for place in places], *options, exclude_self=exclude_self)
+        here = [queries[place] for place in places]
+        if options[0] is None and shape.min_score is not None and shape.is_range and not exclude_self:
+            found = [index.search_range(each, shape.min_score, RANGE_LIMIT, *options[1:]) for each in here]
+        else:
+            count, own_where, own_modality, own_sql = options
+            found = index.search_many(
+                *(here, count or _COUNT, own_where, own_modality, (), exclude_self),
+                sql=own_sql,
+                shape=shape,
+                effort=effort,
+            )
         hits.update(zip(places, found, strict=True))
     for place, request in enumerate(requests):
         hits[place].query_id = request.id
@@ -282,13 +314,13 @@ def _parse_request(data: Any, where: str, number: str, folder: Path, has_key: Ca
     k = data.get("k")
     if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
         raise InputError(f"{where}: k: expected a whole number from 1, got {k!r}.")
-    for option in ("where", "modality"):
+    for option in ("where", "modality", "sql"):
         if not isinstance(data.get(option, ""), str):
             raise InputError(f"{where}: {option}: expected a text, got {data[option]!r}.")
     if not specs:
         raise InputError(f"{where}: it has no term. Kinds of terms: {', '.join(term_kinds())}.")
     placed = tuple(_relative_to(folder, spec) for spec in specs)
-    return Request(placed, str(data.get("id", number)), k, data.get("where"), data.get("modality"))
+    return Request(placed, str(data.get("id", number)), k, data.get("where"), data.get("modality"), data.get("sql"))
 
 
 def _short_terms(name: str, value: Any, where: str, has_key: Callable[[str], bool] | None) -> list[TermSpec]:

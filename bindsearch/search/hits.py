@@ -112,6 +112,11 @@ class Hits(Sequence[Hit]):
         """
         return _make_hit(0, 0.0, self._snapshot.table(np.array([item_id], dtype=np.int64)).to_pylist()[0], {})
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the answers have percentiles and stand in their order."""
+        return self.shares is not None
+
     def contributions(self) -> NDArray[np.float64]:
         """Say what each term of the query adds to each score: (k, terms) float64; (k, 0) for a bare array."""
         if self.query is None:
@@ -255,6 +260,14 @@ def _make_hit(rank: int, score: float, row: dict[str, Any], contributions: dict[
         columns=columns,
         contributions=contributions,
     )
+
+
+def percent_text(percentile: float | None) -> str:
+    """Write a percentile as precisely as it differs from 100: "84.1", "99.87", "99.99962"; empty for none."""
+    if percentile is None:
+        return ""
+    rest = max(100 - percentile, 1e-9)
+    return f"{percentile:.{1 if rest >= 1 else min(9, 1 - math.floor(math.log10(rest)))}f}"
 
 
 def display_key(hit: Hit) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from bindsearch.search.centred import Asked, place_queries
 from bindsearch.search.hits import Hits
 from bindsearch.search.keys import find_key, resolve_items
 from bindsearch.search.ranges import best_in_range, iter_range
-from bindsearch.search.ranking import AS_TUNED, Effort, Ranker
+from bindsearch.search.ranking import AS_TUNED, Effort, Ranker, plan_of
 from bindsearch.search.selectors import MaskCache, Scope, Selection, select
 from bindsearch.search.where import Filter
 from bindsearch.store import UNKNOWN
@@ -206,9 +207,11 @@ class SearchIndex:
         snapshot = self.folder.snapshot
         asked = self._place(snapshot, [query])
         selection = select(snapshot, Scope(where, sql, modality), self._masks)
+        began = time.perf_counter()
         scores, ids, total = best_in_range(snapshot, asked.vectors, least, limit, selection)
+        plan = plan_of(snapshot, selection, 1, time.perf_counter() - began)
         more = [f"{total:,} items score at least {least:g}; these are the best {limit:,}"] if total > limit else []
-        return Hits(snapshot, Ranked(scores, ids), asked.queries[0], notes=more)
+        return Hits(snapshot, Ranked(scores, ids), asked.queries[0], plans=[plan], notes=more)
 
     def iter_range(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -105,17 +106,7 @@ class Ranker:
             steps = self._whole_steps()
         else:
             found, steps = self._rank_selected(vectors, k, selection)
-        items = self.snapshot.manifest.count
-        plan = Plan(
-            queries=int(vectors.shape[0]),
-            items=items,
-            survivors=items if selection is None else selection.count,
-            scope="" if selection is None else selection.text,
-            predicate_s=0.0 if selection is None else selection.seconds,
-            kept=selection is not None and selection.kept,
-            steps=steps,
-            search_s=time.perf_counter() - began,
-        )
+        plan = plan_of(self.snapshot, selection, int(vectors.shape[0]), time.perf_counter() - began, steps)
         self.plans.append(plan)
         return found
 
@@ -158,3 +149,20 @@ class Ranker:
             why = "nothing is filtered, every answer is proven" if segment.index.exact else "nothing is filtered"
             steps.append(Step(segment.entry.name, segment.index.name, living, living, "whole", why, own))
         return tuple(steps)
+
+
+def plan_of(
+    snapshot: Snapshot, selection: Selection | None, queries: int, seconds: float, steps: Sequence[Step] = ()
+) -> Plan:
+    """Put together what is known of a search that took so long."""
+    items = snapshot.manifest.count
+    return Plan(
+        queries=queries,
+        items=items,
+        survivors=items if selection is None else selection.count,
+        scope="" if selection is None else selection.text,
+        predicate_s=0.0 if selection is None else selection.seconds,
+        kept=selection is not None and selection.kept,
+        steps=tuple(steps),
+        search_s=seconds,
+    )
