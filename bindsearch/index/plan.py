@@ -319,7 +319,7 @@ def measure(
     found: dict[str, Tuned] = {}
     for sample in held_out(snapshot, queries, K, count):
         search = snapshot_search(snapshot, sample.selectors)
-        found[sample.modality] = tune(search, sample, _knobs(snapshot), budget.recall, K)
+        found[sample.modality] = tune(search, sample, knobs_of(snapshot), budget.recall, K)
     memory = stored_read_bytes(snapshot.manifest)
     tuned = {
         "k": K,
@@ -348,7 +348,7 @@ def _lower(name: str, found: Mapping[str, Tuned], memory: int, latency_ms: float
     return [Cost(name, min(recalls), memory, latency_ms)] if min(recalls) > 0 else []
 
 
-def _knobs(snapshot: Snapshot) -> Knobs:
+def knobs_of(snapshot: Snapshot) -> Knobs:
     """Collect the knobs of an index's segments, each with the largest value that changes anything."""
     settings: dict[str, int] = {}
     most: dict[str, int] = {}

@@ -340,40 +340,48 @@ class Tuned:
 
 
 def tune(search: Search, sample: Sample, knobs: Knobs, target: float, k: int) -> Tuned:
-    """Choose the settings of one modality.
+    """Choose the settings of one modality; see `Tuner`, which does it for several targets."""
+    return Tuner(search, sample, knobs, k)(target)
+
+
+class Tuner:
+    """Chooses settings on one sample; what one target measured serves the next.
 
     Scouts find the cheapest settings for a mean overlap; all queries confirm the lower bound. Where it falls short, the
     scouts look for that much more.
-
-    Args:
-        search: what is tuned.
-        sample: held-out queries.
-        knobs: what can be turned.
-        target: overlap to reach with confidence.
-        k: answers a query.
     """
-    scout, judge = Measure(search, sample.first(SCOUTS), k), Measure(search, sample, k)
-    if knobs.exact:
-        proven = replace(judge({}), low=1.0)
-        return Tuned(sample, proven, proven, judge.alone_ms({}), [proven])
-    aim, chosen = target, None
-    while True:
-        found = cheapest(scout, knobs, min(aim, 1.0), k)
-        if found is None:
-            break
-        point = judge(found.settings)
-        if point.low >= target:
-            chosen = point
-            break
-        if aim >= 1.0:
-            break
-        aim += max(target - point.low, (1.0 - aim) / 8)
-    if not judge.points:
-        judge(max(scout.points, key=lambda each: each.overlap).settings)
-    best = max(judge.points, key=lambda each: each.low)
-    exact = {tuple(sorted(each.settings.items())): each for each in judge.points}
-    seen = [exact.get(tuple(sorted(each.settings.items())), each) for each in scout.points]
-    return Tuned(sample, chosen, best, judge.alone_ms((chosen or best).settings), front(seen))
+
+    def __init__(self, search: Search, sample: Sample, knobs: Knobs, k: int) -> None:
+        """Take what is tuned, held-out queries, what can be turned, and how many answers a query has."""
+        self._sample, self._knobs, self._k = sample, knobs, k
+        self._scout, self._judge = Measure(search, sample.first(SCOUTS), k), Measure(search, sample, k)
+
+    def __call__(self, target: float) -> Tuned:
+        """Find the cheapest settings whose overlap reaches a target with confidence."""
+        if self._knobs.exact:
+            proven = replace(self._judge({}), low=1.0)
+            return Tuned(self._sample, proven, proven, self._judge.alone_ms({}), [proven])
+        chosen = self._choose(target)
+        judge, scout = self._judge, self._scout
+        if not judge.points:
+            judge(max(scout.points, key=lambda each: each.overlap).settings)
+        best = max(judge.points, key=lambda each: each.low)
+        exact = {tuple(sorted(each.settings.items())): each for each in judge.points}
+        seen = [exact.get(tuple(sorted(each.settings.items())), each) for each in scout.points]
+        return Tuned(self._sample, chosen, best, judge.alone_ms((chosen or best).settings), front(seen))
+
+    def _choose(self, target: float) -> Point | None:
+        aim = target
+        while True:
+            found = cheapest(self._scout, self._knobs, min(aim, 1.0), self._k)
+            if found is None:
+                return None
+            point = self._judge(found.settings)
+            if point.low >= target:
+                return point
+            if aim >= 1.0:
+                return None
+            aim += max(target - point.low, (1.0 - aim) / 8)
 
 
 def snapshot_search(snapshot: Snapshot, selectors: Sequence[BoolArray] | None = None) -> Search:
