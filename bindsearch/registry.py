@@ -97,7 +97,11 @@ SPACES: Registry[Any] = Registry(
 )
 INDEXES: Registry[Any] = Registry(
     "index backend",
-    {"flat": "bindsearch.index.flat", "faiss-flat": "bindsearch.index.faiss_index"},
+    {
+        "flat": "bindsearch.index.flat",
+        "faiss-flat": "bindsearch.index.faiss_index",
+        "bytes": "bindsearch.index.byte_index",
+    },
     "bindsearch.indexes",
 )
 MAKERS: Registry[Any] = Registry("maker of media", {"world": "bindsearch.world.source"}, "bindsearch.makers")

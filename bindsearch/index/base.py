@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from bindsearch.types import FloatArray, IntArray
 
+    from bindsearch.index.byte_codes import ByteCodes
+
     BoolArray = NDArray[np.bool_]
     RowArray = NDArray[np.float32] | NDArray[np.float16]
 
@@ -78,6 +80,7 @@ class IndexBackend(ABC):
         abilities: which of ABILITIES this backend has; the others raise UnsupportedError.
         exact: whether `_scan` sees every row, so that the answer is proven to be the true one.
         settings: the search settings that it reads, with what they are where nobody says.
+        codes: byte codes of the rows, which `search_exact` reads instead of them; None: there are none.
 
     Backends are read-only for readers: `search` may be called from many threads at once.
     """
@@ -99,6 +102,7 @@ class IndexBackend(ABC):
         self._order = np.argsort(ids, kind="stable") if order is None else order
         self._alive: BoolArray | None = None
         self._built_with: Mapping[str, Any] = {}
+        self.codes: ByteCodes | None = None
 
     # ---- building ----------------------------------------------------------------------------------------------------
 
@@ -343,6 +347,10 @@ class IndexBackend(ABC):
         """
         from bindsearch.index.flat import FlatIndex
 
+        if self.codes is not None:
+            from bindsearch.index.byte_index import search_codes
+
+            return search_codes(self, self.codes, queries, k, self._mask(selector))
         index: IndexBackend = self
         if not self.exact:
             index = FlatIndex(self._rows, self._ids, self._order)

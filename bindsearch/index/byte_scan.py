@@ -36,14 +36,16 @@ if TYPE_CHECKING:
 GROUP = 64
 """Queries multiplied at once; more make the kernel slower (docs/adr/0095)."""
 
-_ROUND_PAIRS = 1 << 23
+_FIRST_SHARE = 32
+_GROWTH = 4
+_ROUND_PAIRS = 1 << 24
 _CALL_PAIRS = 1 << 17
 _CALL_BLOCKS = 64
 _FEW_QUERIES = 4
 _OVERFETCH = 16
 _SETTLE_BYTES = 64 << 20
 _PENDING_ROWS = 1 << 20
-_SAMPLE_BLOCKS = 8
+_SAMPLE_BLOCKS = 16
 _THREAD_PAIRS = 1 << 20
 
 
@@ -133,6 +135,8 @@ class ByteScan:
         self.full = codes.ask(best.units)
         self.heads = codes.ask_heads(best.units) if codes.heads is not None else None
         self.threads = threads or _cores()
+        self._widened = np.zeros(len(self.full), dtype=np.int64)
+        self._seeded = np.empty(0, dtype=np.int64)
 
     def run(self) -> IntArray:
         """Search; `best` holds the answers then. Gives (q,) how many rows were scored after the scan to prove them."""
@@ -147,11 +151,9 @@ class ByteScan:
     # ---- seed and plan -----------------------------------------------------------------------------------------------
 
     def _seed(self, queries: IntArray) -> None:
-        """Raise the bars by the best rows of the most promising blocks; their rows are found again by the scan."""
+        """Score the best rows of the most promising blocks, so that the scan begins with a bar."""
         blocks, multiplier = self.codes.full.blocks, Multiplier()
-        self._widened = np.zeros(queries.size, dtype=np.int64)
         seeds = min(4, 1 + blocks // 256)
-        probe = Best(self.best.units, self.best.k, self.best.ids, self.best._score)
         found = []
         for start in range(0, queries.size, GROUP):
             some = queries[start : start + GROUP]
@@ -161,9 +163,10 @@ class ByteScan:
             for block in np.unique(liked):
                 who = some[(liked == block).any(axis=0)]
                 found.append(self._best_of(int(block), who, multiplier))
-        self._settle(probe, Found.join(found), last=False)
-        self.best.touched += probe.touched
-        self.best.raise_bars(queries, probe.scores[:, -1])
+        every = Found.join(found)
+        keys = np.sort(self._keys(every))
+        left = np.sort(self._keys(self._settle(every, last=False, drop=False)))
+        self._seeded = keys[~np.isin(keys, left)]
 
     def _best_of(self, block: int, queries: IntArray, multiplier: Multiplier) -> Found:
         """Give the k best bounds of a block, and a few more, for each of some queries."""
@@ -182,18 +185,20 @@ class ByteScan:
         heads, asked = self.codes.heads, self.heads
         if heads is None or asked is None:
             return np.zeros(queries.size, dtype=bool)
-        multiplier, left = Multiplier(), np.zeros(queries.size)
         few = queries.size <= _FEW_QUERIES
-        sample = np.unique(np.linspace(0, heads.blocks - 1, _SAMPLE_BLOCKS * (8 if few else 4)).astype(np.int64))
-        for block in sample.tolist():
-            rows = slice(block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS)
-            floors = heads.floors(asked, self.best.bars, block, block + 1)
-            for start in range(0, queries.size, GROUP):
-                some = queries[start : start + GROUP]
-                reach = multiplier.multiply(heads.codes[rows], asked.some(some).packed, some.size) >= floors[:, some]
-                left[some] += reach.mean(axis=0) if few else reach.any(axis=0)
-        width = heads.codes.shape[1] / self.codes.dim
-        return np.asarray(1.5 * width + (3.0 if few else 1.25) * left / sample.size < 1)
+        whole = max(1, len(self.codes) // BLOCK_ROWS)
+        sample = np.unique(np.linspace(0, whole - 1, _SAMPLE_BLOCKS).astype(np.int64))
+        rows = (sample[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).ravel()
+        codes = heads.codes[rows[rows < len(self.codes)]]
+        floors = heads.floors(asked, self.best.bars, 0, heads.blocks)[sample]
+        cost, multiplier = np.empty(queries.size), Multiplier()
+        for start in range(0, queries.size, GROUP):
+            some = queries[start : start + GROUP]
+            products = multiplier.multiply(codes, asked.some(some).packed, some.size)
+            blocks = (_maxima(products) >= floors[:, some]).mean(axis=0)
+            rows_left = _reach(products, floors[:, some]).mean(axis=0) if few else 0.0
+            cost[some] = 5 * rows_left + 0.25 * blocks if few else 1.5 * blocks
+        return np.asarray(cost + 1.5 * heads.codes.shape[1] / self.codes.dim < 1)
 
     # ---- scan --------------------------------------------------------------------------------------------------------
 
@@ -202,14 +207,20 @@ class ByteScan:
         blocks = self.codes.full.blocks
         stride = int(np.clip(_CALL_PAIRS // (BLOCK_ROWS * queries.size), 1, _CALL_BLOCKS))
         asked = (self.full.some(queries), self.heads.some(queries) if heads and self.heads is not None else None)
-        rounds = max(stride, _ROUND_PAIRS // (BLOCK_ROWS * queries.size) // stride * stride)
-        pending: list[Found] = []
-        for first in range(0, blocks, rounds):
-            calls = [(at, min(at + stride, blocks)) for at in range(first, min(first + rounds, blocks), stride)]
-            pending += self._round(queries, asked, calls)
-            last = first + rounds >= blocks
-            if last or sum(part.rows.size for part in pending) > 4 * queries.size * (self.best.k + _OVERFETCH):
-                pending = [self._settle(self.best, Found.join(pending), last)]
+        most = max(stride, _ROUND_PAIRS // (BLOCK_ROWS * queries.size))
+        pending, first, size = Found.join([]), 0, -(-blocks // _FIRST_SHARE)
+        while first < blocks:
+            last = min(first + min(size, most), blocks)
+            calls = [(at, min(at + stride, last)) for at in range(first, last, stride)]
+            fresh = Found.join(self._round(queries, asked, calls))
+            pending = Found.join([pending, fresh.take(~np.isin(self._keys(fresh), self._seeded))])
+            if last == blocks or pending.rows.size > 2 * queries.size * (self.best.k + _OVERFETCH):
+                pending = self._settle(pending, last == blocks)
+            first, size = last, _GROWTH * size
+
+    def _keys(self, found: Found) -> IntArray:
+        """Give each pair of a query and a row one number."""
+        return found.queries * len(self.codes) + found.rows
 
     def _round(
         self, queries: IntArray, asked: tuple[Asked, Asked | None], calls: list[tuple[int, int]]
@@ -239,44 +250,46 @@ class ByteScan:
 
     # ---- settle ------------------------------------------------------------------------------------------------------
 
-    def _settle(self, best: Best, found: Found, last: bool) -> Found:
+    def _settle(self, found: Found, last: bool, drop: bool = True) -> Found:
         """Score what may reach the bars in full, best bounds first.
 
         Args:
-            best: takes the scores; its bars rise.
             found: pairs, in any order. Not modified.
             last: go on until nothing is left that may reach a bar; else score the k best of each query, and a few more.
+            drop: leave out of what is given back the pairs that cannot reach their bar any more.
 
         Returns:
-            The pairs that were not scored and may still reach their bar.
+            The pairs that were not scored.
         """
+        best = self.best
         step, scored = best.k + _OVERFETCH, 0
         while True:
-            found = found.take(found.bounds >= best.bars[found.queries])
+            if drop:
+                found = found.take(found.bounds >= best.bars[found.queries])
             if not found.rows.size:
                 return found
             found = found.take(np.lexsort((-found.bounds, found.queries)))
             starts = np.flatnonzero(np.diff(found.queries, prepend=-1))
             sizes = np.diff(np.append(starts, found.rows.size))
             ranks = np.arange(found.rows.size) - np.repeat(starts, sizes)
-            self._offer(best, found.take(ranks < step), min(step, int(sizes.max())), scored)
+            self._offer(found.take(ranks < step), min(step, int(sizes.max())), scored)
             found = found.take(ranks >= step)
-            if not last and found.rows.size < _PENDING_ROWS:
-                return found.take(found.bounds >= best.bars[found.queries])
+            if not last and (not drop or found.rows.size < _PENDING_ROWS):
+                return found
             scored += step
             step = min(2 * step, max(1, _SETTLE_BYTES // (8 * self.codes.dim)))
 
-    def _offer(self, best: Best, found: Found, width: int, scored: int) -> None:
+    def _offer(self, found: Found, width: int, scored: int) -> None:
         """Offer pairs, sorted by query, `width` at most of each, in blocks that fit in memory."""
         which, places = np.unique(found.queries, return_inverse=True)
         starts = np.flatnonzero(np.diff(found.queries, prepend=-1))
         rows = np.full((which.size, width), -1, dtype=np.int64)
         rows[places, np.arange(found.rows.size) - starts[places]] = found.rows
-        if best is self.best and scored:
+        if scored:
             self._widened[which] += (rows >= 0).sum(axis=1)
         step = max(1, _SETTLE_BYTES // (8 * self.codes.dim * width))
         for at in range(0, which.size, step):
-            best.offer(which[at : at + step], rows[at : at + step])
+            self.best.offer(which[at : at + step], rows[at : at + step])
 
 
 class _Stretch:
@@ -338,15 +351,11 @@ class _Stretch:
         asked = self.asked if which.size == self.queries.size else self.asked.some(which)
         floors = self.floors[first - self.first : last - self.first, which]
         products = self.multiplier.multiply(full.codes[start:stop], asked.packed, which.size)
-        hits = _maxima(products) >= floors
-        found = []
-        for block in np.flatnonzero(hits.any(axis=1)).tolist():
-            columns = np.flatnonzero(hits[block])
-            at = block * BLOCK_ROWS
-            part = products[at : at + BLOCK_ROWS, columns]
-            rows, column = np.nonzero(part >= floors[block, columns][None, :])
-            found.append(self._keep(asked, rows + start + at, columns[column], which, part[rows, column]))
-        return found
+        at = np.flatnonzero(_reach(products, floors))
+        if not at.size:
+            return []
+        rows, columns = np.divmod(at, which.size)
+        return [self._keep(asked, rows + start, columns, which, products[rows, columns])]
 
     def _rows(self, rows: IntArray) -> list[Found]:
         """Find pairs among single rows."""
@@ -379,6 +388,19 @@ def _maxima(products: NDArray[np.int32]) -> NDArray[np.int32]:
         return greatest(products, BLOCK_ROWS)
     rest = products[whole:].max(axis=0)[None]
     return np.concatenate([greatest(products[:whole], BLOCK_ROWS), rest]) if whole else rest
+
+
+def _reach(products: NDArray[np.int32], floors: NDArray[np.int32]) -> BoolArray:
+    """Say which products of whole blocks, the last of which may be short, reach their floors: (m, q) bool."""
+    count, width = products.shape
+    whole = count // BLOCK_ROWS
+    reach = np.empty((count, width), dtype=bool)
+    runs = (whole, BLOCK_ROWS, width)
+    cut = whole * BLOCK_ROWS
+    np.greater_equal(products[:cut].reshape(runs), floors[:whole, None], out=reach[:cut].reshape(runs))
+    if cut < count:
+        np.greater_equal(products[cut:], floors[whole], out=reach[cut:])
+    return reach
 
 
 def _pick(codes: NDArray[np.int8], rows: IntArray) -> NDArray[np.int8]:

@@ -22,6 +22,8 @@ import numpy as np
 from bindsearch.errors import InputError, MismatchError, ShapeError, UnknownNameError
 from bindsearch.index.attributes import write_attributes
 from bindsearch.index.base import IndexBackend, Progress, no_progress
+from bindsearch.index.byte_codes import FACTS as CODES
+from bindsearch.index.byte_index import open_codes, write_codes
 from bindsearch.index.checks import check_ids, map_array, stored_rows
 from bindsearch.index.manifest import SegmentEntry, check_file, describe_file, sync_folder
 from bindsearch.index.recipe import Recipe
@@ -67,6 +69,8 @@ class Segment:
             check_file(self.path / name, file, payload=False)
         try:
             self.index: IndexBackend = INDEXES[entry.backend or backend].open(self.path)
+            if CODES in entry.files and self.index.codes is None:
+                self.index.codes = open_codes(self.path, self.index)
             self._table_rows = self._map_table_rows()
         except ShapeError:
             raise
@@ -261,6 +265,8 @@ def write_segment(
         write_attributes(draft)
         if recipe is not None and backend is not None:
             backend.build_files(draft, recipe.build, progress)
+            if recipe.byte_codes and not (draft / CODES).exists():
+                write_codes(draft, progress=progress)
             ids = np.load(draft / "ids.npy", allow_pickle=False)
         order = np.argsort(ids, kind="stable")
         # half the bytes, where the format version says so already
