@@ -172,7 +172,7 @@ def flat(config: Config) -> dict[str, Any]:
     import faiss
 
     faiss.omp_set_num_threads(1)
-    index = _flat_index(faiss, _rows_file(Path(config["index"])))
+    index = _flat_index(faiss, rows_file(Path(config["index"])))
     shipped = int(faiss.cvar.distance_compute_blas_threshold)
     found: dict[str, Any] = {}
     least = {}
@@ -212,7 +212,8 @@ def _flat_index(faiss: Any, path: Path) -> Any:
     return index
 
 
-def _rows_file(index: Path) -> Path:
+def rows_file(index: Path) -> Path:
+    """Find the row file of an index of one segment."""
     from bindsearch.index.manifest import read_manifest
 
     (entry,) = read_manifest(index).segments
