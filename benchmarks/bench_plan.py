@@ -28,7 +28,7 @@ from bindsearch.errors import BudgetError
 from bindsearch.index.budget import Budget
 from bindsearch.index.build import build_index
 from bindsearch.index.folder import IndexFolder
-from bindsearch.index.plan import K, Forecast, make_plan, measure
+from bindsearch.index.plan import Forecast, K, make_plan, measure
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.snapshot import Snapshot
 
