@@ -5,17 +5,17 @@ rounded up. A query u has the codes p with the step t, and f = u - t p. In real 
 
     <u, x> = t s <p, c> + <f, x> + t <p, e>,      so      |<u, x> - t s <p, c>| <= |f| max|x| + |t p| |e|:
 
-the bound of `byte_table.py` with the slack |e|, the weight |t p| and the fixed |f| max|x|. It holds for every row and every
-query; nothing about it is probable. A heavy row does not spoil its block: beyond twice the median peak of a block
+the bound of `byte_table.py` with the slack |e|, the weight |t p| and the fixed |f| max|x|. It holds for every row and
+every query; nothing about it is probable. A heavy row does not spoil its block: beyond twice the median peak of a block
 codes are cut off, and the residual says so.
 
 Beside the codes of all columns stand heads (`byte_head.py`), codes of the leading directions, that rule most rows out
 where queries and rows agree on few directions.
 
 What float arithmetic may lose. N = <p, c> is an exact integer below 2**31 (d <= 2**17). Lengths are rounded up
-(`byte_table.up`). The rest is a handful of float64 operations on numbers below 4, wrong by less than 1e-14, and the float64
-score itself, wrong by less than (d + 2) 2**-53 and rounded to float32 once, by at most 2**-25: rows are held against the
-k-th score less 2**-23, which covers all of it (docs/adr/0095-byte-codes.md).
+(`byte_table.up`). The rest is a handful of float64 operations on numbers below 4, wrong by less than 1e-14, and the
+float64 score itself, wrong by less than (d + 2) 2**-53 and rounded to float32 once, by at most 2**-25: rows are held
+against the k-th score less 2**-23, which covers all of it (docs/adr/0095-exact-by-byte-codes.md).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ HEAD_WIDTH = 128
 
 _CHUNK_BLOCKS = 16
 _SAMPLE_ROWS = 16384
-_HEAD_FROM_DIM = 4 * HEAD_WIDTH
-_HEAD_FROM_ROWS = 32768
+HEAD_FROM_DIM = 4 * HEAD_WIDTH
+HEAD_FROM_ROWS = 32768
 _LONGEST = 1.1
 _WIDEST = 1 << 17
 
@@ -125,7 +125,7 @@ class ByteCodes:
         """
         count, dim = rows.shape
         if head_width is None:
-            head_width = HEAD_WIDTH if dim >= _HEAD_FROM_DIM and count >= _HEAD_FROM_ROWS else 0
+            head_width = HEAD_WIDTH if dim >= HEAD_FROM_DIM and count >= HEAD_FROM_ROWS else 0
         if not 0 <= head_width <= dim or dim > _WIDEST:
             raise InputError(
                 f"byte codes: expected at most {_WIDEST} columns and 0 <= head_width <= columns, "

@@ -18,7 +18,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,8 @@ FORECAST_FACTOR = 2.0
 """How far off a forecast of time may be: who is late by less is built and measured before being refused."""
 EXACT_WITHOUT_LIMIT_MS = 20.0
 """Where no latency is asked for, an exact index is taken if a query is forecast to stay below this."""
+
+_BLOCK = 65536
 
 Store = str | Path | VectorSource
 
@@ -246,7 +249,7 @@ def plan_for(embeddings: Store, budget: Budget, recipes: Sequence[Recipe] | None
         BudgetError: see `make_plan`.
     """
     source, name = open_source(embeddings)
-    rows = sum(source.manifest.counts.values())
+    rows = len(source) if isinstance(source, Sized) else sum(len(ids) for ids, _, _ in source.iter_blocks(_BLOCK))
     if not rows:
         raise MissingInputError(f"{name or 'embeddings'}: no embedded item. Type: bindsearch embed SRC -o {name}")
     return make_plan(rows, int(source.manifest.dim), budget, recipes)
@@ -272,7 +275,8 @@ def build_planned(
         BudgetError: no candidate meets it; the nearest budgets that can be met are named.
         Others as `build_index` and `held_out`.
     """
-    wish = wish or Wish()
+    wish, output = wish or Wish(), Path(output)
+    was_there = output.exists()
     plan = plan_for(embeddings, budget, wish.recipes)
     costs = [cost for each in plan.forecasts if each not in plan.order for cost in each.costs(budget)]
     for forecast in plan.order:
@@ -297,6 +301,8 @@ def build_planned(
             )
         except BudgetError as error:
             LOG.info("measured and given up: %s", error)
+    if not was_there:
+        shutil.rmtree(output, ignore_errors=True)
     raise refuse(budget, costs, str(output))
 
 

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bindsearch.index.byte_codes import HEAD_FROM_DIM, HEAD_FROM_ROWS, HEAD_WIDTH
+from bindsearch.index.byte_table import BLOCK_ROWS
 from bindsearch.index.recipe import Recipe
 
 if TYPE_CHECKING:
     from bindsearch.index.manifest import Manifest, SegmentEntry
 
 ROWS_FILE = "vectors.npy"
-COMMON_FILES = (ROWS_FILE, "ids.npy", "order.npy", "table_rows.npy", "items.parquet")
+COMMON_FILES = (ROWS_FILE, "ids.npy", "order.npy", "table_rows.npy", "items.parquet", "attributes.arrow")
 """Files that every segment has or may have; the others are its backend's."""
+CODE_FILES = ("codes", "heads")
+"""How the names of byte codes begin; beside another backend they serve exact search alone."""
 ITEM_BYTES = 48
 """Of an item in the Parquet table, compressed; keys, sources and captions decide it, so that it is a guess."""
 
@@ -49,17 +53,25 @@ def disk_bytes(recipe: Recipe, rows: int, dim: int) -> int | None:
 
 def stored_read_bytes(manifest: Manifest) -> int:
     """Add up the bytes that searches of an index keep reading, from the sizes of its files."""
-    return sum(_segment_read_bytes(entry) for entry in manifest.segments)
+    return sum(_segment_read_bytes(entry, entry.backend or manifest.backend) for entry in manifest.segments)
 
 
-def _segment_read_bytes(entry: SegmentEntry) -> int:
-    own = {name: file.size_bytes for name, file in entry.files.items() if name not in COMMON_FILES}
-    return sum(own.values()) if own else entry.files[ROWS_FILE].size_bytes
+def _segment_read_bytes(entry: SegmentEntry, backend: str) -> int:
+    beside = () if backend == "bytes" else CODE_FILES
+    own = [
+        file.size_bytes
+        for name, file in entry.files.items()
+        if name not in COMMON_FILES and not name.startswith(tuple(beside))
+    ]
+    return sum(own) if own else entry.files[ROWS_FILE].size_bytes
 
 
-def _codes(rows: int, dim: int, _: Mapping[str, Any]) -> int:
-    """int8 codes of index/byte_codes.py: d bytes a row, and what the bound needs."""
-    return rows * (dim + 12)
+def _byte_codes(rows: int, dim: int, build: Mapping[str, Any]) -> int:
+    """index/byte_codes.py: a byte a column, a slack a row, means a block; from some size on heads."""
+    blocks = -(-rows // BLOCK_ROWS)
+    full = rows * (dim + 4) + blocks * (dim + 8)
+    width = int(build.get("head_width", HEAD_WIDTH if dim >= HEAD_FROM_DIM and rows >= HEAD_FROM_ROWS else 0))
+    return full + (rows * (width + 8) + blocks * 12 + 4 * width * dim if width else 0)
 
 
-FORMULAS: dict[str, Formula] = {"bytes": _codes}
+FORMULAS: dict[str, Formula] = {"bytes": _byte_codes}
