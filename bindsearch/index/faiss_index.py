@@ -7,6 +7,7 @@ opening costs milliseconds, the rows exist once, and no FAISS file from elsewher
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ LOG = logging.getLogger(__name__)
 
 _WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu11", "faiss-gpu-cu12")
 _SMALL_BYTES = 32 << 20
+_is_orphan = False
 
 
 class FaissFlatIndex(FlatIndex):
@@ -96,12 +98,17 @@ def _blas_for_batches(faiss: Any, dim: int) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def load_faiss() -> Any:
-    """Import faiss; says so, once, where two wheels own its files.
+    """Import faiss; says so, once, where two wheels own its files. To be called before every use: see `_forked`.
 
     Raises:
         MissingExtraError: no wheel is installed; the message holds the install line.
-        UnsupportedError: the installed one cannot be imported.
+        UnsupportedError: the installed one cannot be imported, or this process was forked from one that had loaded it.
     """
+    if _is_orphan and sys.modules["faiss"].omp_get_max_threads() > 1:
+        raise UnsupportedError(
+            "faiss: this process was forked from one that had loaded FAISS, whose threads did not come along: a search "
+            "would hang. Start workers by spawn or forkserver: multiprocessing.get_context('spawn')."
+        )
     wheels = faiss_wheels()
     named = ", ".join(f"{name} {version}" for name, version in wheels.items())
     repair = f"pip uninstall -y {' '.join(wheels)} && pip install 'bindsearch[cpu]' (or 'bindsearch[gpu]')"
@@ -113,7 +120,16 @@ def load_faiss() -> Any:
         raise MissingExtraError("faiss-cpu", "cpu", "The index backend 'faiss-flat'") from error
     except ImportError as error:
         raise UnsupportedError(f"faiss ({named}) cannot be imported: {error}. Type: {repair}") from error
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forked)
     return faiss
+
+
+def _forked() -> None:
+    """Know, in a forked child, that FAISS's threads stayed behind: `load_faiss` is asked again and refuses."""
+    global _is_orphan
+    _is_orphan = True
+    load_faiss.cache_clear()
 
 
 def faiss_wheels() -> dict[str, str]:

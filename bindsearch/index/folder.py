@@ -5,6 +5,8 @@ A change writes new files, then replaces index.json in one step; a reader keeps 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from bindsearch.errors import MismatchError
 from bindsearch.index import change
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.change import BLOCK_ROWS, Added
-from bindsearch.index.commit import commit, writing
+from bindsearch.index.commit import commit, sweep, writing
 from bindsearch.index.manifest import Manifest, read_manifest
 from bindsearch.index.snapshot import Snapshot
 from bindsearch.index.source import VectorSource, open_source
@@ -98,8 +100,7 @@ class IndexFolder:
             InputError: a bad vector, an id twice; or another process has been changing the index for a minute.
         """
         source, name = open_source(embeddings)
-        with writing(self.path):
-            self.reload()
+        with self._changing():
             manifest, done = change.add(self.snapshot, source, name, block_rows)
             self._commit(manifest)
             while folded := change.fold(self.snapshot, block_rows):
@@ -115,17 +116,23 @@ class IndexFolder:
         Returns:
             How many items were removed.
         """
-        with writing(self.path):
-            self.reload()
+        with self._changing():
             manifest, removed = change.remove(self.snapshot, ids)
             self._commit(manifest)
         return removed
 
     def compact(self, block_rows: int = BLOCK_ROWS, progress: Progress = no_progress) -> None:
         """Write the living rows as one segment, built by the index's recipe; removed ones take no more room."""
+        with self._changing():
+            self._commit(change.compact(self.snapshot, block_rows, progress))
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the lock, on the newest state, without what a killed writer left."""
         with writing(self.path):
             self.reload()
-            self._commit(change.compact(self.snapshot, block_rows, progress))
+            sweep(self.path, self.manifest)
+            yield
 
     def _commit(self, manifest: Manifest | None) -> None:
         """Commit what a change wrote, where it changed anything, and move to it."""
