@@ -101,6 +101,9 @@ INDEXES: Registry[Any] = Registry(
         "flat": "bindsearch.index.flat",
         "faiss-flat": "bindsearch.index.faiss_index",
         "bytes": "bindsearch.index.byte_index",
+        "ivf-pq": "bindsearch.index.ivf_codes",
+        "ivf-rabitq": "bindsearch.index.ivf_codes",
+        "ivf-sq8": "bindsearch.index.ivf_codes",
     },
     "bindsearch.indexes",
 )

@@ -1,0 +1,111 @@
+"""Products of unit vectors in small numbers: int8 for finding near centroids, float16 for scoring candidates.
+
+numkong chooses its kernels by the processor at run time (AMX, VNNI, AVX2, NEON) and needs no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bindsearch.types import FloatArray, IntArray
+
+    Int8Array = NDArray[np.int8]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_GATHER_BYTES = 1 << 20
+
+
+def thread_count() -> int:
+    """Count the processors that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def in_threads(work: Callable[[T], R], parts: Iterable[T]) -> list[R]:
+    """Do the parts of a work, in threads where the process has several processors; results in the order of parts."""
+    if thread_count() == 1:
+        return [work(part) for part in parts]
+    with ThreadPoolExecutor(thread_count()) as pool:
+        return list(pool.map(work, parts))
+
+
+def to_int8(rows: FloatArray, one_scale: bool) -> Int8Array:
+    """Scale rows to the range of int8 and round.
+
+    Args:
+        rows: (n, d) float32 or float16. Not modified.
+        one_scale: whether all rows are scaled alike, so that products with them compare.
+
+    Returns:
+        (n, d) int8, C-contiguous.
+    """
+    wide = rows.astype(np.float32)
+    largest = np.abs(wide).max(axis=None if one_scale else 1, keepdims=True, initial=np.float32(1e-30))
+    wide *= np.float32(127) / largest
+    return np.rint(wide, out=wide).astype(np.int8)
+
+
+class NearCentroids:
+    """Centroids packed for finding those nearest to many vectors; thread-safe.
+
+    Scores come from int8 and are for ranking alone: for unit vectors of 1024 columns they are off by about 0.001.
+    """
+
+    def __init__(self, centroids: FloatArray) -> None:
+        """Pack (m, d) float32 centroids; those of the largest product with a vector count as nearest."""
+        import numkong
+
+        self.count = centroids.shape[0]
+        self._packed = numkong.dots_pack(to_int8(centroids, one_scale=True))
+        self._products: Any = numkong.dots_packed
+
+    def nearest(self, codes: Int8Array) -> IntArray:
+        """Give the nearest centroid of each of (n, d) int8 vectors, (n,) int64."""
+        return np.asarray(self._products(codes, self._packed)).argmax(axis=1)
+
+    def probe(self, codes: Int8Array, count: int) -> IntArray:
+        """Give the `count` nearest centroids of each of (q, d) int8 vectors, (q, count) int64 in no order."""
+        products = np.asarray(self._products(codes, self._packed))
+        if count >= self.count:
+            return np.broadcast_to(np.arange(self.count, dtype=np.int64), products.shape)
+        return np.argpartition(products, self.count - count, axis=1)[:, self.count - count :]
+
+
+def score_places(rows: Any, queries: FloatArray, places: IntArray) -> FloatArray:
+    """Score candidate rows, each query its own.
+
+    Args:
+        rows: (n, d) float16 or float32, C-contiguous; may be mapped. Not modified.
+        queries: (q, d) float32 unit rows. Not modified.
+        places: (q, m) int64 row positions, -1 for none; sorted ones are read faster. Not modified.
+
+    Returns:
+        (q, m) float32, -inf for none. Of float16 rows the queries are rounded to float16 as well: off by up to 2^-11
+        of the score, which ranks candidates; the base class scores the best of them exactly.
+    """
+    import numkong
+
+    scores = np.empty(places.shape, dtype=np.float32)
+    step = max(1, _GATHER_BYTES // (rows.shape[1] * rows.itemsize))  # gathered rows stay in the second cache
+    buffer = np.empty((min(step, places.shape[1]), rows.shape[1]), dtype=rows.dtype)
+    small = queries.astype(rows.dtype)
+    for number, here in enumerate(places):
+        packed = numkong.dots_pack(small[number : number + 1]) if rows.dtype == np.float16 else None
+        for start in range(0, here.size, step):
+            part = here[start : start + step]
+            block = buffer[: part.size]
+            np.take(rows, part, axis=0, out=block, mode="clip")  # -1 reads row 0
+            found = block @ small[number] if packed is None else np.asarray(numkong.dots_packed(block, packed))[:, 0]
+            scores[number, start : start + step] = found
+    scores[places < 0] = -np.inf
+    return scores
