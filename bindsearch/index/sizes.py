@@ -6,6 +6,7 @@ rows only the candidates, which stay on disk, mapped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from bindsearch.index.byte_codes import HEAD_FROM_DIM, HEAD_FROM_ROWS, HEAD_WIDTH
 from bindsearch.index.byte_table import BLOCK_ROWS
+from bindsearch.index.ivf_codes import IvfPqIndex, IvfRabitqIndex, IvfSq8Index
+from bindsearch.index.kmeans import default_lists
 from bindsearch.index.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -74,4 +77,31 @@ def _byte_codes(rows: int, dim: int, build: Mapping[str, Any]) -> int:
     return full + (rows * (width + 8) + blocks * 12 + 4 * width * dim if width else 0)
 
 
-FORMULAS: dict[str, Formula] = {"bytes": _byte_codes}
+def _lists(code_bytes: Callable[[int, Mapping[str, Any]], int], block_rows: int, book_rows: int) -> Formula:
+    """index/ivf.py: means and sizes of lists, codes and positions of rows, lists filled up to whole blocks.
+
+    Args:
+        code_bytes: of a row, from its columns and the numbers of the recipe.
+        block_rows: rows that lists are filled up to multiples of.
+        book_rows: float32 rows of the code book.
+    """
+
+    def formula(rows: int, dim: int, build: Mapping[str, Any]) -> int:
+        lists = min(rows, int(build.get("nlist", 0)) or default_lists(rows))
+        # lists are as uneven as clusters are: like an exponential law, of which this is the mean filled up
+        filled = round(block_rows * lists / -math.expm1(-block_rows * lists / rows)) if block_rows > 1 else rows
+        return lists * (2 * dim + 8) + filled * (code_bytes(dim, build) + 8) + 4 * book_rows * dim
+
+    return formula
+
+
+def _pq_bytes(dim: int, build: Mapping[str, Any]) -> int:
+    return -(-dim // (2 * int(build.get("code_columns", IvfPqIndex.build_numbers["code_columns"]))))
+
+
+FORMULAS: dict[str, Formula] = {
+    "bytes": _byte_codes,
+    "ivf-pq": _lists(_pq_bytes, IvfPqIndex.block_rows, 17),
+    "ivf-rabitq": _lists(lambda dim, _: -(-dim // 8) + 8, IvfRabitqIndex.block_rows, 0),
+    "ivf-sq8": _lists(lambda dim, _: dim, IvfSq8Index.block_rows, 2),
+}
