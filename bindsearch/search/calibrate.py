@@ -95,7 +95,7 @@ class Background:
 
         Args:
             query: what was asked; None: a bare vector.
-            vector: (d,) or (1, d) float32 unit vector of it. Not modified.
+            vector: (d,) or (1, d) float32, normalised in a copy. Not modified.
             modality: of the items.
 
         Returns:
@@ -109,7 +109,8 @@ class Background:
             if (asked, modality) not in self._pairs:
                 self._pairs[asked, modality] = self._pair(asked, modality)
             return self._pairs[asked, modality]
-        own = items.astype(np.float64) @ vector.reshape(-1).astype(np.float64)
+        wide = vector.reshape(-1).astype(np.float64)
+        own = items.astype(np.float64) @ (wide / np.linalg.norm(wide))
         return Scale(np.sort(own), f"this query -> {modality}")
 
     def _pair(self, asked: str, modality: str) -> Scale:
@@ -222,7 +223,7 @@ def load_background(snapshot: Snapshot) -> Background | None:
     path = snapshot.path / FILE
     again = f"Draw it again: bindsearch index background {snapshot.path}"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         facts: Mapping[str, Any] = json.loads(arrays.pop("facts").tobytes())
     except FileNotFoundError:

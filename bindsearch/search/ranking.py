@@ -48,7 +48,7 @@ class Plan:
             how = "at hand from before" if self.kept else f"evaluated in {self.predicate_s * 1e3:.1f} ms"
             found.append(f"filter {self.scope}: {self.survivors:,} of {self.items:,} items pass, {how}")
         many = f" for {self.queries} queries" if self.queries > 1 else ""
-        found.append(f"search: {self.search_s * 1e3:.1f} ms{many}, {len(self.steps)} segment(s)")
+        found.append(f"search{many}: {self.search_s * 1e3:.1f} ms" + ("" if self.steps else ", every passing row read"))
         return found + [f"  {step.line()}" for step in self.steps]
 
     def to_json(self) -> dict[str, Any]:

@@ -7,8 +7,8 @@
 
 Exact backends give the same answers on every route; the cheapest is taken by the measured costs (`costs.py`). For an
 approximate backend `rows` is preferred as long as a query takes no more than the patience of 20 ms; on the other routes
-its settings were tuned without a filter, so they are doubled until two settings in a row agree on the answers
-(docs/adr/0103).
+its settings were tuned without a filter, so they are taken fourfold until two settings in a row agree on the answers
+(docs/adr/0105).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     BoolArray = NDArray[np.bool_]
     Found = tuple[FloatArray, IntArray]
 
+_STEP = 4
+"""Between two efforts: 2 agrees too early (overlap 0.94 in the worst case tried, against 0.995), and costs no less."""
 ROUTES = ("none", "rows", "mask", "drop", "whole", "exact")
 
 
@@ -161,7 +163,7 @@ def _search_rows(index: IndexBackend, units: FloatArray, k: int, mask: BoolArray
 def _search_until_agreed(
     index: IndexBackend, units: FloatArray, k: int, mask: BoolArray, settings: dict[str, int], route: str
 ) -> tuple[Found, dict[str, int], int]:
-    """Search with doubled effort until two efforts in a row give the same answers; queries that agree are done.
+    """Search with four times the effort until two efforts in a row give the same answers; queries that agree are done.
 
     Where the effort would reach every survivor, what is left is answered from the survivors, exactly.
     """
@@ -189,7 +191,7 @@ def _search_until_agreed(
 def _efforts(
     index: IndexBackend, settings: dict[str, int], k: int, survivors: int, route: str
 ) -> Iterator[tuple[dict[str, int], int]]:
-    """Give settings and depths of search, each twice the one before, until they reach as far as all survivors."""
+    """Give settings and depths of search, each four times the one before, until they reach as far as all survivors."""
     rows = int(index.ids.shape[0])
     fetch = -(-k * rows // survivors)
     far = survivors if route == "mask" else rows
@@ -200,7 +202,7 @@ def _efforts(
         reach = max(used.values(), default=0) if route == "mask" else fetch * effort
         if reach >= far or (route == "mask" and not used):
             return
-        effort *= 2
+        effort *= _STEP
 
 
 def _search_once(

@@ -1,0 +1,543 @@
+"""Filters: masks against plain Python, every route against brute force, SQL, attributes as columns, what is kept."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from fake_store import FakeStore
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bindsearch.errors import InputError, MissingExtraError, UnknownNameError
+from bindsearch.index.attributes import FILE, attribute_columns
+from bindsearch.index.base import IndexBackend
+from bindsearch.index.build import build_index
+from bindsearch.index.faiss_index import FaissFlatIndex
+from bindsearch.index.flat import FlatIndex
+from bindsearch.search import columns, open_index
+from bindsearch.search.costs import Cost, Costs, measured_costs
+from bindsearch.search.ranking import Effort
+from bindsearch.search.routes import Choice, choose_route, search_segment
+from bindsearch.search.selectors import MaskCache, Scope, select
+from bindsearch.search.survivors import Survivors
+from bindsearch.search.where import parse_filter
+
+ANY = np.ones((1, 16), dtype=np.float32)
+CALM = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+class Table(FakeStore):
+    """A store whose columns are random, with missing values, and whose attributes are of every kind."""
+
+    def __init__(self, n=240, seed=0, prefix="item"):
+        super().__init__(n=n, dim=16, seed=seed, prefix=prefix)
+        rng = np.random.default_rng(seed + 1)
+
+        def some(values, missing=0.2):
+            return [None if rng.random() < missing else value for value in values]
+
+        sizes = some(rng.integers(-5, 6, n).tolist())
+        starts = some([round(float(each), 1) for each in rng.normal(0, 2, n)])
+        captions = some(rng.choice(["a dog", "a cat", "", "dogs", "it's", "%_"], n).tolist())
+        changes = {
+            "size": pa.array(sizes, pa.int64()),
+            "start_s": pa.array(starts, pa.float64()),
+            "end_s": pa.array([None if each is None else each + 1 for each in starts], pa.float64()),
+            "caption": pa.array(captions, pa.string()),
+        }
+        marks = zip(
+            some(rng.integers(0, 4, n).tolist()),
+            some(rng.choice(["red", "blue"], n).tolist()),
+            some((rng.random(n) < 0.5).tolist()),
+            strict=True,
+        )
+        rows = [
+            {name: value for name, value in zip(("level", "colour", "sharp"), mark, strict=True) if value is not None}
+            for mark in marks
+        ]
+        changes["attributes"] = pa.array([json.dumps(row) if row else None for row in rows], pa.string())
+        for name, values in changes.items():
+            self.table = self.table.set_column(self.table.column_names.index(name), name, values)
+        self.plain = [
+            {**row, "level": None, "colour": None, "sharp": None, **json.loads(row["attributes"] or "{}")}
+            for row in self.table.to_pylist()
+        ]
+
+
+@pytest.fixture(scope="module")
+def table():
+    return Table()
+
+
+@pytest.fixture(scope="module")
+def index(table, tmp_path_factory):
+    path = tmp_path_factory.mktemp("filters") / "index"
+    build_index(table, path)
+    return open_index(path)
+
+
+# ---- expressions, evaluated three ways -------------------------------------------------------------------------------
+
+NUMBERS = ("size", "start_s", "level")
+WORDS = ("caption", "colour", "modality")
+COMPARE = {
+    "=": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+}
+
+
+def like(text, pattern):
+    """Say whether `pattern` with % and _ is the whole text; written out plainly."""
+    if not pattern:
+        return not text
+    if pattern[0] == "%":
+        return any(like(text[at:], pattern[1:]) for at in range(len(text) + 1))
+    return bool(text) and pattern[0] in ("_", text[0]) and like(text[1:], pattern[1:])
+
+
+def literal(value):
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else repr(value)
+
+
+@st.composite
+def column_tests(draw):
+    """A comparison, as (text, function of a row that gives True, False or None)."""
+    numeric = draw(st.booleans())
+    name = draw(st.sampled_from(NUMBERS if numeric else WORDS))
+    values = (
+        st.integers(-6, 6) | st.sampled_from([0.5, -1.5])
+        if numeric
+        else st.sampled_from(["a dog", "red", "image", "", "it's"])
+    )
+    kind = draw(st.sampled_from(["compare", "in", "null", "like", "bool"]))
+    if kind == "bool":
+        wanted = draw(st.booleans())
+        return f"sharp = {literal(wanted)}", lambda row: None if row["sharp"] is None else row["sharp"] is wanted
+    if kind == "null":
+        return f"{name} is null", lambda row: row[name] is None
+    if kind == "like" and not numeric:
+        pattern = draw(st.sampled_from(["%dog%", "a ___", "%", "", "_%", "%e%", "b%"]))
+        return f"{name} like {literal(pattern)}", lambda row: None if row[name] is None else like(row[name], pattern)
+    if kind == "in":
+        several = draw(st.lists(values, min_size=1, max_size=3))
+        text = f"{name} in ({', '.join(map(literal, several))})"
+        return text, lambda row: None if row[name] is None else row[name] in several
+    value, sign = draw(values), draw(st.sampled_from(sorted(COMPARE)))
+    return f"{name} {sign} {literal(value)}", lambda row: None if row[name] is None else COMPARE[sign](row[name], value)
+
+
+def negated(part):
+    text, passes = part
+    return f"not ({text})", lambda row: None if passes(row) is None else not passes(row)
+
+
+def joined(word, left, right):
+    decides = word == "or"
+
+    def passes(row):
+        both = (left[1](row), right[1](row))
+        return decides if decides in both else None if None in both else not decides
+
+    return f"({left[0]}) {word} ({right[0]})", passes
+
+
+EXPRESSIONS = st.recursive(
+    column_tests(),
+    lambda inner: inner.map(negated) | st.builds(joined, st.sampled_from(["and", "or"]), inner, inner),
+    max_leaves=6,
+)
+
+
+@given(part=EXPRESSIONS)
+@CALM
+def test_a_filter_passes_what_python_and_sql_pass(index, table, part):
+    text, passes = part
+    expected = [passes(row) is True for row in table.plain]
+    assert index.select(where=text).masks[0].tolist() == expected
+    assert index.select(sql=text).masks[0].tolist() == expected
+    assert index.select(where=text, modality="image").masks[0].tolist() == [
+        good and row["modality"] == "image" for good, row in zip(expected, table.plain, strict=True)
+    ]
+
+
+@given(part=EXPRESSIONS, k=st.integers(1, 30), seed=st.integers(0, 5))
+@settings(parent=CALM, max_examples=15)
+def test_a_filtered_answer_is_the_best_of_what_passes(index, table, part, k, seed):
+    text, passes = part
+    query = np.random.default_rng(seed).standard_normal((1, 16)).astype(np.float32)
+    hits = index.search(query, k, where=text)
+    everything = index.search(query, len(index))
+    expected = [hit for hit in everything if passes(table.plain[int(hit.key[-4:])]) is True][:k]
+    assert [(hit.key, hit.score) for hit in hits] == [(hit.key, hit.score) for hit in expected]
+
+
+def test_an_integer_and_a_floating_point_number_compare_as_numbers(index):
+    count = index.select(where="size < 0.5").count
+    assert count == index.select(where="size <= 0").count > 0
+
+
+# ---- routes ----------------------------------------------------------------------------------------------------------
+
+ROWS, DIM = 3000, 24
+
+
+def unit(rng, count, dim=DIM):
+    rows = rng.standard_normal((count, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def as_segment(index, removed=0):
+    return SimpleNamespace(index=index, entry=SimpleNamespace(name="one", rows=index.ids.size, removed=removed))
+
+
+def brute_force(index, mask, queries, k):
+    """Score the rows of a mask in float64, one after the other."""
+    places = np.flatnonzero(mask)
+    rows = index.rows(index.ids[places]).astype(np.float64)
+    units = queries.astype(np.float64)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    scores = np.clip((rows[None] * units[:, None]).sum(axis=2), -1, 1).astype(np.float32)
+    found_scores = np.full((queries.shape[0], k), -np.inf, dtype=np.float32)
+    found_ids = np.full((queries.shape[0], k), -1, dtype=np.int64)
+    for row in range(queries.shape[0]):
+        order = np.lexsort((index.ids[places], -scores[row]))[:k]
+        found_scores[row, : order.size] = scores[row, order]
+        found_ids[row, : order.size] = index.ids[places[order]]
+    return found_scores, found_ids
+
+
+@pytest.fixture(scope="module", params=["float32", "float16"])
+def rows_and_ids(request):
+    rng = np.random.default_rng(3)
+    rows = unit(rng, ROWS)
+    rows[100:140] = rows[99]  # ties
+    ids = rng.permutation(10 * ROWS)[:ROWS].astype(np.int64)
+    return ids, rows, request.param
+
+
+@pytest.mark.parametrize("backend", [FlatIndex, FaissFlatIndex])
+@pytest.mark.parametrize("route", ["rows", "mask", "drop"])
+@pytest.mark.parametrize("passing", [1, 5, 300, 1500, 2990, ROWS])
+def test_every_route_of_an_exact_backend_is_brute_force(rows_and_ids, backend, route, passing):
+    ids, rows, dtype = rows_and_ids
+    index = backend.build(ids, rows, dtype)
+    rng = np.random.default_rng(passing)
+    index.remove(ids[rng.choice(ROWS, 7, replace=False)])
+    mask = np.zeros(ROWS, dtype=bool)
+    mask[rng.choice(ROWS, passing, replace=False)] = True
+    mask[99:140] = passing > 5
+    mask &= index.alive
+    for asked, k in ((1, 10), (6, 25)):
+        queries = np.concatenate([rows[99:100], unit(rng, asked)])[:asked]
+        expected = brute_force(index, mask, queries, k)
+        scores, found, step = search_segment(as_segment(index, 7), queries, k, mask, Choice(route, "asked"), {})
+        np.testing.assert_array_equal(found, expected[1])
+        np.testing.assert_array_equal(scores, expected[0])
+        assert step.survivors == np.count_nonzero(mask)
+
+
+def test_survivors_are_read_in_blocks_and_merged(rows_and_ids, monkeypatch):
+    monkeypatch.setattr("bindsearch.search.survivors._BLOCK_ROWS", 64)
+    monkeypatch.setattr("bindsearch.search.survivors._SCORES_AT_ONCE", 300)
+    ids, rows, dtype = rows_and_ids
+    index = FlatIndex.build(ids, rows, dtype)
+    mask = np.random.default_rng(1).random(ROWS) < 0.4
+    mask[500:900] = True
+    queries = unit(np.random.default_rng(2), 5)
+    found = Survivors(index, np.flatnonzero(mask)).search(queries, 12)
+    expected = brute_force(index, mask, queries, 12)
+    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_array_equal(found[0], expected[0])
+
+
+class Cells(IndexBackend):
+    """A plain inverted file over random centres: approximate, with FAISS's nprobe."""
+
+    name = "cells"
+    exact = False
+    settings: ClassVar[dict[str, int]] = {"nprobe": 1}
+    centres = 64
+
+    def _scan(self, queries, fetch, mask, settings):
+        centres = unit(np.random.default_rng(0), self.centres, self.dim)
+        cell = np.argmax(self._rows.astype(np.float32) @ centres.T, axis=1)
+        near = np.argsort(-(queries @ centres.T), axis=1)[:, : settings["nprobe"]]
+        scores = queries @ self._rows.astype(np.float32).T
+        for row in range(queries.shape[0]):
+            scores[row, ~np.isin(cell, near[row])] = -np.inf
+        if mask is not None:
+            scores[:, ~mask] = -np.inf
+        places = np.argsort(-scores, axis=1)[:, :fetch]
+        best = np.take_along_axis(scores, places, axis=1)
+        return best, np.where(np.isneginf(best), -1, places)
+
+
+class CellsWithoutSelector(Cells):
+    name = "cells-without-selector"
+    abilities = frozenset()
+
+
+@pytest.mark.parametrize(("backend", "route"), [(Cells, "mask"), (CellsWithoutSelector, "drop")])
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("law", ["even", "far"])
+def test_an_approximate_backend_looks_wider_until_it_agrees_with_itself(backend, route, share, law):
+    rng = np.random.default_rng(5)
+    rows = unit(rng, ROWS)
+    index = Cells(rows, np.arange(ROWS, dtype=np.int64))
+    index.__class__ = backend
+    queries = unit(rng, 40)
+    far = np.argsort(np.argsort(rows @ queries[0])) < share * ROWS  # what passes lies far from the first query
+    mask = rng.random(ROWS) < share if law == "even" else far
+    scores, found, step = search_segment(as_segment(index), queries, 10, mask, Choice(route, "asked"), {"nprobe": 2})
+    expected = brute_force(index, mask, queries, 10)
+    overlap = np.mean([np.isin(found[row], expected[1][row]).mean() for row in range(40)])
+    alone = [index.search(queries, 10, mask, {"nprobe": 2}) for _ in "1" if route == "mask"]
+    assert overlap >= 0.99
+    assert step.rounds > 1
+    if alone and share < 0.5:
+        assert np.mean([np.isin(alone[0][1][row], expected[1][row]).mean() for row in range(40)]) < overlap
+    same = found >= 0
+    np.testing.assert_array_equal((scores > -np.inf), same)
+
+
+def test_a_route_is_chosen_by_what_it_costs():
+    index = FlatIndex.build(np.arange(ROWS, dtype=np.int64), unit(np.random.default_rng(0), ROWS))
+    costs = Costs(
+        survivors={"float32": Cost(passing=1.0, passing_query=0.1)},
+        masked={"flat/float32": Cost(stored=0.1, stored_query=0.1)},
+    )
+    assert choose_route(index, 0, 1, costs).route == "none"
+    assert choose_route(index, ROWS // 10, 1, costs).route == "rows"
+    assert choose_route(index, ROWS, 1, costs).route == "mask"
+    # gathering is paid once, scoring by each query: many queries gain more from fewer rows
+    assert choose_route(index, ROWS // 2, 1, costs).route == "mask"
+    assert choose_route(index, ROWS // 2, 200, costs).route == "rows"
+    assert choose_route(index, ROWS, 1, Costs()).route == "rows"  # nothing measured: what is always right
+
+
+def test_an_approximate_backend_is_asked_only_where_exact_takes_too_long():
+    index = Cells(unit(np.random.default_rng(0), ROWS), np.arange(ROWS, dtype=np.int64))
+    slow = Costs(survivors={"float32": Cost(passing=100.0)}, patience_ms=2.0)
+    for survivors, route in ((10, "rows"), (ROWS, "mask")):
+        choice = choose_route(index, survivors, 1, slow)
+        assert choice.route == route
+        assert "2" in choice.why
+    index.__class__ = CellsWithoutSelector
+    assert choose_route(index, ROWS, 1, slow).route == "drop"
+
+
+def test_the_measured_costs_are_there_and_more_rows_cost_more():
+    costs = measured_costs()
+    assert set(costs.survivors) == {"float32", "float16"}
+    for cost in costs.survivors.values():
+        for queries in (1, 64):
+            times = [cost.seconds(1000, rows, queries, 1024) for rows in (10, 100, 1000)]
+            assert times == sorted(times)
+            assert times[0] > 0
+    assert costs.measured["processor"]
+
+
+# ---- over several segments -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def living(tmp_path):
+    """An index of three segments, with removed items in two."""
+    build_index(Table(n=60), tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    index.add(Table(n=40, seed=1, prefix="more"))
+    index.add(Table(n=30, seed=2, prefix="last"))
+    index.remove(["item/0000", "item/0007", "more/0003"])
+    return index
+
+
+def test_a_plan_says_what_ran_in_each_segment(living):
+    hits = living.search(ANY, 5, where="size > 2")
+    (plan,) = hits.plans
+    assert plan.survivors == sum(step.survivors for step in plan.steps) == living.select(where="size > 2").count
+    assert [step.rows for step in plan.steps] == [58, 39, 30]
+    lines = plan.lines()
+    assert lines[0].startswith(
+        f"filter size > 2: {plan.survivors} of 127 items pass, at hand from before"
+        if plan.kept
+        else f"filter size > 2: {plan.survivors} of 127 items pass, evaluated in "
+    )
+    assert all(word in lines[2] for word in ("58 rows", "faiss-flat", "rows:"))
+    assert json.loads(json.dumps(plan.to_json()))["steps"][0]["route"] == "rows"
+    whole = living.search(ANY, 5).plans[0]
+    assert {step.route for step in whole.steps} == {"whole"}
+    assert whole.survivors == 127
+    proven = living.search(ANY, 5, where="size > 2", effort=Effort(exact=True))
+    assert {step.route for step in proven.plans[0].steps} == {"exact"}
+    assert proven.ids.tolist() == hits.ids.tolist()
+    none = living.search(ANY, 5, where="size > 1000")
+    assert len(none) == 0
+    assert {step.route for step in none.plans[0].steps} == {"none"}
+    assert "0 of 127 items pass" in none.plans[0].lines()[0]
+
+
+def test_a_filter_is_paid_for_once_and_after_an_addition_for_the_new_rows(living, monkeypatch):
+    reads = []
+    monkeypatch.setattr(
+        "bindsearch.search.selectors.read_column",
+        lambda segment, name: reads.append(segment.entry.name) or columns.read_column(segment, name),
+    )
+    first = living.search(ANY, 99, where="size > 0 and colour = 'red'")
+    assert len(set(reads)) == 3
+    assert not first.plans[0].kept
+    reads.clear()
+    again = living.search(ANY, 99, where="size > 0 and colour = 'red'")
+    assert not reads
+    assert again.plans[0].kept
+    assert again.ids.tolist() == first.ids.tolist()
+    living.remove([int(first.ids[0])])
+    assert living.search(ANY, 99, where="size > 0 and colour = 'red'").ids.tolist() == first.ids.tolist()[1:]
+    assert not reads
+    living.add(Table(n=20, seed=5, prefix="new"))
+    living.search(ANY, 99, where="size > 0 and colour = 'red'")
+    assert len(set(reads)) == 1
+
+
+def test_masks_that_are_kept_have_a_limit(living):
+    cache = MaskCache(limit_bytes=300)
+    snapshot = living.folder.snapshot
+    for level in range(5):
+        select(snapshot, Scope(where=f"level = {level}"), cache)
+    assert cache._bytes <= 300
+    assert select(snapshot, Scope(where="level = 4"), cache).kept
+    assert not select(snapshot, Scope(where="level = 0"), cache).kept
+    mask = select(snapshot, Scope(where="level = 0"), cache).masks[2]
+    with pytest.raises(ValueError, match="read-only"):
+        mask[0] = True
+
+
+# ---- SQL -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_select_names_ids_over_all_living_items(living):
+    table = {row["key"]: row for row in living.items().to_pylist()}
+    largest = sorted((row["size"] for row in table.values() if row["size"] is not None), reverse=True)
+    found = living.search(
+        ANY, 99, sql="SELECT id FROM items WHERE size >= (SELECT quantile_disc(size, 0.9) FROM items)"
+    )
+    lowest = min(hit.columns["size"] for hit in found)
+    assert sorted((hit.columns["size"] for hit in found), reverse=True) == [s for s in largest if s >= lowest]
+    some = living.search(ANY, 99, sql="from items select id order by key desc limit 3")
+    assert sorted(hit.key for hit in some) == sorted(sorted(table, reverse=True)[:3])
+    assert len(living.search(ANY, 999, sql="SELECT * FROM items")) == 127
+    both = living.search(ANY, 99, sql="colour = 'red'", where="size > 0", modality="image")
+    assert sorted(both.ids.tolist()) == sorted(
+        living.search(ANY, 99, where="colour = 'red' and size > 0 and modality = 'image'").ids.tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT * FROM read_csv('/etc/hostname')",
+        "SELECT * FROM '/etc/hostname'",
+        "SELECT content FROM read_text('/etc/hostname')",
+        "SELECT * FROM glob('/*')",
+        "COPY items TO '/tmp/nothing.csv'",
+        "ATTACH '/tmp/nothing.db'",
+        "INSTALL httpfs",
+        "SET enable_external_access = true",
+        "DROP TABLE items",
+        "DELETE FROM items",
+        "1 = 1); DROP TABLE items; --",
+        "size > 0; SELECT 1",
+        "size > 0) UNION SELECT (10000000",
+        "SELECT * FROM living",
+        "SELECT key FROM items",
+        "SELECT key AS id FROM items",
+        "nothing > 3",
+        "size >",
+        "",
+        "SELECT 1.5 AS id",
+    ],
+)
+def test_sql_reaches_nothing_but_the_items(living, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="--sql"):
+        living.search(ANY, sql=text)
+    assert not list(tmp_path.glob("nothing*"))
+
+
+def test_sql_without_duckdb_says_what_to_install(living, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "duckdb", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'bindsearch\[sql\]'"):
+        living.search(ANY, sql="size > 1")
+
+
+def test_sql_with_a_comment_and_odd_names(living):
+    assert living.select(sql="size > 1 -- those").count == living.select(where="size > 1").count
+    assert living.select(sql='"LEVEL" = 2 and sharp').count == living.select(where="level = 2 and sharp = true").count
+
+
+# ---- attributes as columns -------------------------------------------------------------------------------------------
+
+SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=5)
+OBJECTS = st.dictionaries(st.sampled_from(["a", "b", "c d", "é"]), SCALARS | st.lists(st.integers(), max_size=2))
+
+
+@given(rows=st.lists(st.none() | OBJECTS, max_size=30), cut=st.integers(1, 31))
+@CALM
+def test_attributes_become_typed_columns_wherever_blocks_end(rows, cut):
+    texts = [None if row is None else json.dumps(row) for row in rows]
+    whole = attribute_columns([pa.array(texts, pa.string())])
+    parts = attribute_columns([pa.array(texts[at : at + cut], pa.string()) for at in range(0, len(texts), cut)])
+    assert parts.to_pydict() == whole.to_pydict()
+    assert parts.schema == whole.schema
+    for name in ("a", "b", "c d", "é"):
+        values = [None if row is None else row.get(name) for row in rows]
+        there = [value for value in values if value is not None]
+        if not there:
+            assert name not in whole.column_names
+            continue
+        found = whole[name].to_pylist()
+        assert [value is None for value in found] == [value is None for value in values]
+        kinds = {type(value) for value in there}
+        if kinds == {bool} or kinds == {str}:
+            assert found == values
+        if kinds == {int} and all(abs(value) < 2**63 for value in there):
+            assert whole[name].type == pa.int64()
+            assert found == values
+        if kinds == {float}:
+            assert whole[name].type == pa.float64()
+            assert found == values
+
+
+def test_attributes_are_mapped_where_they_were_derived_and_parsed_where_not(living, monkeypatch):
+    snapshot = living.folder.snapshot
+    assert all(FILE in segment.entry.files for segment in snapshot.segments)
+    derived = [columns.attribute_table(segment).to_pydict() for segment in snapshot.segments]
+    for segment in snapshot.segments:
+        del segment.entry.files[FILE]
+    columns._parsed.clear()
+    assert [columns.attribute_table(segment).to_pydict() for segment in snapshot.segments] == derived
+    assert derived[0]["colour"]
+    with pytest.raises(UnknownNameError, match="Did you mean 'colour'"):
+        living.search(ANY, where="color = 'red'")
+
+
+def test_a_column_that_one_segment_lacks_is_missing_there(living):
+    class Bare(FakeStore):
+        def __init__(self):
+            super().__init__(n=5, prefix="bare")
+            self.table = self.table.drop_columns(["attributes"])
+
+    living.add(Bare())
+    assert living.select(where="colour is null or colour = 'red'").counts[-1] == 5
+    assert living.select(where="colour = 'red'").counts[-1] == 0
+    assert parse_filter("colour = 'red'").columns == ("colour",)
