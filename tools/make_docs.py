@@ -1,4 +1,4 @@
-"""Write what can be generated of the documentation: docs/cli.md, the README's figures, the tables of docs/emergence.md.
+"""Write what can be generated of the documentation: docs/cli.md, the README's figures, tables of docs/*.md.
 
 `python tools/make_docs.py` writes; `--check` only compares and exits 1 where a file is stale.
 """
@@ -21,6 +21,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("embed",),
     ("index",),
     ("index", "build"),
+    ("index", "tune"),
     ("index", "info"),
     ("index", "verify"),
     ("index", "add"),
@@ -97,9 +98,10 @@ def readme() -> str:
 
 def main() -> int:
     """Write what is stale, or only say so with --check."""
-    report = ROOT / "docs" / "emergence.md"
-    filled = fill(report.read_text(encoding="utf-8"))
-    pages = {ROOT / "docs" / "cli.md": cli_page(), ROOT / "README.md": readme(), report: filled}
+    pages = {ROOT / "docs" / "cli.md": cli_page(), ROOT / "README.md": readme()}
+    for name in ("emergence.md", "scaling.md"):
+        report = ROOT / "docs" / name
+        pages[report] = fill(report.read_text(encoding="utf-8"))
     stale = [path for path, page in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != page]
     for path in stale:
         if "--check" in sys.argv:

@@ -1,4 +1,4 @@
-"""Tables of docs/emergence.md, written from benchmarks/results/emergence.json and ablations.json."""
+"""Marked tables of pages: those of docs/emergence.md here, those of docs/scaling.md in index_tables.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import index_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -192,6 +194,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "position": ("emergence", position),
     "claims": ("ablations", claims),
     "variants": ("ablations", variants),
+    **index_tables.TABLES,
 }
 
 
