@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
     Real = NDArray[np.float64]
 
+CACHE_SIZE = 10
+INVERSE_TEMPERATURE = 20.0
+WEIGHT = 0.5
+"""What the reference enhances with since 2023-06-02."""
 SMALLEST_NORM = 1e-6
 """A sum shorter than this has no direction worth the name."""
 _WEIGHTS_EPS = 1e-6

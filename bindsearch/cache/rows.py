@@ -92,6 +92,15 @@ class IndexRows:
         """Give the stored rows of ids."""
         return self.snapshot.rows(ids)
 
+    def ids(self) -> IntArray:
+        """Give the ids of all cached rows, (n,) int64, in row order."""
+        masks = self._masks or [None] * len(self.snapshot.segments)
+        parts = [
+            segment.index.ids[segment.index.alive if mask is None else mask & segment.index.alive]
+            for segment, mask in zip(self.snapshot.segments, masks, strict=True)
+        ]
+        return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
     def check_plain(self) -> None:
         """Refuse a centred index, whose rows do not lie where the space puts pictures.
 

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.cache.blend import (
+    CACHE_SIZE,
+    INVERSE_TEMPERATURE,
+    WEIGHT,
     attention,
     blend,
     check_blend,
@@ -24,7 +27,9 @@ from bindsearch.cache.blend import (
     mix_raw,
     retrieved,
 )
+from bindsearch.cache.recipe import CacheRecord, Enhancement
 from bindsearch.cache.rows import BackendRows, CachedRows, IndexRows
+from bindsearch.config import to_json_dict
 from bindsearch.errors import InputError
 from bindsearch.query import Embedding
 from bindsearch.registry import INDEXES
@@ -39,10 +44,6 @@ if TYPE_CHECKING:
     from bindsearch.index.recipe import SearchSettings
     from bindsearch.types import FloatArray, IntArray
 
-CACHE_SIZE = 10
-INVERSE_TEMPERATURE = 20.0
-WEIGHT = 0.5
-"""What the reference enhances with since 2023-06-02."""
 POINT_SCALE = 5.0
 """What the reference divides a point cloud's pre-norm embedding by, before it goes into a picture."""
 _BLOCK_BYTES = 64 << 20
@@ -124,6 +125,55 @@ class VisualCache:
         """
         if self.index is not None:
             self.index.check(query)
+
+    @property
+    def enhancement(self) -> Enhancement:
+        """What to blend with, where nobody says: the recipe's numbers, else the reference's."""
+        record = None if self.index is None else CacheRecord.load(self.index.path)
+        return Enhancement() if record is None else record.recipe.enhancement
+
+    def info(self) -> dict[str, Any]:
+        """Say what the cache holds, what it was made of, and what memory it takes."""
+        facts: dict[str, Any] = {"cache": self.rows.name, "images": len(self), "dim": self.rows.dim}
+        if self.index is None:
+            return facts
+        manifest, record = self.index.manifest, CacheRecord.load(self.index.path)
+        about = self.index.folder.info()
+        names = ("space_id", "backend", "row_dtype", "size_bytes", "source")
+        facts |= {name: about[name] for name in names}
+        facts["other_items"] = manifest.count - len(self)
+        facts["rows_bytes"] = manifest.count * manifest.dim * np.dtype(manifest.row_dtype).itemsize
+        facts |= to_json_dict(self.enhancement)
+        if record is not None:
+            facts |= {"built_from": record.source, "seen": record.seen, "repeated": record.repeated}
+            facts["near_duplicate"] = record.recipe.near_duplicate
+        return facts
+
+    def explain(
+        self,
+        embeddings: Any,
+        cache_size: int = CACHE_SIZE,
+        inverse_temperature: float = INVERSE_TEMPERATURE,
+        exact: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Show which cached images an embedding is moved by; arguments and errors as of `retrieve`.
+
+        Returns:
+            One a row of the batch: its number, how many features, the neighbours' ids (as text), keys, sources, weights.
+        """
+        found = self.retrieve(embeddings, cache_size, inverse_temperature, exact=exact)
+        shown = []
+        for row, (ids, weights) in enumerate(zip(found.ids, found.weights.tolist(), strict=True)):
+            kept = ids[ids >= 0].tolist()
+            items: list[dict[str, Any]] = [{"id": each, "key": str(each), "source": ""} for each in kept]
+            if self.index is not None:
+                items = self.index.items(kept, ["id", "key", "source"]).to_pylist()
+            neighbours = [
+                {**item, "id": str(item["id"]), "weight": round(weight, 6)}
+                for item, weight in zip(items, weights, strict=False)
+            ]
+            shown.append({"row": row, "features": len(neighbours), "neighbours": neighbours})
+        return shown
 
     def enhance(
         self,

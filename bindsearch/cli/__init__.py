@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bindsearch.cli import classify, evaluate, exchange, indexing, machine, spaces, training, walk, worlds
+from bindsearch.cli import caching, classify, evaluate, exchange, indexing, machine, spaces, training, walk, worlds
 from bindsearch.cli.options import say
 from bindsearch.errors import BindSearchError
 
@@ -17,6 +17,7 @@ ORDER = (
     "embed",
     "index",
     "query",
+    "cache",
     "classify",
     "probe",
     "evaluate",
@@ -52,6 +53,7 @@ app = typer.Typer(
 app.command("embed")(walk.embed)
 app.add_typer(indexing.index_app, name="index")
 app.command("query")(walk.query)
+app.add_typer(caching.cache_app, name="cache")
 app.add_typer(classify.classify_app, name="classify")
 app.command("probe")(classify.probe)
 app.command("evaluate")(evaluate.evaluate)

@@ -58,7 +58,7 @@ def export_store(
         MissingInputError: no store there, or nothing of that modality in it.
         UnsupportedError: the layout cannot hold these modalities.
     """
-    module = _layout(layout)
+    module = find_layout(layout)
     store = EmbeddingStore.open(embeddings)
     counts = store.manifest.counts
     rows = sum(counts.values()) if modality is None else counts.get(modality, 0)
@@ -104,7 +104,7 @@ def import_store(
         MismatchError: the file says another space than `space_id`, or the space of that name has another id or
             dimension.
     """
-    module = _layout(layout)
+    module = find_layout(layout)
     path, folder = Path(source), Path(output)
     if not path.exists():
         raise MissingInputError(f"{path}: no such file or folder.")
@@ -129,7 +129,7 @@ def _import(found: Import, folder: Path, path: Path, space_id: str | None, modal
     identity: Identity | None = None
     used: dict[str, None] = {}
     for number, (vectors, rows) in enumerate(_shards(found, path.name, modality, str(path))):
-        identity = identity or _settle_identity(found.identity, space_id, vectors.shape[1], path)
+        identity = identity or settle_identity(found.identity, space_id, vectors.shape[1], path)
         good, bad = _part(vectors, rows)
         used.update(dict.fromkeys(row["modality"] for row in rows))
         name = f"imported-{number:05d}"
@@ -141,7 +141,12 @@ def _import(found: Import, folder: Path, path: Path, space_id: str | None, modal
     return sum(shard["items"] for shard in shards)
 
 
-def _layout(name: str) -> Any:
+def find_layout(name: str) -> Any:
+    """Import the module of a layout.
+
+    Raises:
+        UnknownNameError: no such layout.
+    """
     if name not in LAYOUTS:
         raise UnknownNameError("layout", name, LAYOUTS)
     return importlib.import_module(LAYOUTS[name])
@@ -180,7 +185,13 @@ def _part(vectors: np.ndarray, rows: Rows) -> tuple[list[int], Rows]:
     return np.flatnonzero(fine).tolist(), bad
 
 
-def _settle_identity(found: Identity | None, space_id: str | None, dim: int, where: Path) -> Identity:
+def settle_identity(found: Identity | None, space_id: str | None, dim: int, where: Path) -> Identity:
+    """Decide what vectors are made with: what the file says, else what the caller says, else unknown.
+
+    Raises:
+        InputError: `space_id` is of another form.
+        MismatchError: two of file, caller and the space of that name differ.
+    """
     if space_id is not None and "@" not in space_id:
         raise InputError(f"space id {space_id!r}: expected NAME@HASH, as `bindsearch models info NAME` prints it.")
     if found is not None:

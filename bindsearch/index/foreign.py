@@ -42,6 +42,7 @@ class FaissFacts:
         path: the file.
         size_bytes: its size.
         kind: FAISS's class, such as "IndexFlatIP".
+        stored: what holds the rows inside it, such as "IndexScalarQuantizer QT_fp16".
         dim: columns of its rows.
         count: rows.
         metric: "inner product", "L2" or "metric N".
@@ -51,6 +52,7 @@ class FaissFacts:
     path: Path
     size_bytes: int
     kind: str
+    stored: str
     dim: int
     count: int
     metric: str

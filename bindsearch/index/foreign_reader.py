@@ -75,6 +75,7 @@ def _describe(faiss: Any, index: Any) -> tuple[dict[str, Any], Any, Any]:
         lists.make_direct_map()
     facts = {
         "kind": name,
+        "stored": _stored(faiss, rows),
         "dim": int(index.d),
         "count": int(index.ntotal),
         "metric": _METRICS.get(int(index.metric_type), f"metric {int(index.metric_type)}"),
@@ -85,6 +86,15 @@ def _describe(faiss: Any, index: Any) -> tuple[dict[str, Any], Any, Any]:
             if rows.reconstruct(place).shape != (index.d,):
                 raise ValueError(f"row {place} has another length than {index.d}")
     return facts, rows, ids
+
+
+def _stored(faiss: Any, rows: Any) -> str:
+    """Name what holds the rows, and how it rounds them."""
+    if isinstance(rows, faiss.IndexHNSW):
+        rows = faiss.downcast_index(rows.storage)
+    names = {getattr(faiss.ScalarQuantizer, name): name for name in dir(faiss.ScalarQuantizer) if name[:3] == "QT_"}
+    quantizer = getattr(rows, "sq", None)
+    return type(rows).__name__ + ("" if quantizer is None else f" {names.get(quantizer.qtype, quantizer.qtype)}")
 
 
 def _send(answers: IO[bytes], rows: Any, ids: Any, facts: dict[str, Any], block_rows: int) -> None:

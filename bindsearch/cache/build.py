@@ -1,0 +1,229 @@
+"""Building a cache: media, a world, embeddings or feature files in; near duplicates out; an index of what stays.
+
+open_embeddings(sources, ...)    embedded where they are media: a store, or a feature file
+find_kept(source, recipe)        which rows are of the modality and repeat none
+build_index(Kept(...), output)   an index as any other, with a record of what it was made of beside it
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bindsearch.cache.duplicates import find_duplicates
+from bindsearch.cache.features import FeatureSource, layout_of
+from bindsearch.cache.recipe import CacheRecipe, CacheRecord
+from bindsearch.errors import InputError, MissingInputError
+from bindsearch.index.base import Progress, no_progress
+from bindsearch.index.build import build_index
+from bindsearch.index.commit import check_output
+from bindsearch.makers import maker_of, narrow
+from bindsearch.store import EmbeddingStore
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from bindsearch.index.source import VectorSource
+    from bindsearch.types import FloatArray, IntArray
+
+BLOCK_ROWS = 4096
+_SPARE = 1.02
+"""How much more than the missing share is embedded in the next round."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a cache is built from.
+
+    Attributes:
+        sources: media, addresses, a folder of embeddings, a feature file; empty: the recipe's.
+        embeddings: where media are embedded to, and kept; None: beside the output.
+        space_id: of a feature file that does not say it.
+        load: gives the space that media are embedded in, by name; called only where something is embedded.
+        embed_progress: whether embedding draws a bar.
+        workers: processes that decode; None: one a CPU, at most 8.
+    """
+
+    sources: tuple[str, ...] = ()
+    embeddings: Path | None = None
+    space_id: str | None = None
+    load: Callable[[str | None], Any] | None = None
+    embed_progress: bool = False
+    workers: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Some rows of a source, in its order; see `index.source.VectorSource`.
+
+    Attributes:
+        source: that has all rows.
+        mask: (rows of the source,) bool. Not to be modified.
+    """
+
+    source: VectorSource
+    mask: NDArray[np.bool_]
+
+    @property
+    def manifest(self) -> Any:
+        """The source's, with the modalities that stay."""
+        return self.source.manifest
+
+    def iter_blocks(self, rows: int) -> Iterator[tuple[IntArray, FloatArray, pa.Table]]:
+        """Iterate over the kept rows in blocks of at most `rows` rows."""
+        at = 0
+        for ids, vectors, table in self.source.iter_blocks(rows):
+            here = np.flatnonzero(self.mask[at : at + ids.size])
+            at += ids.size
+            if here.size:
+                yield ids[here], vectors[here], table.take(here)
+
+    def gone_sources(self) -> dict[int, set[str]]:
+        """Give nothing: a cache is built anew."""
+        return {}
+
+
+def build_cache(
+    output: str | Path,
+    inputs: Inputs,
+    recipe: CacheRecipe | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> CacheRecord:
+    """Build a cache.
+
+    Args:
+        output: folder of the index; created.
+        inputs: what it is built from.
+        recipe: what it is made by; None: the defaults of `CacheRecipe`.
+        force: replace an index that is already there.
+        progress: told of near duplicates and of the index's files.
+
+    Returns:
+        What was seen, left out and kept; it lies beside the index too.
+
+    Raises:
+        MissingInputError: no source, or nothing of the modality in it.
+        InputError: `output` holds an index and force is not set; a source or a recipe that cannot be meant.
+        MismatchError: sources of another space than the recipe's.
+    """
+    output, recipe = Path(output), recipe or CacheRecipe()
+    check_output(output, force)
+    source, name, found, mask = _gathered(output, inputs, recipe, progress)
+    if recipe.keep is not None and found["kept"] > recipe.keep:
+        mask[np.flatnonzero(mask)[recipe.keep :]] = False
+        found["kept"] = recipe.keep
+    folder = build_index(Kept(source, mask), output, recipe.index, force, progress=progress)
+    record = record_of(recipe, name, found)
+    if folder.count != record.kept:
+        raise InputError(f"{name}: changed while it was read: {record.kept} rows were to be kept, {folder.count} came.")
+    record.save(output)
+    return record
+
+
+def _gathered(
+    output: Path, inputs: Inputs, recipe: CacheRecipe, progress: Progress
+) -> tuple[VectorSource, str, dict[str, int], NDArray[np.bool_]]:
+    """Open the sources; those that grow grow until enough rows stay."""
+    sources = inputs.sources or ((recipe.source,) if recipe.source else ())
+    if not sources:
+        raise MissingInputError(
+            "cache: nothing to build it from. Name a source: bindsearch cache build IMAGES -o CACHE"
+        )
+    target, last = recipe.keep or 0, recipe.keep or 0
+    while True:
+        named = tuple(source.replace("{last}", str(last)) for source in sources)
+        source, name = open_embeddings(replace(inputs, sources=named), output, recipe)
+        found, mask = find_kept(source, recipe, output.parent, progress)
+        if found["kept"] == 0:
+            raise MissingInputError(f"{name}: holds no {recipe.modality}. A cache is made of those.")
+        if named == sources or found["kept"] >= target:
+            return source, name, found, mask
+        last += math.ceil((target - found["kept"]) * last / found["kept"] * _SPARE)
+
+
+def open_embeddings(inputs: Inputs, output: Path, recipe: CacheRecipe) -> tuple[VectorSource, str]:
+    """Open what a cache is built from, embedding media first; gives it with its name.
+
+    Raises:
+        InputError: a source that cannot be meant, such as an index or a FAISS file.
+    """
+    first = Path(inputs.sources[0])
+    if len(inputs.sources) == 1 and first.exists():
+        if (first / "index.json").is_file():
+            raise InputError(f"{first}: is an index, which serves as a cache as it is: bindsearch cache info {first}")
+        if first.suffix in (".index", ".faiss"):
+            raise InputError(f"{first}: is a FAISS file. Type: bindsearch cache import {first} -o {output}")
+        if (first / "manifest.json").is_file():
+            return EmbeddingStore.open(first), str(first)
+        if layout := layout_of(first):
+            return FeatureSource(first, layout, inputs.space_id, recipe.modality), str(first)
+    return _embedded(inputs, output, recipe)
+
+
+def _embedded(inputs: Inputs, output: Path, recipe: CacheRecipe) -> tuple[VectorSource, str]:
+    """Embed media; an interrupted run goes on, and a source that grew embeds what is new."""
+    from bindsearch.embed import EmbedOptions, run_embed
+
+    if inputs.load is None:
+        raise InputError(f"{inputs.sources[0]}: must be embedded, and no space was given.")
+    folder = inputs.embeddings or output.with_name(output.name + ".embeddings")
+    named = [
+        narrow(each, [recipe.modality]) if maker_of(each) is not None and "#" not in each else each
+        for each in inputs.sources
+    ]
+    space = inputs.load(recipe.space)
+    run_embed(
+        named, folder, space, options=EmbedOptions(workers=inputs.workers), progress=inputs.embed_progress
+    ).check_bad()
+    return EmbeddingStore.open(folder), ", ".join(inputs.sources)
+
+
+def record_of(recipe: CacheRecipe, name: str, found: Mapping[str, int]) -> CacheRecord:
+    """Make the record of a build of what `find_kept` counted."""
+    return CacheRecord(recipe, name, found["seen"], found["repeated"], found["others"], found["kept"])
+
+
+def find_kept(
+    source: VectorSource, recipe: CacheRecipe, folder: Path, progress: Progress = no_progress
+) -> tuple[dict[str, int], NDArray[np.bool_]]:
+    """Find the rows of the modality that repeat no earlier one.
+
+    Args:
+        source: read once, in blocks.
+        recipe: names the modality and what a near duplicate is.
+        folder: for a temporary file of float16 rows; created.
+        progress: told of near duplicates.
+
+    Returns:
+        Counts: seen, repeated, others, kept; and (rows of the source,) bool.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    of_it: list[NDArray[np.bool_]] = [np.empty(0, dtype=bool)]
+    dim = int(source.manifest.dim)
+    with tempfile.TemporaryDirectory(prefix=".cache-", dir=folder) as temporary:
+        path = Path(temporary) / "rows.f16"
+        with path.open("wb") as stream:
+            for _, vectors, table in source.iter_blocks(BLOCK_ROWS):
+                here = np.array([each == recipe.modality for each in table["modality"].to_pylist()], dtype=bool)
+                of_it.append(here)
+                stream.write(np.ascontiguousarray(vectors[here], dtype=np.float16).data)
+        mask = np.concatenate(of_it)
+        seen = int(np.count_nonzero(mask))
+        witness = np.empty(0, dtype=np.int64)
+        if seen:
+            rows: FloatArray = np.memmap(path, dtype=np.float16, mode="r", shape=(seen, dim))
+            witness = find_duplicates(rows, recipe.near_duplicate, progress)
+            del rows
+    places = np.flatnonzero(mask)
+    mask[places[witness >= 0]] = False
+    repeated = int(np.count_nonzero(witness >= 0))
+    counts = {"seen": seen, "repeated": repeated, "others": mask.size - seen, "kept": seen - repeated}
+    return counts, mask

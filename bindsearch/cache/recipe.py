@@ -1,0 +1,131 @@
+"""What a cache is made by, as data, and what it was made of; indexes/visual-cache.json is a recipe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bindsearch.cache.blend import CACHE_SIZE, INVERSE_TEMPERATURE, WEIGHT
+from bindsearch.config import from_json_dict, to_json_dict
+from bindsearch.errors import InputError, MismatchError, MissingInputError
+from bindsearch.index.recipe import Recipe
+from bindsearch.store.files import commit_json
+
+FORMAT = "bindsearch-cache"
+FORMAT_VERSION = 1
+RECORD = "index.cache.json"
+"""Beside index.json: what the cache was made of. An index without it serves as a cache as well."""
+
+
+@dataclass(frozen=True)
+class Enhancement:
+    """The numbers of the blend; see `VisualCache.enhance`."""
+
+    cache_size: int = CACHE_SIZE
+    inverse_temperature: float = INVERSE_TEMPERATURE
+    weight: float = WEIGHT
+
+
+@dataclass(frozen=True)
+class CacheRecipe:
+    """What a cache is made by.
+
+    Attributes:
+        source: what is embedded where nobody names a source. A "{last}" in it is a number that grows until `keep` items
+            stay, as in "world:0..{last}".
+        keep: how many items the cache shall hold; None: all.
+        space: that the source is embedded in.
+        modality: of what is cached.
+        near_duplicate: least cosine at which an item repeats an earlier one and is left out; None: only equal rows.
+        index: what the index is built by.
+        enhancement: what a user of the cache blends with, where nobody says.
+    """
+
+    source: str = ""
+    keep: int | None = None
+    space: str | None = None
+    modality: str = "image"
+    near_duplicate: float | None = 0.999
+    index: Recipe = field(default_factory=lambda: Recipe("faiss-flat"))
+    enhancement: Enhancement = field(default_factory=Enhancement)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be kept.
+
+        Raises:
+            InputError: `keep` below 1, or a growing source without it.
+        """
+        if self.keep is not None and self.keep < 1:
+            raise InputError(f"cache recipe: keep expected at least 1, got {self.keep}.")
+        if "{last}" in self.source and self.keep is None:
+            raise InputError(f"cache recipe: source {self.source!r} grows until `keep` items stay: say how many.")
+
+
+@dataclass(frozen=True)
+class CacheRecord:
+    """What a cache was made of.
+
+    Attributes:
+        recipe: that it was made by.
+        source: what was read, as the caller named it.
+        seen: items of the modality that were looked at.
+        repeated: of these, left out as near duplicates.
+        others: items of other modalities, left out.
+        kept: items that went into the cache.
+    """
+
+    recipe: CacheRecipe
+    source: str
+    seen: int
+    repeated: int
+    others: int
+    kept: int
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+    def save(self, folder: Path) -> None:
+        """Write it beside the index."""
+        commit_json(folder / RECORD, to_json_dict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> CacheRecord | None:
+        """Read what `save` wrote; None where there is none.
+
+        Raises:
+            MismatchError: it is damaged, or of another format.
+        """
+        path = folder / RECORD
+        if not path.is_file():
+            return None
+        try:
+            data: Any = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(data, dict) or (data.get("format"), data.get("format_version")) != (FORMAT, 1):
+                raise InputError(f"{path}: expected format {FORMAT!r} {FORMAT_VERSION}.")
+            return from_json_dict(cls, data, str(path))
+        except ValueError as error:
+            raise MismatchError(f"{path}: cannot be read ({error}). Build the cache again, or delete it.") from error
+
+
+def read_recipe(path: str | Path) -> CacheRecipe:
+    """Read a recipe: "cache" holds the fields of `CacheRecipe`, "recipe" beside it what the index is built by.
+
+    The same file is a recipe of `bindsearch index`.
+
+    Raises:
+        MissingInputError: no such file.
+        InputError: not valid JSON, an unknown field, or a value that cannot be meant.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingInputError(
+            f"{path}: there is no such recipe. One to begin with: indexes/visual-cache.json"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}).") from error
+    if not isinstance(data, dict) or not isinstance(data.get("cache"), dict):
+        raise InputError(f'{path}: expected {{"cache": {{"source": ...}}, "recipe": {{"backend": ...}}}}.')
+    index = {"index": data["recipe"]} if "recipe" in data else {}
+    return from_json_dict(CacheRecipe, {**data["cache"], **index}, str(path))

@@ -1,0 +1,241 @@
+"""`bindsearch cache`: the visual cache, built, looked at, asked, read from and written for others."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bindsearch.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    QuietOption,
+    SpaceOption,
+    make_group,
+    open_space,
+    print_facts,
+    print_json,
+    say,
+)
+from bindsearch.errors import InputError
+from bindsearch.registry import MODALITIES
+
+if TYPE_CHECKING:
+    from bindsearch.cache import VisualCache
+    from bindsearch.cache.recipe import Enhancement
+    from bindsearch.types import FloatArray
+
+cache_app = make_group("The visual cache: embeddings moved towards their nearest cached images.")
+
+CacheArgument = Annotated[Path, typer.Argument(help="Folder of the cache; any index that holds images is one.")]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of the cache, an index.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="What it is made by: indexes/visual-cache.json.")]
+SpaceIdOption = Annotated[str | None, typer.Option(help="Space of the features, where the file doesn't say.")]
+
+
+@cache_app.command("build")
+def cache_build(
+    output: OutputOption,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(help="Images, world:0..1000, embeddings, or features (.npy, .parquet, .h5, clip-retrieval)."),
+    ] = None,
+    recipe: RecipeOption = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="How many images at most, after duplicates.")] = None,
+    near_duplicate: Annotated[
+        float | None, typer.Option(help="Least cosine at which an image repeats an earlier one; 0.98 to 1.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="Index backend, such as faiss-flat.")] = None,
+    row_dtype: Annotated[str | None, typer.Option(help="float32 or float16.")] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="Where images are embedded to; default: beside the cache.")
+    ] = None,
+    space_id: SpaceIdOption = None,
+    space: SpaceOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes; 0 decodes in this one.")] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Build a cache of images without near duplicates; an interrupted run goes on."""
+    from dataclasses import replace
+
+    from bindsearch.cache.build import Inputs, build_cache
+    from bindsearch.cache.recipe import CacheRecipe, read_recipe
+    from bindsearch.config import setting, to_json_dict
+
+    made = read_recipe(recipe) if recipe else CacheRecipe()
+    made = replace(
+        made,
+        keep=keep or made.keep,
+        near_duplicate=near_duplicate if near_duplicate is not None else made.near_duplicate,
+        index=replace(made.index, backend=backend or made.index.backend, row_dtype=row_dtype or made.index.row_dtype),
+    )
+    inputs = Inputs(
+        tuple(sources or ()),
+        embeddings,
+        space_id,
+        lambda name: open_space(space or name, device, dtype, None),
+        not quiet,
+        setting("workers", workers),
+    )
+    record = build_cache(output, inputs, made, force)
+    if as_json:
+        print_json(to_json_dict(record))
+    else:
+        say(
+            f"{output}: {record.kept} images; {record.repeated} of {record.seen} repeated earlier ones, {record.others} "
+            f"items of other modalities left out. Next: bindsearch cache info {output}"
+        )
+
+
+@cache_app.command("info")
+def cache_info(cache: CacheArgument, as_json: JsonOption = False) -> None:
+    """Say what a cache holds, what it was made of, and what memory it takes."""
+    from bindsearch.cache import VisualCache
+
+    print_facts(VisualCache.open(cache).info(), as_json)
+
+
+@cache_app.command("import")
+def cache_import(
+    file: Annotated[Path, typer.Argument(help="FAISS file, such as knn.index; a child process reads it.")],
+    output: OutputOption,
+    space_id: SpaceIdOption = None,
+    recipe: RecipeOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Read a FAISS file of features, such as ImageBind-LLM's knn.index; all rows are kept where no recipe is named."""
+    from bindsearch.cache.foreign import check_type, import_faiss
+    from bindsearch.cache.recipe import read_recipe
+
+    note = check_type(file)[1]
+    record, facts = import_faiss(file, output, space_id, read_recipe(recipe) if recipe else None, force)
+    if note:
+        say(f"note: {file}: {note}")
+    if facts.metric != "inner product":
+        say(f"note: {file}: compares by {facts.metric}; the cache compares by cosine, as the original must.")
+    say(f"{output}: {record.kept} images from an {facts.kind}. Next: bindsearch cache info {output}")
+
+
+@cache_app.command("export")
+def cache_export(
+    cache: CacheArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: knn.index.")],
+    rows: Annotated[str, typer.Option(help="flat (float32) or fp16.")] = "flat",
+) -> None:
+    """Write a FAISS file that the original code reads, and FILE.items.parquet with what each row is."""
+    from bindsearch.cache import VisualCache
+    from bindsearch.cache.foreign import export_faiss
+
+    say(f"wrote {export_faiss(VisualCache.open(cache), output, rows)} rows to {output}")
+
+
+def cache_enhance(
+    cache: CacheArgument,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=".npy file of the moved embeddings.")] = None,
+    vectors: Annotated[Path | None, typer.Option(help=".npy file of embeddings (n, d), each moved by itself.")] = None,
+    cache_size: Annotated[int | None, typer.Option("-k", help="How many neighbours.")] = None,
+    inverse_temperature: Annotated[float | None, typer.Option(help="Sharper weights where it is higher.")] = None,
+    weight: Annotated[float | None, typer.Option(help="Of the neighbours, 0 to 1.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Prove that the neighbours are the nearest.")] = False,
+    space: SpaceOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+    **terms: list[str],
+) -> None:
+    """Move embeddings towards their nearest cached images, and show those and their weights.
+
+    Several terms are mixed as ImageBind-LLM does: by weight (bird.jpg@0.5) over the sum of weights, not normalised.
+    """
+    from bindsearch.cache import VisualCache
+
+    found = VisualCache.open(cache)
+    wanted = [(name, text) for name, texts in terms.items() for text in texts or ()]
+    if bool(wanted) == (vectors is not None):
+        raise InputError("give either --vectors or terms such as --audio waves.wav: what is to be moved?")
+    rows = _read_rows(vectors) if vectors else _mixed(found, wanted, (space, device, dtype))
+    numbers = _numbers(found, cache_size, inverse_temperature, weight)
+    moved = found.enhance(rows, numbers.cache_size, numbers.inverse_temperature, numbers.weight, exact=exact)
+    if output:
+        import numpy as np
+
+        np.save(output, moved, allow_pickle=False)
+        say(f"wrote {moved.shape[0]} embeddings to {output}")
+    shown = found.explain(rows, numbers.cache_size, numbers.inverse_temperature, exact)
+    if as_json:
+        print_json(shown)
+        return
+    for each in shown:
+        typer.echo(f"embedding {each['row']}, moved by {each['features']} (weight {numbers.weight:g})")
+        for one in each["neighbours"]:
+            typer.echo(f"  {one['weight']:.4f}  {one['key']}")
+
+
+def _numbers(
+    cache: VisualCache, cache_size: int | None, inverse_temperature: float | None, weight: float | None
+) -> Enhancement:
+    """Take the numbers of the blend: those given, else those of the cache's recipe."""
+    from bindsearch.cache.recipe import Enhancement
+
+    own = cache.enhancement
+    return Enhancement(
+        min(own.cache_size, len(cache)) if cache_size is None else cache_size,
+        own.inverse_temperature if inverse_temperature is None else inverse_temperature,
+        own.weight if weight is None else weight,
+    )
+
+
+def _read_rows(path: Path) -> FloatArray:
+    import numpy as np
+
+    from bindsearch.errors import MissingInputError
+
+    try:
+        rows: FloatArray = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise MissingInputError(f"--vectors {path}: there is no such file.") from error
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"--vectors {path}: not a .npy file of numbers ({error}).") from error
+    return rows
+
+
+def _mixed(cache: VisualCache, wanted: list[tuple[str, str]], how: tuple[str | None, str | None, str | None]) -> Any:
+    """Embed terms and mix them."""
+    from bindsearch.cache import mix
+    from bindsearch.query import parse_terms
+    from bindsearch.search import Request, build_queries
+
+    specs = parse_terms(wanted)
+    index = cache.index
+    name = how[0] or (index.manifest.space_name if index is not None else None)
+    preset = dict(index.manifest.preset_ids) if index is not None else None
+    requests = [Request((spec,)) for spec in specs]
+    parts = build_queries(requests, index, lambda: open_space(name, how[1], how[2], preset))
+    return mix([part.vector for part in parts], [spec.weight for spec in specs])
+
+
+def _with_terms(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option a modality, in place of **terms."""
+    signature = inspect.signature(function, eval_str=True)
+    plain = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    made = []
+    for name in MODALITIES.built_in:
+        what = "Words" if name == "text" else f"{name} file"
+        option = typer.Option(f"--{name}", help=f"{what}; repeatable; @0.3 at the end is a weight.", show_default=False)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        made.append(inspect.Parameter(name, kind, default=None, annotation=Annotated[list[str], option]))
+    function.__signature__ = signature.replace(parameters=[*plain, *made])  # type: ignore[attr-defined]
+    function.__annotations__ = {each.name: each.annotation for each in (*plain, *made)}
+    return function
+
+
+cache_app.command("enhance")(_with_terms(cache_enhance))

@@ -1,0 +1,283 @@
+"""Building caches, and FAISS files of others: what goes in, what is left out, what the original code reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_store import SPACE, FakeStore
+from safetensors.numpy import load_file
+
+from bindsearch.cache import VisualCache
+from bindsearch.cache.build import Inputs, build_cache
+from bindsearch.cache.foreign import check_type, export_faiss, import_faiss
+from bindsearch.cache.recipe import RECORD, CacheRecipe, CacheRecord, read_recipe
+from bindsearch.cli import run
+from bindsearch.errors import (
+    DecodeError,
+    InputError,
+    MismatchError,
+    MissingInputError,
+    UnknownNameError,
+    UnsupportedError,
+)
+from bindsearch.exchange import export_store
+from bindsearch.index.build import build_index
+from bindsearch.index.recipe import Recipe
+from bindsearch.search import open_index
+
+GOLDEN = Path(__file__).parent / "golden" / "imagebind_llm"
+ROOT = Path(__file__).parent.parent
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def features(n=200, dim=24, copies=20, seed=0):
+    rows = unit(np.random.default_rng(seed).standard_normal((n, dim)))
+    rows[n - copies :] = unit(rows[:copies] + 1e-3 / np.sqrt(dim))
+    return rows
+
+
+def write_faiss(path, rows, kind="Flat", metric="METRIC_INNER_PRODUCT"):
+    import faiss
+
+    index = faiss.index_factory(rows.shape[1], kind, getattr(faiss, metric))
+    index.train(rows)
+    index.add(rows) if "IDMap" not in kind else index.add_with_ids(rows, np.arange(rows.shape[0]) * 3 + 5)
+    faiss.write_index(index, str(path))
+    return path
+
+
+# ---- building --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_file_of_features_keeps_its_precision(tmp_path, dtype):
+    rows = features()
+    np.save(tmp_path / "images.npy", (rows * 7).astype(dtype))
+    record = build_cache(tmp_path / "cache", Inputs((str(tmp_path / "images.npy"),), space_id="toy@0123456789ab"))
+    assert (record.seen, record.repeated, record.others, record.kept) == (200, 20, 0, 180)
+    assert CacheRecord.load(tmp_path / "cache") == record
+    cache = VisualCache.open(tmp_path / "cache")
+    assert cache.index.manifest.space_id == "toy@0123456789ab"
+    np.testing.assert_allclose(cache.rows.rows(cache.rows.ids()), rows[:180], atol=1.5e-7)
+    queries = np.random.default_rng(9).standard_normal((5, 24)).astype(np.float32)
+    plain = VisualCache.of_vectors(rows[:180])
+    np.testing.assert_allclose(cache.enhance(queries), plain.enhance(queries), atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["npy", "parquet", "hdf5", "clip-retrieval"])
+def test_every_layout(tmp_path, layout, real_store):
+    target = tmp_path / {"parquet": "f.parquet", "hdf5": "f.h5"}.get(layout, "f")
+    export_store(real_store, target, layout, modality="image" if layout == "clip-retrieval" else None)
+    record = build_cache(tmp_path / "cache", Inputs((str(target),)), CacheRecipe(near_duplicate=None))
+    direct = build_cache(tmp_path / "direct", Inputs((str(real_store),)), CacheRecipe(near_duplicate=None))
+    assert record.kept == direct.kept > 0
+    assert record.others == (0 if layout == "clip-retrieval" else direct.others)
+    found, expected = VisualCache.open(tmp_path / "cache"), VisualCache.open(tmp_path / "direct")
+    assert found.index.manifest.identity.tower_ids == {} or found.index.manifest.space_id == SPACE
+    queries = np.random.default_rng(2).standard_normal((4, expected.rows.dim)).astype(np.float32)
+    np.testing.assert_allclose(found.enhance(queries, 3), expected.enhance(queries, 3), atol=1e-3)
+
+
+@pytest.fixture
+def real_store(tmp_path):
+    """A store on disk with images, sounds and texts, by way of an import."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from bindsearch.exchange import import_store
+
+    rows = features(60, 16, 0, seed=4)
+    kinds = [("image", "audio", "text")[number % 3] for number in range(60)]
+    values = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 16)
+    table = pa.table({"key": [f"a/{n}" for n in range(60)], "modality": kinds, "embedding": values})
+    pq.write_table(table, tmp_path / "in.parquet")
+    import_store(tmp_path / "in.parquet", tmp_path / "store", space_id=SPACE)
+    return tmp_path / "store"
+
+
+def test_keep_cuts_and_float16_rows(tmp_path):
+    rows = features()
+    np.save(tmp_path / "images.npy", rows)
+    recipe = CacheRecipe(keep=50, index=Recipe("faiss-flat", row_dtype="float16"))
+    record = build_cache(tmp_path / "cache", Inputs((str(tmp_path / "images.npy"),)), recipe)
+    cache = VisualCache.open(tmp_path / "cache")
+    assert record.kept == len(cache) == 50
+    np.testing.assert_array_equal(cache.rows.rows(cache.rows.ids()), rows[:50].astype(np.float16).astype(np.float32))
+
+
+def test_a_world_grows_until_enough_stay(tmp_path):
+    from bindsearch.models.spaces import load_space
+
+    recipe = CacheRecipe(source="world:0..{last}", keep=12, space="bindsearch-mini", near_duplicate=0.98)
+    record = build_cache(tmp_path / "cache", Inputs(load=load_space, workers=0), recipe)
+    assert record.kept == 12
+    assert record.seen >= 12
+    again = build_cache(tmp_path / "cache", Inputs(load=load_space, workers=0), recipe, force=True)
+    assert again == record
+    cache = VisualCache.open(tmp_path / "cache")
+    assert set(cache.index.manifest.modalities) == {"image"}
+
+
+def test_what_cannot_be_built_from_is_refused(tmp_path):
+    rows = features()
+    rows[17, 3] = np.nan
+    np.save(tmp_path / "nan.npy", rows)
+    with pytest.raises(InputError, match=r"nan\.npy: row 17 has the norm nan"):
+        build_cache(tmp_path / "cache", Inputs((str(tmp_path / "nan.npy"),)))
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(MissingInputError, match="nothing to build it from"):
+        build_cache(tmp_path / "cache", Inputs())
+    build_index(FakeStore(30, 16), tmp_path / "index")
+    with pytest.raises(InputError, match="is an index, which serves as a cache as it is"):
+        build_cache(tmp_path / "cache", Inputs((str(tmp_path / "index"),)))
+    with pytest.raises(InputError, match="bindsearch cache import"):
+        path = write_faiss(tmp_path / "knn.index", features())
+        build_cache(tmp_path / "cache", Inputs((str(path),)))
+    np.save(tmp_path / "fine.npy", features())
+    build_cache(tmp_path / "cache", Inputs((str(tmp_path / "fine.npy"),)))
+    with pytest.raises(InputError, match="holds an index already"):
+        build_cache(tmp_path / "cache", Inputs((str(tmp_path / "fine.npy"),)))
+    (tmp_path / "cache" / RECORD).write_text('{"format": "other"}', encoding="utf-8")
+    with pytest.raises(MismatchError, match=r"index\.cache\.json: cannot be read"):
+        CacheRecord.load(tmp_path / "cache")
+
+
+def test_the_recipe_is_data(tmp_path):
+    recipe = read_recipe(ROOT / "indexes" / "visual-cache.json")
+    assert recipe.keep == 3_000_000
+    assert recipe.index == Recipe("ivf-rabitq", "float16")
+    assert recipe.enhancement == CacheRecipe().enhancement
+    assert recipe.near_duplicate == CacheRecipe().near_duplicate
+    (tmp_path / "r.json").write_text('{"cache": {"kept": 3}}', encoding="utf-8")
+    with pytest.raises(InputError, match="unknown field 'kept'"):
+        read_recipe(tmp_path / "r.json")
+    (tmp_path / "r.json").write_text('{"cache": {"source": "world:0..{last}"}}', encoding="utf-8")
+    with pytest.raises(InputError, match="say how many"):
+        read_recipe(tmp_path / "r.json")
+
+
+# ---- FAISS files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", ["flat", "fp16"])
+def test_plain_faiss_reads_what_is_exported_as_the_original_does(tmp_path, rows):
+    """Read by plain FAISS, searched and taken back row by row, blended as the reference does for one query."""
+    import faiss
+
+    golden = load_file(GOLDEN / "cache_grid.safetensors")
+    import_faiss(GOLDEN / "cache_500x64.index", tmp_path / "cache")
+    cache = VisualCache.open(tmp_path / "cache")
+    assert export_faiss(cache, tmp_path / "knn.index", rows) == 500
+    index = faiss.read_index(str(tmp_path / "knn.index"))
+    assert index.ntotal == 500
+    assert index.metric_type == faiss.METRIC_INNER_PRODUCT
+    stored = cache.rows.rows(cache.rows.ids())
+    back = np.stack([index.reconstruct(place) for place in range(500)])
+    if rows == "flat":
+        assert type(index).__name__ == "IndexFlatIP"
+        np.testing.assert_array_equal(back, stored)
+        np.testing.assert_allclose(back, golden["index_vectors"], atol=1.5e-7)
+    else:
+        np.testing.assert_array_equal(back, stored.astype(np.float16).astype(np.float32))
+    tolerance = 5e-6 if rows == "flat" else 2e-3
+    for number, query in enumerate(golden["no_cache"]):
+        sims, places = index.search(query[None], 10)
+        a = np.exp(20 * (sims[0] - sims[0].max()))
+        r = (a / a.sum()) @ np.stack([index.reconstruct(int(place)) for place in places[0]])
+        y = 0.5 * query + 0.5 * r / np.linalg.norm(r)
+        expected = golden["enhanced"][2, 2, 2, number]
+        np.testing.assert_allclose(y / np.linalg.norm(y), expected, atol=tolerance)
+        np.testing.assert_allclose(cache.enhance(query[None])[0], expected, atol=5e-6)
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(tmp_path / "knn.index.items.parquet")
+    assert table["key"].to_pylist()[7] == "cache_500x64.index#7"
+
+
+KINDS = ["Flat", "SQfp16", "SQ8", "HNSW16", "HNSW16_SQfp16", "IVF4,Flat", "IDMap,Flat", "IDMap2,Flat"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_types_that_serve(tmp_path, kind):
+    rows = features(copies=0)
+    path = write_faiss(tmp_path / "knn.index", rows, kind)
+    record, facts = import_faiss(path, tmp_path / "cache", space_id="toy@0123456789ab")
+    assert record.kept == facts.count == 200
+    index = open_index(tmp_path / "cache")
+    labels = np.arange(200) * 3 + 5 if "IDMap" in kind else np.arange(200)
+    back = index.vectors([f"knn.index#{label}" for label in labels])
+    tolerance = {"SQfp16": 6e-4, "HNSW16_SQfp16": 6e-4, "SQ8": 2e-2}.get(kind, 1.5e-7)
+    np.testing.assert_allclose(back, rows, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["PQ4x4", "PCA8,Flat", "RaBitQ", "SQ4", "PQ4x4fs", "IVF4,PQ4x4fs"])
+def test_types_that_cannot_serve_are_refused_by_name(tmp_path, kind):
+    path = write_faiss(tmp_path / "knn.index", features(copies=0), kind)
+    with pytest.raises(UnsupportedError, match=r"is an Index.*(coarse values|ends the process)"):
+        import_faiss(path, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_files_that_are_no_cache_are_refused(tmp_path):
+    rows = features(copies=0)
+    (tmp_path / "text.index").write_bytes(b"this is no index at all, only a line of words")
+    with pytest.raises(DecodeError, match="not a FAISS index"):
+        import_faiss(tmp_path / "text.index", tmp_path / "cache")
+    whole = write_faiss(tmp_path / "whole.index", rows).read_bytes()
+    (tmp_path / "cut.index").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DecodeError):
+        import_faiss(tmp_path / "cut.index", tmp_path / "cache")
+    with pytest.raises(InputError, match=r"row 0 has the norm 3, expected 1"):
+        import_faiss(write_faiss(tmp_path / "long.index", rows * 3), tmp_path / "cache")
+    rows[5] = np.nan
+    with pytest.raises(InputError, match="row 5 has the norm nan"):
+        import_faiss(write_faiss(tmp_path / "nan.index", rows), tmp_path / "cache")
+    with pytest.raises(MissingInputError, match="is empty"):
+        check_type(write_faiss(tmp_path / "empty.index", rows[:0]))
+    with pytest.raises(MissingInputError, match="no such file"):
+        check_type(tmp_path / "nothing.index")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_other_kinds_of_export_are_refused(tmp_path):
+    cache = VisualCache.of_vectors(features())
+    with pytest.raises(UnsupportedError, match="a cache in memory has no items"):
+        export_faiss(cache, tmp_path / "knn.index")
+    with pytest.raises(UnknownNameError, match="pq-fast-scan"):
+        export_faiss(cache, tmp_path / "knn.index", "pq-fast-scan")
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_commands(tmp_path, capsys):
+    np.save(tmp_path / "images.npy", features())
+    cache = str(tmp_path / "cache")
+    assert run(["cache", "build", str(tmp_path / "images.npy"), "-o", cache, "--space-id", "toy@0123456789ab"]) == 0
+    assert "180" in capsys.readouterr().err
+    assert run(["cache", "info", cache, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["images"], facts["repeated"], facts["dim"]) == (180, 20, 24)
+    np.save(tmp_path / "queries.npy", features(7, copies=0, seed=8))
+    out = tmp_path / "moved.npy"
+    assert run(["cache", "enhance", cache, "--vectors", str(tmp_path / "queries.npy"), "-o", str(out), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert len(shown) == 7
+    assert sum(each["weight"] for each in shown[0]["neighbours"]) == pytest.approx(1, abs=1e-4)
+    expected = VisualCache.open(cache).enhance(np.load(tmp_path / "queries.npy"))
+    np.testing.assert_array_equal(np.load(out), expected)
+    assert run(["cache", "export", cache, "-o", str(tmp_path / "knn.index")]) == 0
+    assert run(["cache", "import", str(tmp_path / "knn.index"), "-o", str(tmp_path / "again")]) == 0
+    assert len(VisualCache.open(tmp_path / "again")) == 180
+    capsys.readouterr()
+    assert run(["cache", "enhance", cache, "--vectors", str(tmp_path / "queries.npy"), "-k", "181"]) == 2
+    assert "expected 1 to 180" in capsys.readouterr().err
+    assert run(["cache", "export", cache, "-o", str(tmp_path / "x.index"), "--rows", "pq"]) == 2
+    assert run(["cache", "info", str(tmp_path / "nowhere")]) == 3
+    assert run(["cache", "enhance", cache]) == 2
