@@ -206,9 +206,11 @@ def _write(
     codes, means = fresh("codes.npy", "int8", count, dim), fresh("codes_means.npy", "int8", blocks, dim)
     scales, slacks = fresh("codes_scales.npy", "float32", blocks), fresh("codes_slacks.npy", "float32", count, 1)
     tops = fresh("codes_tops.npy", "float32", blocks, 1)
-    heads = fresh("heads.npy", "int8", count, width) if width else None
-    head_slacks = fresh("heads_slacks.npy", "float32", count, 2) if width else None
-    head_tops = fresh("heads_tops.npy", "float32", blocks, 2) if width else None
+    arrays = [codes, means, scales, slacks, tops]
+    if directions is not None:
+        heads, head_slacks = fresh("heads.npy", "int8", count, width), fresh("heads_slacks.npy", "float32", count, 2)
+        head_tops = fresh("heads_tops.npy", "float32", blocks, 2)
+        arrays += [heads, head_slacks, head_tops]
     longest = longest_head = 0.0
     for start, chunk in _chunks(rows):
         here = slice(start, start + chunk.shape[0])
@@ -225,9 +227,8 @@ def _write(
         tops[there] = np.maximum.reduceat(slacks[here], edges, axis=0)
         if progress is not None:
             progress("codes", here.stop, count)
-    for array in (codes, means, scales, slacks, tops, heads, head_slacks, head_tops):
-        if array is not None:
-            array.flush()
+    for array in arrays:
+        array.flush()
     facts = {"format": FORMAT, "rows": count, "dim": dim, "longest": longest, "head_width": width}
     if directions is not None:
         np.save(folder / "heads_basis.npy", directions.basis, allow_pickle=False)

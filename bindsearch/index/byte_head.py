@@ -13,8 +13,8 @@ With a = Vu as computed, its codes p and step t, and f = a - t p,
 
     <u, x> <= t scale <p, c> + |f| max|y| + |u - V'a| |e| + |a| |Ve|,
 
-which is the form of `byte_table.py`: slacks (|e|, |Ve|), weights (|u - V'a|, |a|), fixed |f| max|y|. Nothing here needs V
-to be orthonormal; only the lengths of the rest are cheaper to bound when it nearly is. With z = Vx,
+which is the form of `byte_table.py`: slacks (|e|, |Ve|), weights (|u - V'a|, |a|), fixed |f| max|y|. Nothing here needs
+V to be orthonormal; only the lengths of the rest are cheaper to bound when it nearly is. With z = Vx,
 
     |e|^2 = |x|^2 - 2<z, y> + |V'y|^2 <= |x|^2 - |z|^2 + |z - y|^2 + eta |y|^2,
     |Ve| = |z - y - (VV' - I)y| <= |z - y| + eta |y|.

@@ -157,8 +157,9 @@ class ByteScan:
         found = []
         for start in range(0, queries.size, GROUP):
             some = queries[start : start + GROUP]
-            likes = multiplier.multiply(self.codes.means, self.full.some(some).packed, some.size)
-            likes = likes * self.codes.full.scales[:, None]
+            likes = self.codes.full.scales[:, None] * multiplier.multiply(
+                self.codes.means, self.full.some(some).packed, some.size
+            )
             liked = np.argpartition(-likes, seeds - 1, axis=0)[:seeds] if seeds < blocks else np.argsort(-likes, axis=0)
             for block in np.unique(liked):
                 who = some[(liked == block).any(axis=0)]
@@ -172,6 +173,8 @@ class ByteScan:
         """Give the k best bounds of a block, and a few more, for each of some queries."""
         rows = self._allowed(block, block + 1)
         asked = self.full.some(queries)
+        if not rows.size:
+            return Found.join([])
         products = multiplier.multiply(_pick(self.codes.full.codes, rows), asked.packed, queries.size)
         count = min(rows.size, self.best.k + _OVERFETCH)
         chosen = np.argpartition(-products, count - 1, axis=0)[:count] if count < rows.size else None
@@ -222,9 +225,7 @@ class ByteScan:
         """Give each pair of a query and a row one number."""
         return found.queries * len(self.codes) + found.rows
 
-    def _round(
-        self, queries: IntArray, asked: tuple[Asked, Asked | None], calls: list[tuple[int, int]]
-    ) -> list[Found]:
+    def _round(self, queries: IntArray, asked: tuple[Asked, Asked | None], calls: list[tuple[int, int]]) -> list[Found]:
         """Scan runs of blocks, on several threads where that pays."""
         bars = self.best.bars[queries]
         workers = min(self.threads, len(calls))
@@ -339,6 +340,8 @@ class _Stretch:
         if not blocks.size:
             return blocks
         rows = np.concatenate([self.allowed(block, block + 1) for block in blocks.tolist()])
+        if not rows.size:
+            return rows
         products = self.multiplier.multiply(_pick(heads.codes, rows), asked.packed, len(asked))
         reach = products * (asked.steps * float(heads.scales[0]))[None, :] + asked.fixed[None, :]
         reach += heads.slacks[rows].astype(np.float64) @ asked.weights.T

@@ -3,10 +3,11 @@
 A table holds m codes a row, a scale a block of rows, and slacks: lengths of what the codes leave out. Every bound here
 has one form,
 
-    product of query and row <= step * scale * N + fixed + weights . slacks,    N = codes of the query . codes of the row,
+    product of query and row <= step * scale * N + fixed + weights . slacks,
+    N = codes of the query . codes of the row,
 
-where N is an exact integer and the four others are numbers of the query (step, fixed, weights) or the row. Which lengths
-they are is said, and proven, by `byte_codes.py` (all columns) and `byte_head.py` (the leading directions).
+where N is an exact integer and the others are numbers of the query (step, fixed, weights) or of the row. Which lengths
+the slacks are is said, and proven, by `byte_codes.py` (all columns) and `byte_head.py` (the leading directions).
 
 The integers come from numkong, which picks its kernel at run time and lets other threads run meanwhile.
 """
