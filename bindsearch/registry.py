@@ -104,6 +104,8 @@ INDEXES: Registry[Any] = Registry(
         "ivf-pq": "bindsearch.index.ivf_codes",
         "ivf-rabitq": "bindsearch.index.ivf_codes",
         "ivf-sq8": "bindsearch.index.ivf_codes",
+        "rabitq": "bindsearch.index.rabitq",
+        "hnsw": "bindsearch.index.hnsw",
     },
     "bindsearch.indexes",
 )

@@ -14,20 +14,20 @@ The codes are those of one backend each: `ivf-pq` (4-bit codes of few columns), 
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 
 from bindsearch.errors import InputError
-from bindsearch.index.base import IndexBackend, Progress, no_progress
+from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.checks import map_array
 from bindsearch.index.faiss_index import load_faiss
 from bindsearch.index.kmeans import assign, default_lists, list_means, train_centroids, unit_or_axis
 from bindsearch.index.list_file import ListLayout
+from bindsearch.index.refined import RefinedIndex, check_numbers, row_selector
 from bindsearch.index.small_products import NearCentroids, score_places, to_int8
 
 if TYPE_CHECKING:
@@ -35,25 +35,20 @@ if TYPE_CHECKING:
     from bindsearch.index.recipe import SearchSettings
     from bindsearch.types import FloatArray, IntArray
 
-LOG = logging.getLogger(__name__)
-
 _BLOCK_ROWS = 8192
 _TRAIN_ROWS = 32768
 
 
-class IvfIndex(IndexBackend):
+class IvfIndex(RefinedIndex):
     """An inverted file over rows sorted by list; see `IndexBackend`.
 
     Numbers of a recipe: nlist (lists; 0: `kmeans.default_lists`), sample (rows a list that k-means sees), rounds.
     Search settings: nprobe (lists looked at), rerank (candidates scored from the rows).
 
     Attributes:
-        build_numbers: numbers of a recipe, with what they are where it names none.
         block_rows: rows that FAISS's kernel for these codes takes together.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"remove", "selector"})
-    exact: ClassVar[bool] = False
     settings: ClassVar[Mapping[str, int]] = {"nprobe": 32, "rerank": 400}
     build_numbers: ClassVar[Mapping[str, int]] = {"nlist": 0, "sample": 48, "rounds": 8}
     block_rows: ClassVar[int] = 32
@@ -101,13 +96,8 @@ class IvfIndex(IndexBackend):
         numbers = check_numbers(cls.name, build, cls.build_numbers)
         faiss = load_faiss()
         rows = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
-        count = rows.shape[0]
-        lists = min(count, numbers["nlist"] or default_lists(count))
-        centroids = train_centroids(rows, lists, numbers["sample"], numbers["rounds"], progress)
-        nearest = assign(rows, centroids, progress)
-        _sort_files(folder, rows, np.argsort(nearest, kind="stable"), progress)
+        sizes = cls._sort_by_list(folder, rows, numbers, progress)
         rows = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
-        sizes = np.bincount(nearest, minlength=lists).astype(np.int64)
         # as float16 from here on: coding and searching must know the same means
         means = list_means(rows, sizes).astype(np.float16)
         np.save(folder / "centroids.npy", means, allow_pickle=False)
@@ -118,14 +108,16 @@ class IvfIndex(IndexBackend):
         layout = ListLayout(sizes, cls._code_bytes(rows.shape[1], codebook), cls.block_rows)
         coder = cls._coder(faiss, rows.shape[1], means.astype(np.float32), codebook)
         with (folder / "lists.bin").open("wb") as stream:
-            for first, last in _groups(sizes):
-                start, end = int(layout.starts[first]), int(layout.starts[last - 1] + sizes[last - 1])
-                block = np.asarray(rows[start:end], dtype=np.float32)
-                for number, codes in zip(
-                    range(first, last), coder(block, np.arange(first, last), sizes[first:last]), strict=True
-                ):
-                    layout.write_list(stream, number, codes)
-                progress("encode", end, count)
+            _write_lists(stream, rows, layout, coder, progress)
+
+    @classmethod
+    def _sort_by_list(cls, folder: Path, rows: Any, numbers: Mapping[str, int], progress: Progress) -> IntArray:
+        """Find lists and bring the rows into their order on disk; gives (lists,) int64 sizes."""
+        lists = min(rows.shape[0], numbers["nlist"] or default_lists(rows.shape[0]))
+        centroids = train_centroids(rows, lists, numbers["sample"], numbers["rounds"], progress)
+        nearest = assign(rows, centroids, progress)
+        _sort_files(folder, rows, np.argsort(nearest, kind="stable"), progress)
+        return np.bincount(nearest, minlength=lists).astype(np.int64)
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -159,50 +151,32 @@ class IvfIndex(IndexBackend):
         """See `IndexBackend.most`: no more lists can be looked at than there are."""
         return max(1, int(self._means.shape[0])) if setting == "nprobe" else super().most(setting)
 
-    def _scan(
-        self, queries: FloatArray, fetch: int, mask: BoolArray | None, settings: SearchSettings
-    ) -> tuple[FloatArray, IntArray]:
-        """See `IndexBackend._scan`."""
-        allowed, lists = self._count(mask), self._near.count
-        wanted = max(settings["rerank"], fetch)
-        if mask is not None and allowed <= wanted:
-            places = np.broadcast_to(np.flatnonzero(mask), (queries.shape[0], allowed))
-        else:
-            # of the rows in the lists looked at, twice as many must be allowed as are to be found
-            probe = min(lists, max(settings["nprobe"], -(-2 * fetch * lists // allowed)))
-            places = self._by_codes(queries, min(wanted, allowed), probe, mask)
-        scores = score_places(self._rows, queries, places)
-        if scores.shape[1] > fetch:
-            top = np.argpartition(scores, scores.shape[1] - fetch, axis=1)[:, -fetch:]
-            scores, places = np.take_along_axis(scores, top, axis=1), np.take_along_axis(places, top, axis=1)
-        ranks = np.argsort(-scores, axis=1, kind="stable")
-        return np.take_along_axis(scores, ranks, axis=1), np.take_along_axis(places, ranks, axis=1)
-
-    def _by_codes(self, queries: FloatArray, count: int, probe: int, mask: BoolArray | None) -> IntArray:
-        """Give the `count` rows of the nearest lists that are best by their codes, (q, count), ascending, -1 first."""
+    def _candidates(
+        self, queries: FloatArray, count: int, mask: BoolArray | None, settings: SearchSettings
+    ) -> IntArray:
+        """See `RefinedIndex._candidates`. More lists than nprobe are looked at where they would hold too few rows."""
         faiss = load_faiss()
+        lists = self._near.count
+        probe = min(lists, max(settings.get("nprobe", 1), -(-2 * count * lists // self._count(mask))))
         near = np.sort(self._near.probe(to_int8(queries, one_scale=False), probe), axis=1)
         bias = score_places(self._means, queries, near)
         asked = np.ascontiguousarray(self._queries_for(queries, self._codebook))
         distances = np.empty((queries.shape[0], count), dtype=np.float32)
         places = np.empty((queries.shape[0], count), dtype=np.int64)
-        bits = None if mask is None else np.packbits(mask, bitorder="little")
-        chosen = None if bits is None else faiss.IDSelectorBitmap(mask.size, faiss.swig_ptr(bits))
+        parameters = self._parameters(faiss, probe)
+        parameters.sel, _bits = row_selector(faiss, mask)
         self._faiss_index.search_preassigned_c(
             *(queries.shape[0], faiss.swig_ptr(asked), count),
             *(faiss.swig_ptr(near), faiss.swig_ptr(bias)),
             *(faiss.swig_ptr(distances), faiss.swig_ptr(places)),
-            *(False, self._parameters(faiss, probe, chosen)),
+            *(False, parameters),
         )
         places.sort(axis=1)
         return places
 
-    def _parameters(self, faiss: Any, probe: int, chosen: Any) -> Any:
+    def _parameters(self, faiss: Any, probe: int) -> Any:
         """Make the parameters of a FAISS search; they belong to one call, so that threads do not meet."""
-        parameters = faiss.SearchParametersIVF(nprobe=probe)
-        if chosen is not None:
-            parameters.sel = chosen
-        return parameters
+        return faiss.SearchParametersIVF(nprobe=probe)
 
 
 class Coder:
@@ -219,18 +193,20 @@ class Coder:
         raise NotImplementedError
 
 
-def check_numbers(backend: str, build: Mapping[str, Any], known: Mapping[str, int]) -> dict[str, int]:
-    """Complete the numbers of a recipe.
-
-    Raises:
-        InputError: one that the backend does not have, or that is no whole number from 0 on.
-    """
-    for name, value in build.items():
-        if name not in known:
-            raise InputError(f"recipe: the backend {backend!r} has {', '.join(known)}; got {name!r}.")
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0 or (value == 0 and known[name]):
-            raise InputError(f"recipe: {name} of {backend!r} expected a whole number from 1 on, got {value!r}.")
-    return {**known, **build}
+def _write_lists(stream: BinaryIO, rows: Any, layout: ListLayout, coder: Coder, progress: Progress) -> None:
+    """Code the rows, a block of whole lists or a piece of a large list at a time, and append all lists."""
+    starts, sizes = layout.starts, layout.sizes
+    for first, last in _groups(sizes):
+        start, end = int(starts[first]), int(starts[last - 1] + sizes[last - 1])
+        # pieces are whole blocks of the kernel, so that their codes follow each other
+        for at in range(start, max(end, start + 1), _BLOCK_ROWS if last - first == 1 else end - start or 1):
+            block = np.asarray(rows[at : min(end, at + _BLOCK_ROWS)], dtype=np.float32)
+            own = sizes[first:last] if last - first > 1 else np.array([block.shape[0]], dtype=np.int64)
+            for number, codes in zip(range(first, last), coder(block, np.arange(first, last), own), strict=True):
+                stream.write(codes)
+                if last - first > 1 or at + _BLOCK_ROWS >= end:
+                    layout.write_places(stream, number)
+        progress("encode", end, rows.shape[0])
 
 
 def _sort_files(folder: Path, rows: Any, order: IntArray, progress: Progress) -> None:

@@ -72,7 +72,7 @@ class IvfPqIndex(IvfIndex):
             coarse, groups * width, means.shape[0], groups, 4, faiss.METRIC_INNER_PRODUCT, cls.block_rows
         )
         faiss.copy_array_to_vector(np.ascontiguousarray(codebook[:, :_CODEWORDS]).ravel(), index.pq.centroids)
-        index.is_trained = True
+        index.is_trained = index.by_residual = True
         return index, (coarse,)
 
 
@@ -109,11 +109,9 @@ class IvfRabitqIndex(IvfIndex):
         index.is_trained = True
         return index, (coarse,)
 
-    def _parameters(self, faiss: Any, probe: int, chosen: Any) -> Any:
+    def _parameters(self, faiss: Any, probe: int) -> Any:
         parameters = faiss.IVFRaBitQSearchParameters()
         parameters.nprobe, parameters.qb = probe, 8
-        if chosen is not None:
-            parameters.sel = chosen
         return parameters
 
 

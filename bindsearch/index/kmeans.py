@@ -45,7 +45,7 @@ def train_centroids(rows: Any, lists: int, rows_per_list: int, rounds: int, prog
     chosen = np.sort(rng.choice(count, size, replace=False))
     sample = np.concatenate([rows[part].astype(np.float16) for part in _split(chosen)])
     codes = np.concatenate([to_int8(part, one_scale=False) for part in _split(sample)])
-    centroids = sample[np.sort(rng.choice(size, lists, replace=False))].astype(np.float32)
+    centroids: FloatArray = sample[np.sort(rng.choice(size, lists, replace=False))].astype(np.float32)
     for turn in range(rounds):
         near = NearCentroids(centroids)
         nearest = np.concatenate(in_threads(near.nearest, _split(codes)))
@@ -94,7 +94,8 @@ def list_means(rows: Any, sizes: IntArray) -> FloatArray:
     numbers = np.repeat(np.arange(sizes.size), sizes)
     for start in range(0, int(ends[-1]), _BLOCK_ROWS):
         _add_sums(sums, rows[start : start + _BLOCK_ROWS], numbers[start : start + _BLOCK_ROWS])
-    return sums / np.maximum(sizes, 1).astype(np.float32)[:, None]
+    sums /= np.maximum(sizes, 1).astype(np.float32)[:, None]
+    return sums
 
 
 def _means(sample: Any, nearest: IntArray, lists: int, rng: np.random.Generator) -> FloatArray:
@@ -116,7 +117,7 @@ def unit_or_axis(vectors: FloatArray) -> FloatArray:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
     units[norms[:, 0] == 0, 0] = 1
-    return units
+    return np.asarray(units, dtype=np.float32)
 
 
 def _add_sums(sums: FloatArray, block: Any, numbers: IntArray) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -37,12 +38,12 @@ class ListLayout:
     code_bytes: int
     block_rows: int
 
-    @property
+    @cached_property
     def capacities(self) -> IntArray:
         """(lists,) int64 rows of each list with what it is filled up by."""
         return -(-self.sizes // self.block_rows) * self.block_rows
 
-    @property
+    @cached_property
     def starts(self) -> IntArray:
         """(lists,) int64 position of the first row of each list."""
         return np.cumsum(self.sizes) - self.sizes
@@ -52,12 +53,11 @@ class ListLayout:
         """Size of the file."""
         return int(self.capacities.sum()) * (self.code_bytes + _ID_BYTES)
 
-    def write_list(self, stream: BinaryIO, number: int, codes: bytes) -> None:
-        """Append a list: its packed codes, capacities[number] * code_bytes bytes, and its positions."""
+    def write_places(self, stream: BinaryIO, number: int) -> None:
+        """Append the positions of a list, after its capacities[number] * code_bytes bytes of packed codes."""
         size, capacity = int(self.sizes[number]), int(self.capacities[number])
         places = np.full(capacity, -1, dtype=np.int64)
         places[:size] = np.arange(size) + int(self.starts[number])
-        stream.write(codes)
         stream.write(places.data)
 
     def open(self, faiss: Any, path: Path) -> Any:

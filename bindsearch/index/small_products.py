@@ -71,13 +71,13 @@ class NearCentroids:
 
     def nearest(self, codes: Int8Array) -> IntArray:
         """Give the nearest centroid of each of (n, d) int8 vectors, (n,) int64."""
-        return np.asarray(self._products(codes, self._packed)).argmax(axis=1)
+        return np.asarray(np.asarray(self._products(codes, self._packed)).argmax(axis=1), dtype=np.int64)
 
     def probe(self, codes: Int8Array, count: int) -> IntArray:
         """Give the `count` nearest centroids of each of (q, d) int8 vectors, (q, count) int64 in no order."""
         products = np.asarray(self._products(codes, self._packed))
         if count >= self.count:
-            return np.broadcast_to(np.arange(self.count, dtype=np.int64), products.shape)
+            return np.ascontiguousarray(np.broadcast_to(np.arange(self.count, dtype=np.int64), products.shape))
         return np.argpartition(products, self.count - count, axis=1)[:, self.count - count :]
 
 

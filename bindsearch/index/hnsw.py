@@ -1,0 +1,93 @@
+"""A graph of near neighbours (HNSW) over a byte a column, its best nodes scored from the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from bindsearch.errors import InputError
+from bindsearch.index.base import Progress, no_progress
+from bindsearch.index.faiss_index import load_faiss
+from bindsearch.index.refined import RefinedIndex, check_numbers, row_selector
+from bindsearch.registry import INDEXES
+
+if TYPE_CHECKING:
+    from bindsearch.index.base import BoolArray
+    from bindsearch.index.recipe import SearchSettings
+    from bindsearch.types import FloatArray, IntArray
+
+_BLOCK_ROWS = 8192
+_TRAIN_ROWS = 32768
+
+
+class HnswIndex(RefinedIndex):
+    """A navigable graph (FAISS's HNSW); see `IndexBackend`. Its file hnsw.faiss is mapped, codes and links included.
+
+    Numbers of a recipe: M (links a node), efConstruction. Search settings: efSearch (nodes kept in sight), rerank.
+    Building is slow and holds codes and links in memory: dim + 8 M bytes a row.
+
+    Source: Malkov and Yashunin, Efficient and robust approximate nearest neighbor search using HNSW graphs, 2018.
+    """
+
+    name: ClassVar[str] = "hnsw"
+    settings: ClassVar[Mapping[str, int]] = {"efSearch": 64, "rerank": 40}
+    build_numbers: ClassVar[Mapping[str, int]] = {"M": 32, "efConstruction": 80}
+
+    def __init__(self, rows: Any, ids: IntArray, order: IntArray | None = None) -> None:
+        """Take over rows; `open` adds the graph."""
+        super().__init__(rows, ids, order)
+        self._graph: Any = None
+
+    @classmethod
+    def build_files(cls, folder: Path, build: Mapping[str, Any], progress: Progress = no_progress) -> None:
+        """Link the rows, a block at a time; see `IndexBackend.build_files`."""
+        numbers = check_numbers(cls.name, build, cls.build_numbers)
+        faiss = load_faiss()
+        rows = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
+        count, dim = rows.shape
+        graph = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, numbers["M"], faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = numbers["efConstruction"]
+        sample = np.linspace(0, count - 1, min(count, _TRAIN_ROWS)).astype(np.int64)
+        graph.train(np.asarray(rows[sample], dtype=np.float32))
+        for start in range(0, count, _BLOCK_ROWS):
+            graph.add(np.asarray(rows[start : start + _BLOCK_ROWS], dtype=np.float32))
+            progress("link", min(start + _BLOCK_ROWS, count), count)
+        faiss.write_index(graph, str(folder / "hnsw.faiss"))
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Map the files; see `IndexBackend.open`.
+
+        The graph's size and checksum were compared with the manifest before: it is a file of ours.
+        """
+        index = super().open(folder)
+        faiss, path = load_faiss(), folder / "hnsw.faiss"
+        path.stat()  # raises FileNotFoundError, FAISS a RuntimeError
+        try:
+            graph = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            raise InputError(f"{path}: not readable as a FAISS index. Build the index again.") from error
+        if not isinstance(graph, faiss.IndexHNSWSQ) or (graph.ntotal, graph.d) != (index.ids.size, index.dim):
+            raise InputError(
+                f"{path}: {type(graph).__name__} of {graph.ntotal} rows of {graph.d} columns, expected an HNSW graph "
+                f"of {index.ids.size} rows of {index.dim}. Build the index again."
+            )
+        index._graph = graph
+        return index
+
+    def _candidates(
+        self, queries: FloatArray, count: int, mask: BoolArray | None, settings: SearchSettings
+    ) -> IntArray:
+        """See `RefinedIndex._candidates`."""
+        faiss = load_faiss()
+        parameters = faiss.SearchParametersHNSW(efSearch=max(settings["efSearch"], count))
+        parameters.sel, _bits = row_selector(faiss, mask)
+        _, places = self._graph.search(np.ascontiguousarray(queries), count, params=parameters)
+        places.sort(axis=1)
+        return np.asarray(places, dtype=np.int64)
+
+
+INDEXES.register(HnswIndex.name, HnswIndex)

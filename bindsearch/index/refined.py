@@ -1,0 +1,90 @@
+"""What approximate backends share: candidates by code or graph, scored from the stored rows."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from bindsearch.errors import InputError
+from bindsearch.index.base import IndexBackend
+from bindsearch.index.small_products import score_places
+
+if TYPE_CHECKING:
+    from bindsearch.index.base import BoolArray
+    from bindsearch.index.recipe import SearchSettings
+    from bindsearch.types import FloatArray, IntArray
+
+
+class RefinedIndex(IndexBackend):
+    """A backend whose candidates are looked up in the rows; see `IndexBackend`.
+
+    Every one has the search setting rerank: how many candidates a query are scored from the rows.
+
+    Attributes:
+        build_numbers: numbers of a recipe, with what they are where it names none.
+    """
+
+    abilities: ClassVar[frozenset[str]] = frozenset({"remove", "selector"})
+    exact: ClassVar[bool] = False
+    settings: ClassVar[Mapping[str, int]] = {"rerank": 400}
+    build_numbers: ClassVar[Mapping[str, int]] = {}
+
+    def _scan(
+        self, queries: FloatArray, fetch: int, mask: BoolArray | None, settings: SearchSettings
+    ) -> tuple[FloatArray, IntArray]:
+        """See `IndexBackend._scan`. Where few rows are allowed, or half of them asked for, all of them are scored."""
+        allowed = self._count(mask)
+        wanted = max(settings["rerank"], fetch)
+        if allowed <= max(wanted, 2 * fetch):
+            every = np.arange(allowed, dtype=np.int64) if mask is None else np.flatnonzero(mask)
+            places = np.broadcast_to(every, (queries.shape[0], allowed))
+        else:
+            places = self._candidates(queries, wanted, mask, settings)
+        scores = score_places(self._rows, queries, places)
+        if scores.shape[1] > fetch:
+            top = np.argpartition(scores, scores.shape[1] - fetch, axis=1)[:, -fetch:]
+            scores, places = np.take_along_axis(scores, top, axis=1), np.take_along_axis(places, top, axis=1)
+        ranks = np.argsort(-scores, axis=1, kind="stable")
+        return np.take_along_axis(scores, ranks, axis=1), np.take_along_axis(places, ranks, axis=1)
+
+    @abstractmethod
+    def _candidates(
+        self, queries: FloatArray, count: int, mask: BoolArray | None, settings: SearchSettings
+    ) -> IntArray:
+        """Propose rows by the files beside them.
+
+        Args:
+            queries: (q, d) float32 unit rows. Not modified.
+            count: how many; fewer than are allowed.
+            mask: (n,) bool of the rows allowed, or None for all. Not modified.
+            settings: a value for each name in `settings` of the class.
+
+        Returns:
+            (q, count) int64 row positions, ascending, -1 for none.
+        """
+
+
+def check_numbers(backend: str, build: Mapping[str, Any], known: Mapping[str, int]) -> dict[str, int]:
+    """Complete the numbers of a recipe; where the backend's own is 0, 0 says that it chooses.
+
+    Raises:
+        InputError: one that the backend does not have, or that is no whole number.
+    """
+    for name, value in build.items():
+        if name not in known:
+            raise InputError(f"recipe: the backend {backend!r} has {', '.join(known) or 'no numbers'}; got {name!r}.")
+        least = 0 if known[name] == 0 else 1
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"recipe: {name} of {backend!r} expected a whole number from {least} on, got {value!r}.")
+    return {**known, **build}
+
+
+def row_selector(faiss: Any, mask: BoolArray | None) -> tuple[Any, Any]:
+    """Make a FAISS selector of rows, and what must live as long as it; (None, None) where all are allowed."""
+    if mask is None:
+        return None, None
+    bits = np.packbits(mask, bitorder="little")
+    return faiss.IDSelectorBitmap(mask.size, faiss.swig_ptr(bits)), bits
