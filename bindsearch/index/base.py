@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from bindsearch.errors import InputError, ShapeError, UnsupportedError
+from bindsearch.errors import InputError, MismatchError, ShapeError, UnsupportedError
 from bindsearch.index.checks import check_ids, map_array, stored_rows, unit_queries
 from bindsearch.index.recipe import ROW_DTYPES, SearchSettings, check_settings
 
@@ -235,7 +235,10 @@ class IndexBackend(ABC):
         count = self._ids.shape[0]
         if count == 0:
             return np.full(ids.shape[0], -1, dtype=np.int64)
-        found = np.searchsorted(self._ids, ids, sorter=self._order)
+        try:
+            found = np.searchsorted(self._ids, ids, sorter=self._order)
+        except ValueError as error:
+            raise MismatchError(f"order.npy: does not sort the ids ({error}). Build the index again.") from error
         rows = np.asarray(self._order[np.minimum(found, count - 1)], dtype=np.int64)
         missing = self._ids[rows] != ids
         if self._alive is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bindsearch.types import FloatArray, IntArray
+
+_HEADER_BYTES = 128
+_BROKEN_HEADER = (ValueError, OSError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError, TokenError)
+"""What numpy raises on the header of a .npy file, which is a Python literal, when bytes of it are altered."""
 
 
 def unit_rows(vectors: Any, what: str, dim: int | None = None) -> FloatArray:
@@ -120,11 +125,12 @@ def map_array(path: Path, dtype: str | tuple[str, ...], axes: int) -> Any:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise
-    except (ValueError, OSError, EOFError) as error:
-        # an array without rows cannot be mapped, only read
+    except _BROKEN_HEADER as error:
         try:
-            array = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError, SyntaxError):
+            if path.stat().st_size > _HEADER_BYTES:
+                raise
+            array = np.load(path, allow_pickle=False)  # without rows: it cannot be mapped, only read
+        except _BROKEN_HEADER:
             raise InputError(f"{path}: truncated or not a .npy file ({error}). Build the index again.") from error
     known = (dtype,) if isinstance(dtype, str) else dtype
     if array.dtype.name not in known or array.ndim != axes or not array.flags.c_contiguous:

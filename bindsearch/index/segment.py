@@ -88,7 +88,10 @@ class Segment:
         if entry.tombstones is not None and entry.tombstones_file is not None:
             removed = folder / "tombstones" / entry.tombstones
             check_file(removed, entry.tombstones_file, payload=True)
-            found = self.index.remove(map_array(removed, "int64", 1))
+            try:
+                found = self.index.remove(map_array(removed, "int64", 1))
+            except MismatchError as error:  # of order.npy
+                raise MismatchError(f"{self.path}/{error}") from error
             if found != entry.removed:
                 raise MismatchError(f"{removed}: removes {found} rows, its manifest says {entry.removed}.")
         self._mapped = _map_bytes(self.path / "items.parquet")

@@ -111,7 +111,7 @@ def _worst_norm(segment: Segment) -> float:
     worst = 0.0
     for _, block in segment.index.blocks():
         wide = block.astype(np.float64)
-        worst = max(worst, float(np.abs(np.sqrt((wide * wide).sum(axis=1)) - 1).max()))
+        worst = float(np.maximum(worst, np.abs(np.sqrt((wide * wide).sum(axis=1)) - 1).max()))  # keeps a NaN
     if not worst <= norm_tolerance(segment.index.row_dtype):  # NaN included
         raise MismatchError(f"{segment.path}/vectors.npy: a row's norm is off by {worst:.1e}, expected 1.")
     return worst
