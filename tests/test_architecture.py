@@ -50,7 +50,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HOMES = {
     "faiss": {"index/faiss_index.py"},
     "typer": {"cli/"},
-    "transformers": set(),
+    "transformers": {"llm/"},
     "open_clip": {"models/open_clip_space.py"},
     "timm": {"models/foreign_stems.py"},
     "sklearn": {"probe/linear.py"},

@@ -1,4 +1,4 @@
-"""LLaMA-Adapter V2's connector: patch tokens become ten visual tokens, which the last layers attend to beside the words.
+"""LLaMA-Adapter V2's connector: patches become ten visual tokens, which the last layers attend to beside the words.
 
 Here the connector reads a sequence of features, (B, L, d), and not one embedding: CLIP's patch tokens, or one token a
 row of the joint space (B, 1, d).
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VisualConfig:
-    """Sizes of the visual path: `dim` of the features, `width` and `heads` of its blocks, how many, and the tokens kept."""
+    """Sizes of the visual path: `dim` of the features, `width`, `depth` and `heads` of the blocks, `tokens` kept."""
 
     dim: int
     width: int
@@ -130,7 +130,7 @@ class AdapterV2Connector(Connector):
         if ours != theirs or self.query_layers > config.num_hidden_layers:
             raise MismatchError(
                 f"This connector was made for a Llama of width {ours[0]}, {ours[1]} layers, {ours[2]} heads; "
-                f"this one has width {theirs[0]}, {theirs[1]} layers, {theirs[2]} heads. Bring the Llama it was made with."
+                f"this one has width {theirs[0]}, {theirs[1]} layers, {theirs[2]} heads. Bring that Llama."
             )
         return AdapterV2Connection(self, llama, lora)
 
@@ -171,7 +171,8 @@ class AdapterV2Connection(Connection):
         proj = self.connector.clip_proj.weight
         visual = self.connector.visual_tokens(embeddings.to(proj.device, proj.dtype))
         rows = self.connector.adapter_query.weight.view(self.connector.query_layers, -1, self.connector.width)
-        keys, values = [], []
+        keys: list[torch.Tensor] = []
+        values: list[torch.Tensor] = []
         for place, learned in enumerate(rows):
             layer = self.first + place
             block = self.llama.model.layers[layer]
@@ -179,23 +180,23 @@ class AdapterV2Connection(Connection):
             tokens = (visual + learned).to(gain.device, gain.dtype)
             for name, into in (("k_proj", keys), ("v_proj", values)):
                 out = base_output(getattr(block.self_attn, name), tokens, self.lora, layer, name)
-                into.append(out.unflatten(2, (-1, block.self_attn.head_dim)).transpose(1, 2))
+                into.append(out.reshape(*out.shape[:2], -1, block.self_attn.head_dim).transpose(1, 2))
         return _Request(keys, values)
 
-    def _take_rotation(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _take_rotation(self, _module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.state is not None:
             self.state.rotation = kwargs["position_embeddings"]
 
-    def _take_query(self, module: nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> None:
+    def _take_query(self, _module: nn.Module, _args: tuple[Any, ...], out: torch.Tensor) -> None:
         if self.state is not None:
             self.state.query = out
 
-    def _add(self, layer: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _add(self, layer: int, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         request: _Request | None = self.state
         if request is None or request.query is None or request.rotation is None:
             return None
         attention = self.llama.model.layers[layer].self_attn
-        query = request.query.unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
+        query = request.query.reshape(*request.query.shape[:2], -1, attention.head_dim).transpose(1, 2)
         cos, sin = (table.unsqueeze(1) for table in request.rotation)
         low, high = query.chunk(2, dim=-1)
         query = query * cos + torch.cat([-high, low], dim=-1) * sin

@@ -78,10 +78,10 @@ class Connection(ABC):
         Raises:
             UnsupportedError: gradient checkpointing is on: it runs layers again in threads where no request is open.
         """
-        if self.llama.training and getattr(self.llama, "is_gradient_checkpointing", False):
+        if self.llama.training and any(getattr(part, "gradient_checkpointing", False) for part in self.llama.modules()):
             raise UnsupportedError(
                 "Gradient checkpointing runs layers again outside the request, without what was injected. "
-                "Switch it off: llama.gradient_checkpointing_disable()"
+                "Switch it off: llama.activation_checkpointing_disable()"
             )
         token = _ACTIVE.set({**(_ACTIVE.get() or {}), id(self): self.prepare(embeddings)})
         try:
@@ -138,6 +138,7 @@ def rows_for(injected: torch.Tensor, rows: int, where: str) -> torch.Tensor:
     Args:
         injected: (B, ...). Not modified.
         rows: of the batch that runs: 1 and B broadcast, a multiple of B repeats each row.
+        where: the connector's name, for messages.
 
     Raises:
         ShapeError: `rows` is no multiple of B.

@@ -111,7 +111,7 @@ class BindConnector(Connector):
         if ours != theirs:
             raise MismatchError(
                 f"This connector was made for a Llama of width {ours[0]}, {ours[1]} layers, {ours[2]} heads; "
-                f"this one has width {theirs[0]}, {theirs[1]} layers, {theirs[2]} heads. Bring the Llama it was made with."
+                f"this one has width {theirs[0]}, {theirs[1]} layers, {theirs[2]} heads. Bring that Llama."
             )
         return BindConnection(self, llama, lora)
 
@@ -141,9 +141,10 @@ class BindConnection(Connection):
         heads = value.reshape(len(token), -1, 1, attention.head_dim)  # (B, key heads, 1, head_dim)
         heads = heads.repeat_interleave(attention.num_key_value_groups, dim=1)
         gate = self.connector.gates[layer].float().tanh().to(gain.device, gain.dtype)
-        return (gate * heads).transpose(1, 2).flatten(2)
+        added: torch.Tensor = gate * heads
+        return added.transpose(1, 2).flatten(2)
 
-    def _add(self, layer: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _add(self, layer: int, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if (deltas := self.state) is None:
             return None
         return (args[0] + rows_for(deltas[layer], len(args[0]), "imagebind-llm"), *args[1:])

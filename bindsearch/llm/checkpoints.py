@@ -92,7 +92,9 @@ def read_adapter(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_torch(path: Path) -> Any:
     if not zipfile.is_zipfile(path):
-        raise WeightsError(f"{path}: no checkpoint in torch's zip format (damaged, cut short, or another kind of file).")
+        raise WeightsError(
+            f"{path}: no checkpoint in torch's zip format (damaged, cut short, or another kind of file)."
+        )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # training checkpoints keep their arguments
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -221,7 +223,9 @@ def adapter_shapes(connector: Connector, lora: LoraTerms | None, llama: LlamaFor
     """List every key of an adapter file with its shape, from the modules themselves.
 
     Args:
-        connector, lora, llama: on any device, also meta. Not modified.
+        connector: on any device, also meta. Not modified.
+        lora: its terms, or None. Not modified.
+        llama: of the adapter's size and phase. Not modified.
     """
     state = llama.state_dict()
     shapes = {
@@ -241,7 +245,6 @@ def config_of(facts: AdapterFacts) -> LlamaConfig:
 
     finetune = facts.phase == "finetune"
     return LlamaConfig(
-        vocab_size=1,
         hidden_size=facts.width,
         intermediate_size=facts.inner or facts.width,
         num_hidden_layers=facts.layers,
@@ -292,6 +295,9 @@ def fill(state: State, connector: Connector, lora: LoraTerms | None, llama: Llam
 
     Args:
         state: checked by `check_state` and `check_fits`. Not modified.
+        connector: as `build_connector` made it. Overwritten.
+        lora: as `build_lora` made it, or None. Overwritten.
+        llama: its norms and biases are overwritten.
     """
     head_dim = llama.config.head_dim
     parts: dict[str, dict[str, torch.Tensor]] = {"connector": {}, "lora": {}, "llama": {}}
@@ -312,7 +318,9 @@ def adapter_state(connector: Connector, lora: LoraTerms | None, llama: LlamaForC
     """Give an adapter in the reference's names and order of rows, as the original code loads it.
 
     Args:
-        connector, lora, llama: as `fill` left them, or trained since. Not modified.
+        connector: as `fill` left it, or trained since. Not modified.
+        lora: likewise; merged terms give the same numbers. Not modified.
+        llama: its norms and biases go out. Not modified.
     """
     out: dict[str, torch.Tensor] = {}
     held = llama.state_dict()
@@ -323,7 +331,9 @@ def adapter_state(connector: Connector, lora: LoraTerms | None, llama: LlamaForC
             name = checkpoint_key(part, key)  # type: ignore[arg-type]
             place = place_of(name)
             turned = place is not None and place.rotary
-            out[name] = (rotary_rows_back(tensor, llama.config.head_dim) if turned else tensor).detach().cpu().contiguous()
+            out[name] = (
+                (rotary_rows_back(tensor, llama.config.head_dim) if turned else tensor).detach().cpu().contiguous()
+            )
     return dict(sorted(out.items()))
 
 
@@ -343,5 +353,3 @@ def save_adapter(path: str | Path, connector: Connector, lora: LoraTerms | None,
         torch.save({"model": state}, path)
     else:
         raise InputError(f"{path}: expected a name that ends in .pth or .safetensors.")
-
-

@@ -76,7 +76,7 @@ def nucleus(logits: torch.Tensor, temperature: float, top_p: float) -> tuple[tor
         top_p: a token stays while the mass before it is <= top_p; the first always stays.
 
     Returns:
-        Probabilities (B, V) float32, falling, 0 outside the nucleus, each row adding up to 1; and their ids (B, V) int64.
+        Probabilities (B, V) float32, falling, 0 outside the nucleus, rows adding up to 1; and their ids (B, V) int64.
 
     Source: golden top_p_filter.
     """
@@ -97,7 +97,7 @@ class _Draw:
         else:
             self.generator.manual_seed(sampling.seed)
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(self, _ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         shares, ids = nucleus(scores, self.sampling.temperature, self.sampling.top_p)
         drawn = ids.gather(1, torch.multinomial(shares, 1, generator=self.generator))
         return torch.full_like(scores, float("-inf")).scatter(1, drawn, 0.0)
@@ -109,7 +109,7 @@ class _Stop:
     def __init__(self) -> None:
         self.event = threading.Event()
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, _scores: Any, **_options: Any) -> torch.Tensor:
         return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
@@ -194,7 +194,7 @@ def stream(
         try:
             generate(connection, embeddings, [prompt], sampling, eos, streamer=_Ids(out), stopping_criteria=[stop])
             out.put(None)
-        except BaseException as error:  # noqa: BLE001 - handed to the reader, who raises it
+        except BaseException as error:  # the reader raises it
             out.put(error)
 
     thread = threading.Thread(target=work, name="bindsearch-answer", daemon=True)

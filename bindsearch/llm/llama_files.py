@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 Layout = Literal["meta", "hf"]
 _CONTEXT = 2048
-_QUANTISED = {"8bit": {"load_in_8bit": True}, "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
+_QUANTISED: dict[str, dict[str, Any]] = {
+    "8bit": {"load_in_8bit": True},
+    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,9 @@ def _hf_weights(folder: Path) -> tuple[Path, ...]:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             missing = [name for name in names if not (folder / name).is_file()]
             if missing:
-                raise MissingInputError(f"{folder}: {index.name} names {', '.join(missing)}: not there. Finish the download.")
+                raise MissingInputError(
+                    f"{folder}: {index.name} names {', '.join(missing)}: not there. Finish the download."
+                )
             return tuple(folder / name for name in names)
         if found := sorted(folder.glob(pattern)):
             return tuple(found)
@@ -112,12 +117,14 @@ def load_llama(
         WeightsError: a damaged file, or keys or shapes that are not the configuration's: listed by name.
         MismatchError: the weights of another kind of model.
     """
-    config = llama_config(files, biases)
+    facts = read_facts(files)
     if quantize is not None:
-        return _quantised(files, config, quantize, dtype, device, attention)
-    raw = _meta_state(files) if files.layout == "meta" else _hf_state(files, config)
+        return _quantised(files, _hf_config(facts, biases), quantize, dtype, device, attention)
     if files.layout == "meta":
-        _complete(config, raw)
+        raw = _meta_state(files, facts)
+        config = _meta_config(files, facts, biases, raw)
+    else:
+        raw, config = _hf_state(files), _hf_config(facts, biases)
     state = {key: tensor.to(device, dtype) for key, tensor in raw.items()}
     llama = empty_llama(config, attention)
     wanted = {key: tuple(tensor.shape) for key, tensor in llama.state_dict().items()}
@@ -152,18 +159,16 @@ def settled(llama: LlamaForCausalLM, device: str) -> LlamaForCausalLM:
     return llama.eval().requires_grad_(False)
 
 
-def llama_config(files: LlamaFiles, biases: bool) -> LlamaConfig:
-    """Read the configuration of either layout.
+def read_facts(files: LlamaFiles) -> dict[str, Any]:
+    """Read params.json or config.json.
 
     Raises:
         MissingExtraError: transformers is not installed.
         MismatchError: not a Llama.
-        WeightsError: a broken or incomplete params.json or config.json.
+        WeightsError: broken or incomplete.
     """
-    try:
-        from transformers import LlamaConfig
-    except ImportError as error:
-        raise MissingExtraError("transformers", "llm", "A language model") from error
+    if importlib.util.find_spec("transformers") is None:
+        raise MissingExtraError("transformers", "llm", "A language model")
     path = files.folder / ("params.json" if files.layout == "meta" else "config.json")
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -172,14 +177,33 @@ def llama_config(files: LlamaFiles, biases: bool) -> LlamaConfig:
     if files.layout == "hf":
         if facts.get("model_type") != "llama":
             raise MismatchError(f"{path}: expected model_type llama, got {facts.get('model_type')!r}. Bring a Llama.")
-        facts = {**facts, "attention_bias": biases, "mlp_bias": biases}
-        return LlamaConfig(**{key: value for key, value in facts.items() if key not in ("architectures", "torch_dtype")})
+        return facts
     missing = [key for key in ("dim", "n_heads", "n_layers") if key not in facts]
     if missing:
         raise WeightsError(f"{path}: no {', '.join(missing)}: not the params.json of a Llama.")
+    return facts
+
+
+def _hf_config(facts: Mapping[str, Any], biases: bool) -> LlamaConfig:
+    from transformers import LlamaConfig
+
+    kept = {key: value for key, value in facts.items() if key not in ("architectures", "torch_dtype", "dtype")}
+    return LlamaConfig(**{**kept, "attention_bias": biases, "mlp_bias": biases})
+
+
+def _meta_config(
+    files: LlamaFiles, facts: Mapping[str, Any], biases: bool, state: Mapping[str, torch.Tensor]
+) -> LlamaConfig:
+    """Make a configuration of params.json and, for the sizes that it leaves open, the shapes of the weights."""
+    from transformers import LlamaConfig
+
+    words, inner = "model.embed_tokens.weight", "model.layers.0.mlp.gate_proj.weight"
+    for key in (words, inner):
+        if key not in state:
+            raise WeightsError(f"{files.folder}: no {key} (in Hugging Face's names) in the weights: cut short.")
     return LlamaConfig(
-        vocab_size=1,  # this and the inner width are read from the tensors: params.json says -1, or nothing
-        intermediate_size=1,
+        vocab_size=state[words].shape[0],
+        intermediate_size=state[inner].shape[0],
         hidden_size=facts["dim"],
         num_hidden_layers=facts["n_layers"],
         num_attention_heads=facts["n_heads"],
@@ -192,19 +216,10 @@ def llama_config(files: LlamaFiles, biases: bool) -> LlamaConfig:
     )
 
 
-def _complete(config: LlamaConfig, state: Mapping[str, torch.Tensor]) -> None:
-    """Set what params.json leaves open from the shapes of the weights."""
-    for key, name in (("model.embed_tokens.weight", "vocab_size"), ("model.layers.0.mlp.gate_proj.weight", "intermediate_size")):
-        if key in state:
-            setattr(config, name, state[key].shape[0])
-
-
-def _meta_state(files: LlamaFiles) -> dict[str, torch.Tensor]:
+def _meta_state(files: LlamaFiles, facts: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Read Meta's files, join the shards of larger models, rename, and turn rotary rows."""
-    params = json.loads((files.folder / "params.json").read_text(encoding="utf-8"))
     shards = [read_checkpoint(path) for path in files.weights]
-    head_dim = params["dim"] // params["n_heads"]
-    return dict(renamed(join_shards(shards), head_dim, str(files.folder)))
+    return dict(renamed(join_shards(shards), facts["dim"] // facts["n_heads"], str(files.folder)))
 
 
 def renamed(state: Mapping[str, torch.Tensor], head_dim: int, where: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -238,7 +253,7 @@ def join_shards(shards: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor
     return joined
 
 
-def _hf_state(files: LlamaFiles, config: LlamaConfig) -> dict[str, torch.Tensor]:
+def _hf_state(files: LlamaFiles) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -268,7 +283,7 @@ def _quantised(
         )
     from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
-    options = {key: value for key, value in _QUANTISED[quantize].items()}
+    options = dict(_QUANTISED[quantize])
     if quantize == "4bit":
         options |= {"bnb_4bit_compute_dtype": dtype, "bnb_4bit_use_double_quant": True}
     llama = LlamaForCausalLM.from_pretrained(
@@ -300,7 +315,7 @@ def linear_sizes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
 
 
 def adapter_terms(config: LlamaConfig, biases: bool) -> set[str]:
-    """Name the Llama's own tensors that an adapter replaces: its norms, and in the finetune phase five biases a layer."""
+    """Name the tensors of a Llama that an adapter replaces: its norms, and after fine-tuning five biases a layer."""
     names = {"model.norm.weight"}
     for layer in range(config.num_hidden_layers):
         prefix = f"model.layers.{layer}"

@@ -100,8 +100,9 @@ class LoraTerms(nn.Module):
             raise UnsupportedError("These LoRA terms are on a Llama already: load the model again.")
 
 
-def _add_branch(branch: LoraBranch, module: nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
-    return out + branch(args[0])
+def _add_branch(branch: LoraBranch, _module: nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
+    beside: torch.Tensor = branch(args[0])
+    return out + beside
 
 
 def base_output(linear: nn.Module, x: torch.Tensor, lora: LoraTerms | None, layer: int, name: str) -> torch.Tensor:
@@ -111,7 +112,8 @@ def base_output(linear: nn.Module, x: torch.Tensor, lora: LoraTerms | None, laye
         linear: of the Llama; quantised or not. Its `forward` runs without its hooks, so a side branch stays out.
         x: (B, D) or (B, L, D). Not modified.
         lora: terms on that Llama; what was merged is subtracted.
-        layer, name: which term.
+        layer: of the linear.
+        name: of the linear: q_proj, k_proj or v_proj.
 
     Returns:
         The same leading shape, with the linear's outputs.
