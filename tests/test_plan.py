@@ -6,11 +6,12 @@ import json
 import logging
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_store import MODALITIES, FakeStore
+from fake_store import MODALITIES, SPACE, FakeStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_store import row, write_generation
@@ -22,11 +23,15 @@ from bindsearch.index.budget import Budget, Cost, format_bytes, format_ms, parse
 from bindsearch.index.build import build_index
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.heldout import held_out
+from bindsearch.index.identity import Identity
+from bindsearch.index.manifest import write_manifest
 from bindsearch.index.rates import Rates
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.sizes import disk_bytes, read_bytes, stored_read_bytes
 from bindsearch.index.tuned import most_demanding, settings_for
+from bindsearch.query import Embedding, Term
 from bindsearch.registry import INDEXES
+from bindsearch.search import SearchIndex
 from bindsearch.store import commit_store
 
 RATES = Rates(product=50.0, stream=20.0, code=100.0)
@@ -413,6 +418,27 @@ def test_bytes_are_forecast_from_the_formats(recipe, clustered, tmp_path):
     said, there = read_bytes(recipe, 3000, 64), stored_read_bytes(folder.manifest)
     assert said is not None and abs(said - there) <= 0.1 * there + 4096
     assert disk_bytes(recipe, 3000, 64) >= said
+
+
+def test_a_query_is_asked_with_the_settings_of_its_modality(clustered, tmp_path, table):
+    store, asked = clustered
+    recipe = APPROXIMATE[0]
+    wish = plan.Wish(queries=(asked,), count=100, recipes=(recipe,))
+    folder = plan.build_planned(store, tmp_path / "index", Budget(0.9), wish)
+    chosen = {"text": {"nprobe": 3, "rerank": 20}, "audio": {"nprobe": 5, "rerank": 60}}
+    tuned = {"k": 10, "settings": {"nprobe": 5, "rerank": 60}, "read_bytes": 1}
+    tuned["modalities"] = {name: {"settings": each} for name, each in chosen.items()}
+    write_manifest(folder.path, replace(folder.manifest, tuned=tuned))
+    index = SearchIndex(IndexFolder.open(folder.path))
+    kinds = [*asked.table["modality"].to_pylist()[:6], "imu"]
+    queries = [
+        Embedding((Term(asked.units[row], 1.0, "q", kind, "q"),), Identity(SPACE))
+        for row, kind in enumerate(kinds)
+    ]
+    hits = index.search_many(queries, k=5)
+    for query, kind, found in zip(queries, kinds, hits, strict=True):
+        assert found.plans[0].steps[0].settings == chosen.get(kind, tuned["settings"])
+        assert [hit.id for hit in index.search(query, k=5)] == [hit.id for hit in found]
 
 
 # ---- the machine's rates ---------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from bindsearch.search.answer import Wanted, answer_arranged, answer_plainly
 from bindsearch.search.arrange import PLAIN, Ranked, Shape
 from bindsearch.search.calibrate import Background, draw_background, load_background, save_background
 from bindsearch.search.centred import Asked, place_queries
+from bindsearch.search.efforts import effort_for, in_groups
 from bindsearch.search.hits import Hits
 from bindsearch.search.keys import find_key, resolve_items
 from bindsearch.search.ranges import best_in_range, iter_range
@@ -169,6 +170,16 @@ class SearchIndex:
             return []
         if shape.after is not None and len(queries) > 1:
             raise InputError("--after goes on with the list of one query; ask for one.")
+        efforts = [effort_for(self.manifest.tuned, query, effort) for query in queries]
+        if any(each != efforts[0] for each in efforts):
+            rest = (k, where, modality, exclude, exclude_self)
+            return in_groups(
+                efforts,
+                lambda rows, own: self.search_many(
+                    [queries[row] for row in rows], *rest, sql=sql, shape=shape, effort=own
+                ),
+            )
+        effort = efforts[0]
         snapshot = self.folder.snapshot
         asked = self._place(snapshot, queries)
         scope = Scope(where, sql, modality, tuple(exclude))
