@@ -120,9 +120,7 @@ def read_recipe(path: str | Path) -> CacheRecipe:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise MissingInputError(
-            f"{path}: there is no such recipe. One to begin with: indexes/visual-cache.json"
-        ) from error
+        raise MissingInputError(f"{path}: no such recipe. One to begin with: indexes/visual-cache.json") from error
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}).") from error
     if not isinstance(data, dict) or not isinstance(data.get("cache"), dict):

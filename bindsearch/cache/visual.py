@@ -159,7 +159,7 @@ class VisualCache:
         """Show which cached images an embedding is moved by; arguments and errors as of `retrieve`.
 
         Returns:
-            One a row of the batch: its number, how many features, the neighbours' ids (as text), keys, sources, weights.
+            One a row of the batch: its number, how many features, the neighbours' id (as text), key, source, weight.
         """
         found = self.retrieve(embeddings, cache_size, inverse_temperature, exact=exact)
         shown = []

@@ -91,8 +91,8 @@ def cache_build(
         print_json(to_json_dict(record))
     else:
         say(
-            f"{output}: {record.kept} images; {record.repeated} of {record.seen} repeated earlier ones, {record.others} "
-            f"items of other modalities left out. Next: bindsearch cache info {output}"
+            f"{output}: {record.kept} images; {record.repeated} of {record.seen} repeated earlier ones; "
+            f"{record.others} items of other modalities left out. Next: bindsearch cache info {output}"
         )
 
 
