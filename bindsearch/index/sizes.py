@@ -14,6 +14,7 @@ import numpy as np
 
 from bindsearch.index.byte_codes import HEAD_FROM_DIM, HEAD_FROM_ROWS, HEAD_WIDTH
 from bindsearch.index.byte_table import BLOCK_ROWS
+from bindsearch.index.hnsw import HnswIndex
 from bindsearch.index.ivf_codes import IvfPqIndex, IvfRabitqIndex, IvfSq8Index
 from bindsearch.index.kmeans import default_lists
 from bindsearch.index.recipe import Recipe
@@ -99,9 +100,21 @@ def _pq_bytes(dim: int, build: Mapping[str, Any]) -> int:
     return -(-dim // (2 * int(build.get("code_columns", IvfPqIndex.build_numbers["code_columns"]))))
 
 
+def _sign_bytes(dim: int, _: Mapping[str, Any]) -> int:
+    return -(-dim // 8) + 8
+
+
+def _graph(rows: int, dim: int, build: Mapping[str, Any]) -> int:
+    """index/hnsw.py: a byte a column; 2 M links a node, M a node and higher level; where they start, and its level."""
+    links = int(build.get("M", HnswIndex.build_numbers["M"]))
+    return rows * (dim + 8 * links + round(4 * links / (links - 1)) + 12) + 8 * dim
+
+
 FORMULAS: dict[str, Formula] = {
     "bytes": _byte_codes,
     "ivf-pq": _lists(_pq_bytes, IvfPqIndex.block_rows, 17),
-    "ivf-rabitq": _lists(lambda dim, _: -(-dim // 8) + 8, IvfRabitqIndex.block_rows, 0),
+    "ivf-rabitq": _lists(_sign_bytes, IvfRabitqIndex.block_rows, 0),
     "ivf-sq8": _lists(lambda dim, _: dim, IvfSq8Index.block_rows, 2),
+    "rabitq": lambda rows, dim, _: _lists(_sign_bytes, IvfRabitqIndex.block_rows, 0)(rows, dim, {"nlist": 1}),
+    "hnsw": _graph,
 }
