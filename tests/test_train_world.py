@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from bindsearch.config import from_json_dict, to_json_dict
 from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError
 from bindsearch.models.bind import build_tower, load_architecture
 from bindsearch.registry import MODALITIES
-from bindsearch.train.binding import embed_rows
+from bindsearch.train.binding import embed_rows, embed_videos
 from bindsearch.train.config import StageConfig, TrainConfig, load_train_config
 from bindsearch.train.measure import accuracy, interval, named_shares, other_hits, pair_figures, top_hits
 from bindsearch.train.pairs import PREPARE, BatchDrawer, TextRows, alike, normalise_clips, normalise_images
-from bindsearch.train.pool import MEL_SCALE, RENDERERS, pool_scenes, render_pool, video_rows
+from bindsearch.train.pool import MEL_SCALE, RENDERERS, frames_rows, pool_scenes, render_pool, video_rows
 from bindsearch.world.scene import sample, split_seeds
 
 TESTS = Path(__file__).parent
@@ -108,12 +109,37 @@ def test_clips_of_the_pool_are_the_frames_that_embed_chooses(mini):
     modality = MODALITIES["video"]
     config = modality.config("default", **numbers)
     seen = np.stack(
-        [modality.preprocess(Media("video", v, "level", float(RATE_FPS)), config)[0] for v in render_videos(scenes, 64)]
+        [modality.preprocess(Media("video", v, "level", float(RATE_FPS)), config) for v in render_videos(scenes, 64)]
     )
-    trained = normalise_clips(video_rows(scenes, numbers), numbers, None).numpy()
-    assert trained.shape == (5, 3, 2, 64, 64) and np.abs(seen - trained).max() < 1e-5
-    moved = normalise_clips(np.repeat(video_rows(scenes, numbers)[:, :1], 2, axis=1), numbers, np.random.default_rng(3))
+    kept = video_rows(scenes, numbers)
+    assert kept.shape == (5, 3, 2, 64, 64, 3) and seen.shape == (5, 3, 3, 2, 64, 64)
+    for clip in range(3):
+        assert np.abs(seen[:, clip] - normalise_clips(kept[:, clip], numbers, None).numpy()).max() < 1e-5
+    first = np.repeat(kept[:, 0, :1], 2, axis=1)
+    moved = normalise_clips(first, numbers, np.random.default_rng(3))
     assert torch.equal(moved[:, :, 0], moved[:, :, 1])  # both frames of a clip are augmented alike
+
+
+def test_frames_of_the_image_tower_are_the_first_and_the_last_of_the_video(mini):
+    from bindsearch.world.video import render_videos
+
+    scenes = sample(split_seeds("test", 3))
+    kept, whole = frames_rows(scenes, mini["numbers"]["video"]), render_videos(scenes, 64)
+    assert np.array_equal(kept, whole[:, [0, -1]])
+
+
+def test_a_video_is_the_mean_of_its_clips():
+    clips = np.arange(2 * 3 * 2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 2, 4, 4, 3)
+    numbers = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    tower = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(96, 5))
+    rows = [
+        F.normalize(tower(normalise_clips(clips[:, clip], numbers, None).bfloat16().float()), dim=1).detach().numpy()
+        for clip in range(3)
+    ]
+    mean = np.mean(rows, axis=0)
+    found = embed_videos(tower, clips, numbers)
+    assert np.abs(found - mean / np.linalg.norm(mean, axis=1, keepdims=True)).max() < 0.02  # bfloat16
+    assert np.abs(np.linalg.norm(found, axis=1) - 1).max() < 1e-6
 
 
 @pytest.mark.parametrize("modality", ["audio", "depth", "thermal", "imu"])
@@ -273,11 +299,11 @@ def check_space(run, towers, folder):
         kept = RENDERERS[modality](scenes, run.numbers[modality])
         tower = towers["vision" if modality in ("image", "video") else modality]
         if modality in ("image", "video"):
-            prepare = normalise_images if modality == "image" else normalise_clips
-            inputs = prepare(kept, run.numbers[modality], None)
+            clips = kept[:, None, None] if modality == "image" else kept
+            wanted = embed_videos(tower, clips, run.numbers[modality])
         else:
             inputs = PREPARE[modality](kept, None)
-        wanted = embed_rows(tower, 3, lambda part, inputs=inputs: inputs[part])
+            wanted = embed_rows(tower, 3, lambda part, inputs=inputs: inputs[part])
         assert ((found * wanted).sum(axis=1) > 0.995).all(), modality  # float16, bfloat16, and the mp4's loss
 
 

@@ -78,7 +78,7 @@ def finished_towers(run: Run, stage: StageConfig, trained: dict[str, Tower]) -> 
     towers: dict[str, Any] = {name: build_tower(run.architecture, name, seed=run.config.seed) for name in names}
     if stage.naming:
         towers[NAMING] = Naming(run.architecture.dim, run.config.seed)
-    expected = stage_id(stage, run.config.seed, dict(towers), bound_to(stage, trained))
+    expected = stage_id(stage, run.config.seed, dict(towers), bound_to(run, stage, trained))
     if finished_notes(path, expected, stage.steps) is None:
         return None
     load_checkpoint(path, dict(towers), None, expected)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bindsearch.config import content_hash
 from bindsearch.errors import InputError, UnknownNameError, UnsupportedError
 from bindsearch.models.bind import ArchitectureConfig, Tower, build_tower
 from bindsearch.train.checkpoint import hash_weights
@@ -44,6 +45,16 @@ def embed_rows(tower: nn.Module, count: int, make: Callable[[slice], Tensor], ba
     return torch.cat(parts).numpy()
 
 
+def embed_videos(tower: nn.Module, clips: NDArray[np.uint8], numbers: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Embed videos as `embed` does: (n, S, T, H, W, 3) levels -> (n, d), the unit mean of the clips' unit rows."""
+    count, per_video = clips.shape[:2]
+    rows = [
+        embed_rows(tower, count, lambda part, clip=clip: normalise_clips(clips[part, clip], numbers, None))  # type: ignore[misc]
+        for clip in range(per_video)
+    ]
+    return F.normalize(torch.from_numpy(np.mean(rows, axis=0)), dim=1).numpy()
+
+
 @dataclass(frozen=True)
 class Run:
     """What all stages of a run share.
@@ -71,8 +82,8 @@ class Run:
 
     def rows(self, modality: str, stage: StageConfig, first: int, count: int) -> NDArray[Any]:
         """Render, or read, a span of the training scenes in one modality."""
-        span = (first, count)
-        return render_pool(modality, self.pool_folder, span, stage.partial, self.numbers[modality], self.workers)
+        span, numbers = (first, count), self.numbers["video" if modality == "frames" else modality]
+        return render_pool(modality, self.pool_folder, span, stage.partial, numbers, self.workers)
 
     @property
     def times(self) -> tuple[float, int, int]:
@@ -105,11 +116,13 @@ class Validation:
 
     def measure(self, towers: Mapping[str, nn.Module]) -> dict[str, float]:
         """Give top-1 accuracies of every pair, flat by name."""
-        rows = {
-            kind: embed_rows(towers[ROWS_OF.get(kind, kind)], len(self.scenes), self._inputs(kind))
-            for kind in self.kept
-        }
+        rows = {kind: self._embed(towers[ROWS_OF.get(kind, kind)], kind) for kind in self.kept}
         return pair_figures(self.scenes, rows, self.pairs)
+
+    def _embed(self, tower: nn.Module, kind: str) -> NDArray[np.float32]:
+        if kind == "video":
+            return embed_videos(tower, self.kept[kind], self.numbers["video"])
+        return embed_rows(tower, len(self.scenes), self._inputs(kind))
 
     def _inputs(self, kind: str) -> Callable[[slice], Tensor]:
         kept = self.kept[kind]
@@ -117,8 +130,6 @@ class Validation:
             return lambda part: kept[part]
         if kind == "image":
             return lambda part: normalise_images(kept[part], self.numbers["image"], None)
-        if kind == "video":
-            return lambda part: normalise_clips(kept[part], self.numbers["video"], None)
         return lambda part: PREPARE[kind](kept[part], None)
 
 
@@ -139,7 +150,7 @@ def text_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -
         towers[NAMING] = naming
     scenes = pool_scenes(stage.first_scene, stage.pool + stage.clips, stage.partial)
     stills = run.rows("image", stage, stage.first_scene, stage.pool)
-    clips = run.rows("video", stage, stage.first_scene + stage.pool, stage.clips) if stage.clips else None
+    clips = run.rows("frames", stage, stage.first_scene + stage.pool, stage.clips) if stage.clips else None
     moving = round(stage.batch * stage.video_share)
     draw_stills = BatchDrawer(scenes.rows(slice(0, stage.pool)), stage, stage.batch - moving)
     draw_clips = BatchDrawer(scenes.rows(slice(stage.pool, None)), stage, moving) if moving else None
@@ -174,7 +185,7 @@ def bound_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) 
 
     Args:
         run: the run.
-        stage: its numbers; the anchor is a still, or a clip of two frames.
+        stage: its numbers; the anchor is a still, or a video.
         trained: vision, and text for the figures. Not modified.
     """
     modality = stage.modality
@@ -182,9 +193,12 @@ def bound_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) 
     scenes = pool_scenes(stage.first_scene, stage.pool, stage.partial)
     pixels = run.rows(stage.anchor, stage, stage.first_scene, stage.pool)
     kept = run.rows(modality, stage, stage.first_scene, stage.pool)
-    normalise, numbers = (normalise_images if stage.anchor == "image" else normalise_clips), run.numbers[stage.anchor]
-    seen_by = trained["vision"]
-    anchors = torch.from_numpy(embed_rows(seen_by, len(scenes), lambda part: normalise(pixels[part], numbers, None)))
+    numbers = run.numbers[stage.anchor]
+    if stage.anchor == "video":
+        seen = embed_videos(trained["vision"], pixels, numbers)
+    else:
+        seen = embed_rows(trained["vision"], len(scenes), lambda part: normalise_images(pixels[part], numbers, None))
+    anchors = torch.from_numpy(seen)
     drawer = BatchDrawer(scenes, stage, stage.batch)
 
     def draw(rng: np.random.Generator) -> Batch:
@@ -193,17 +207,20 @@ def bound_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) 
         fits = _tensor(alike(scenes.rows(which), stage.alike))
         return Batch(len(which), lambda part: fixed[part], lambda part: tower(inputs[part]), fits)
 
-    seen = ("video",) if stage.anchor == "video" else ("image",)
-    pairs = tuple((asked, found) for kind in (*seen, "text") for asked, found in ((modality, kind), (kind, modality)))
-    validation = Validation(run, (*seen, "text", modality), pairs)
+    kinds = (stage.anchor, "text")
+    pairs = tuple((asked, found) for kind in kinds for asked, found in ((modality, kind), (kind, modality)))
+    validation = Validation(run, (*kinds, modality), pairs)
     measured = {**trained, modality: tower}
-    data = bound_to(stage, trained)
+    data = bound_to(run, stage, trained)
     return _stage(run, stage, {modality: tower}, draw, lambda: validation.measure(measured), data)
 
 
-def bound_to(stage: StageConfig, trained: Mapping[str, nn.Module]) -> str:
-    """Name the image tower that a stage binds to, by its weights; "" for a stage that trains it."""
-    return "" if stage.train_anchor else f"vision@{hash_weights(trained['vision'])}"
+def bound_to(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -> str:
+    """Name the image tower that a stage binds to, by its weights, and how it sees videos; "" if the stage trains it."""
+    if stage.train_anchor:
+        return ""
+    clips = f" video@{content_hash(dict(run.numbers['video']), 8)}" if stage.anchor == "video" else ""
+    return f"vision@{hash_weights(trained['vision'])}{clips}"
 
 
 def build_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -> Stage:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bindsearch.config import content_hash
 from bindsearch.registry import MODALITIES
+from bindsearch.world.motion import CLIP_S
 from bindsearch.world.scene import Scenes, sample, split_seeds
 
 SHARD = 2000
@@ -29,15 +30,26 @@ def image_rows(scenes: Scenes, numbers: Mapping[str, Any]) -> NDArray[np.uint8]:
     return render_images(scenes, int(numbers["size_px"]))
 
 
+def frames_rows(scenes: Scenes, numbers: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Render the first and the last of T frames spread over a whole video, (n, T, H, W, 3) uint8.
+
+    The image tower is trained on these; `embed` looks at shorter clips, several a video (docs/adr/0085).
+    """
+    whole = {**numbers, "clips": 1, "clip_s": CLIP_S}
+    return video_rows(scenes, whole)[:, 0]
+
+
 def video_rows(scenes: Scenes, numbers: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Render the frames of the first clip that `embed` would look at, (n, T, H, W, 3) uint8."""
+    """Render the frames of the clips that `embed` looks at, (n, S, T, H, W, 3) uint8."""
     from bindsearch.modalities.video import clip_frames
-    from bindsearch.world.motion import CLIP_S
     from bindsearch.world.video import RATE_FPS, render_videos
 
     config = MODALITIES["video"].config("default", **numbers)
-    _, picked = clip_frames(round(CLIP_S * RATE_FPS), float(RATE_FPS), config)[0]
-    return render_videos(scenes, config.size_px, [frame / RATE_FPS for frame in picked])
+    clips = [picked for _, picked in clip_frames(round(CLIP_S * RATE_FPS), float(RATE_FPS), config)]
+    shown = sorted({frame for picked in clips for frame in picked})
+    frames = render_videos(scenes, config.size_px, [frame / RATE_FPS for frame in shown])
+    kept: NDArray[np.uint8] = frames[:, [[shown.index(frame) for frame in picked] for picked in clips]]
+    return kept
 
 
 def file_rows(modality: str, scenes: Scenes, numbers: Mapping[str, Any]) -> NDArray[np.float32]:
@@ -64,13 +76,14 @@ def _half_rows(modality: str) -> Renderer:
 
 RENDERERS: dict[str, Renderer] = {
     "image": image_rows,
+    "frames": frames_rows,
     "video": video_rows,
     "audio": audio_rows,
     "depth": _half_rows("depth"),
     "thermal": _half_rows("thermal"),
     "imu": _half_rows("imu"),
 }
-"""Rows as they are kept: image (H, W, 3) and video (T, H, W, 3) uint8 levels, audio (M, T) int8; depth and thermal
+"""Rows as they are kept: image (H, W, 3), frames (T, H, W, 3) and video (S, T, H, W, 3) uint8 levels, audio (M, T) int8; depth and thermal
 (1, H, W) and imu (6, T) float16 as their towers take them."""
 
 
