@@ -186,7 +186,7 @@ class Coder:
         """Give the packed codes of each list.
 
         Args:
-            block: (m, d) float32 rows of whole lists, in their order. May be overwritten.
+            block: (m, d) float32 rows of whole lists, in their order. Not modified.
             numbers: (g,) int64 of the lists.
             sizes: (g,) int64 rows of each; their sum is m.
         """
@@ -241,6 +241,4 @@ def _residuals(rows: Any, means: Any, sizes: IntArray) -> FloatArray:
     """Sample what rows differ by from the mean of their list: (m, d) float32, evenly over all lists."""
     numbers = np.repeat(np.arange(sizes.size), sizes)
     chosen = np.linspace(0, rows.shape[0] - 1, min(_TRAIN_ROWS, rows.shape[0])).astype(np.int64)
-    found = np.asarray(rows[chosen], dtype=np.float32)
-    found -= means[numbers[chosen]]
-    return found
+    return np.asarray(rows[chosen], dtype=np.float32) - means[numbers[chosen]].astype(np.float32)

@@ -156,8 +156,7 @@ class _Sq8Coder(Coder):
 
     def __call__(self, block: FloatArray, numbers: IntArray, sizes: IntArray) -> Iterator[bytes]:
         """See `Coder`."""
-        block -= np.repeat(self._means[numbers], sizes, axis=0)
-        codes = self._quantizer.compute_codes(block)
+        codes = self._quantizer.compute_codes(block - np.repeat(self._means[numbers], sizes, axis=0))
         start = 0
         for size in sizes.tolist():
             yield codes[start : start + size].tobytes()

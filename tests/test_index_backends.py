@@ -1,0 +1,345 @@
+"""Every approximate index backend against the exact one: what it finds, and that what it gives is true."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from fake_store import FakeStore
+from test_index_formats import write_index
+
+from bindsearch.errors import InputError, UnsupportedError
+from bindsearch.index import ivf, kmeans, small_products
+from bindsearch.index.base import no_progress
+from bindsearch.index.list_file import ListLayout
+from bindsearch.index.recipe import Recipe
+from bindsearch.registry import INDEXES
+
+DIM, ROWS = 64, 6000
+FLOORS = {
+    "ivf-pq": ({"nprobe": 4, "rerank": 20}, 0.82),
+    "ivf-rabitq": ({"nprobe": 4, "rerank": 20}, 0.92),
+    "ivf-sq8": ({"nprobe": 4, "rerank": 12}, 0.94),
+    "rabitq": ({"rerank": 20}, 0.84),
+    "hnsw": ({"efSearch": 10, "rerank": 10}, 0.98),
+}
+"""Backend -> settings that look at little, and the overlap_at_10 that they must reach on the data below: what was
+measured, rounded down to the next 0.02."""
+APPROXIMATE = tuple(FLOORS)
+
+
+def clustered(seed: int, n: int, d: int = DIM) -> np.ndarray:
+    """Rows in 60 clusters of 8 dimensions seen through tanh, with noise in every column and a common mean."""
+    law = np.random.default_rng(99)
+    centres, layer, mean = law.standard_normal((60, 8)), law.standard_normal((8, d)), 0.3 * law.standard_normal(d)
+    rng = np.random.default_rng(seed)
+    points = 1.5 * centres[rng.integers(0, 60, n)] + 0.6 * rng.standard_normal((n, 8))
+    return (np.tanh(0.4 * points @ layer) + mean + 0.25 * rng.standard_normal((n, d))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(5)
+    return rng.choice(2**62, ROWS, replace=False).astype(np.int64), clustered(0, ROWS), clustered(1, 100)
+
+
+@pytest.fixture(scope="module", params=[(name, dtype) for name in APPROXIMATE for dtype in ("float16", "float32")])
+def built(request, data):
+    name, dtype = request.param
+    ids, rows, queries = data
+    return name, INDEXES[name].build(ids, rows, dtype), INDEXES["flat"].build(ids, rows, dtype), queries
+
+
+def overlap(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.mean([np.isin(e, f).mean() for f, e in zip(found, expected, strict=True)]))
+
+
+def everything(index) -> dict[str, int]:
+    """Settings that leave nothing out."""
+    return dict.fromkeys(index.settings, ROWS)
+
+
+def test_every_approximate_backend_is_tested_here():
+    assert {name for name in INDEXES if name != "svs" and not INDEXES[name].exact} == set(APPROXIMATE)
+
+
+def test_it_finds_most_of_the_true_answers(built):
+    name, index, flat, queries = built
+    settings, floor = FLOORS[name]
+    found, truth = index.search(queries, 10, settings=settings), flat.search(queries, 10)
+    assert overlap(found[1], truth[1]) >= floor
+    # what it misses it misses for want of looking
+    assert overlap(index.search(queries, 10, settings=everything(index))[1], truth[1]) == 1.0
+
+
+def test_the_scores_it_gives_are_the_true_ones(built):
+    name, index, flat, queries = built
+    scores, ids = index.search(queries, 10, settings=FLOORS[name][0])
+    for row in range(0, 100, 9):
+        own_scores, own_ids = flat.search(queries[row : row + 1], 10, ids[row])
+        np.testing.assert_array_equal(scores[row], own_scores[0])
+        np.testing.assert_array_equal(ids[row], own_ids[0])
+
+
+def test_a_batch_answers_as_its_queries_one_by_one(built):
+    name, index, _, queries = built
+    scores, ids = index.search(queries, 10, settings=FLOORS[name][0])
+    for row in range(0, 100, 11):
+        one = index.search(queries[row : row + 1], 10, settings=FLOORS[name][0])
+        np.testing.assert_array_equal(one[1][0], ids[row])
+        np.testing.assert_array_equal(one[0][0], scores[row])
+
+
+def test_exact_search_is_exact_over_any_backend(built):
+    _, index, flat, queries = built
+    scores, ids, report = index.search_exact(queries, 20)
+    truth = flat.search(queries, 20)
+    np.testing.assert_array_equal(scores, truth[0])
+    np.testing.assert_array_equal(ids, truth[1])
+    assert report.rows_scanned >= ROWS
+
+
+@pytest.mark.parametrize("share", [0.002, 0.1, 0.7])
+def test_a_selector_lets_no_other_row_through(built, share):
+    name, index, flat, queries = built
+    allowed = np.random.default_rng(3).random(ROWS) < share
+    ids = index.ids[allowed]
+    mask = allowed[np.argsort(np.argsort(np.arange(ROWS)))]
+    for selector in (ids, mask):
+        found = index.search(queries, 10, selector, FLOORS[name][0])
+        assert np.isin(found[1][found[1] >= 0], ids).all()
+        assert (found[1] >= 0).sum() == queries.shape[0] * min(10, ids.size)
+        truth = flat.search(queries, 10, ids)
+        # few allowed rows are all scored
+        assert overlap(found[1], truth[1]) == 1.0 if ids.size <= 40 else overlap(found[1], truth[1]) >= 0.85
+
+
+def test_more_answers_than_rows(built):
+    name, index, flat, queries = built
+    scores, ids = index.search(queries[:2], ROWS + 7, settings=FLOORS[name][0])
+    truth = flat.search(queries[:2], ROWS + 7)
+    np.testing.assert_array_equal(scores, truth[0])
+    np.testing.assert_array_equal(ids, truth[1])
+    assert (ids[:, ROWS:] == -1).all()
+
+
+def test_searching_from_many_threads_gives_the_same(built):
+    name, index, _, queries = built
+    expected = index.search(queries, 10, settings=FLOORS[name][0])
+    wrong = []
+
+    def ask(turn):
+        part = slice(turn * 7, turn * 7 + 30)
+        for _ in range(4):
+            found = index.search(queries[part], 10, settings=FLOORS[name][0])
+            if not (np.array_equal(found[1], expected[1][part]) and np.array_equal(found[0], expected[0][part])):
+                wrong.append(turn)
+
+    threads = [threading.Thread(target=ask, args=(turn,)) for turn in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.fixture(params=APPROXIMATE)
+def backend(request):
+    return INDEXES[request.param]
+
+
+@pytest.mark.parametrize(("n", "d"), [(1, 16), (2, 3), (5, 1), (33, 7), (100, 130)])
+def test_few_rows_and_any_number_of_columns(backend, n, d):
+    rows = clustered(n, n, d)
+    ids = np.arange(n, dtype=np.int64)[::-1] * 3
+    index, flat = backend.build(ids, rows, "float16"), INDEXES["flat"].build(ids, rows, "float16")
+    queries = clustered(n + 1, 4, d)
+    found, truth = index.search(queries, n + 1), flat.search(queries, n + 1)
+    np.testing.assert_array_equal(found[0], truth[0])
+    np.testing.assert_array_equal(found[1], truth[1])
+
+
+def test_an_index_without_rows_answers_nothing(backend):
+    index = backend.build(np.empty(0, dtype=np.int64), np.empty((0, 8), dtype=np.float32))
+    assert (index.search(clustered(1, 2, 8), 3)[1] == -1).all()
+
+
+def test_the_order_of_rows_does_not_matter(backend, data):
+    ids, rows, queries = data
+    other = np.random.default_rng(2).permutation(900)
+    left = backend.build(ids[:900], rows[:900])
+    right = backend.build(ids[:900][other], rows[:900][other])
+    answers = [index.search(queries, 10, settings=everything(index)) for index in (left, right)]
+    np.testing.assert_array_equal(answers[0][0], answers[1][0])
+    np.testing.assert_array_equal(answers[0][1], answers[1][1])
+
+
+def test_saved_and_opened_it_answers_the_same_and_removed_rows_are_gone(backend, data, tmp_path):
+    ids, rows, queries = data
+    index = backend.build(ids[:2000], rows[:2000], "float16")
+    index.save(tmp_path / "x")
+    opened = backend.open(tmp_path / "x")
+    for left, right in zip(index.search(queries, 10), opened.search(queries, 10), strict=True):
+        np.testing.assert_array_equal(left, right)
+    gone = opened.search(queries, 3)[1].ravel()
+    assert opened.remove(gone) == np.unique(gone).size
+    again = opened.search(queries, 10)[1]
+    assert not np.isin(again, gone).any()
+    assert (again >= 0).all()
+    opened.save(tmp_path / "y")
+    assert backend.open(tmp_path / "y").ids.size == 2000 - np.unique(gone).size
+    with pytest.raises(UnsupportedError, match="cannot add"):
+        opened.add(ids[:1], rows[:1])
+
+
+def test_a_recipes_number_that_the_backend_does_not_have_is_refused(backend, data):
+    ids, rows, _ = data
+    with pytest.raises(InputError, match=f"'{backend.name}' has .*got 'wings'"):
+        backend.build(ids[:50], rows[:50], build={"wings": 2})
+    for name in backend.build_numbers:
+        with pytest.raises(InputError, match=f"{name} of '{backend.name}' expected a whole number"):
+            backend.build(ids[:50], rows[:50], build={name: -1})
+
+
+def test_a_segment_of_it_verifies_and_keeps_items_and_rows_together(backend, tmp_path):
+    store = FakeStore(n=400, dim=32)
+    snapshot = write_index(tmp_path / "index", store, Recipe(backend.name, row_dtype="float16"))
+    assert snapshot.manifest.format_version == 3
+    assert snapshot.verify()["status"] == "ok"
+    _, ids = snapshot.search(store.vectors, 1, settings=dict.fromkeys(backend.settings, 400))
+    np.testing.assert_array_equal(ids[:, 0], store.ids)
+    keys = snapshot.table(ids[:, 0], ["key"])["key"].to_pylist()
+    assert keys == store.table["key"].to_pylist()
+
+
+def _ask(folder, name, queries, out):
+    out.put(INDEXES[name].open(folder).search(queries, 5))
+
+
+def test_a_spawned_process_opens_the_same_files(backend, data, tmp_path):
+    ids, rows, queries = data
+    index = backend.build(ids[:500], rows[:500])
+    index.save(tmp_path / "x")
+    context = multiprocessing.get_context("spawn")
+    out = context.Queue()
+    process = context.Process(target=_ask, args=(tmp_path / "x", backend.name, queries[:5], out))
+    process.start()
+    found = out.get(timeout=120)
+    process.join()
+    for left, right in zip(found, index.search(queries[:5], 5), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+# ---- files that are not as they were written -------------------------------------------------------------------------
+
+
+def test_a_truncated_file_is_refused(backend, data, tmp_path):
+    ids, rows, _ = data
+    backend.build(ids[:300], rows[:300]).save(tmp_path)
+    own = [path for path in sorted(tmp_path.iterdir()) if path.name not in ("ids.npy", "order.npy", "table_rows.npy")]
+    assert len(own) >= 2
+    for path in own:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-32])
+        with pytest.raises(InputError, match=path.name):
+            backend.open(tmp_path)
+        path.write_bytes(whole)
+    assert backend.open(tmp_path).ids.size == 300
+
+
+def test_lists_that_do_not_add_up_are_refused(data, tmp_path):
+    ids, rows, _ = data
+    INDEXES["ivf-pq"].build(ids[:300], rows[:300]).save(tmp_path)
+    sizes = np.load(tmp_path / "list_sizes.npy")
+    for wrong in (sizes[:-1], sizes + 1, -sizes):
+        np.save(tmp_path / "list_sizes.npy", wrong)
+        with pytest.raises(InputError, match=r"centroids of shape .* expected"):
+            INDEXES["ivf-pq"].open(tmp_path)
+    sizes[[0, 1]] += [64, -64]
+    np.save(tmp_path / "list_sizes.npy", np.abs(sizes))
+    with pytest.raises(InputError):
+        INDEXES["ivf-pq"].open(tmp_path)
+
+
+# ---- the parts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ivf-pq", "ivf-rabitq", "ivf-sq8", "rabitq"])
+def test_lists_written_in_pieces_are_the_same_bytes(monkeypatch, data, tmp_path, name):
+    ids, rows, _ = data
+    build = {"nlist": 3} if "nlist" in INDEXES[name].build_numbers else {}
+    INDEXES[name].build(ids[:1000], rows[:1000], build=build).save(tmp_path / "whole")
+    monkeypatch.setattr(ivf, "_BLOCK_ROWS", 64)
+    INDEXES[name].build(ids[:1000], rows[:1000], build=build).save(tmp_path / "pieces")
+    for file in ("lists.bin", "ids.npy", "vectors.npy", "list_sizes.npy"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "pieces" / file).read_bytes(), file
+
+
+def test_list_layout_fills_lists_up_to_whole_blocks():
+    layout = ListLayout(np.array([0, 1, 32, 33]), code_bytes=10, block_rows=32)
+    assert layout.capacities.tolist() == [0, 32, 32, 64]
+    assert layout.starts.tolist() == [0, 0, 1, 33]
+    assert layout.total_bytes == 128 * 18
+
+
+def test_threads_do_not_change_the_lists(monkeypatch, data):
+    _, rows, _ = data
+    units = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(small_products, "thread_count", lambda threads=threads: threads)
+        monkeypatch.setattr(kmeans, "_BLOCK_ROWS", 512)
+        centroids = kmeans.train_centroids(units, 40, 30, 4, no_progress)
+        found.append((centroids, kmeans.assign(units, centroids, no_progress)))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    np.testing.assert_allclose(np.linalg.norm(found[0][0], axis=1), 1, atol=1e-6)
+    # nearest in int8 is nearest in float32, or nearly so
+    exact = units.astype(np.float32) @ found[0][0].T
+    lost = exact.max(axis=1) - exact[np.arange(ROWS), found[0][1]]
+    assert lost.max() < 0.02
+    assert lost.mean() < 5e-4
+
+
+def test_kmeans_leaves_no_list_empty_while_rows_differ(data):
+    _, rows, _ = data
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    centroids = kmeans.train_centroids(units, 200, 48, 8, no_progress)
+    sizes = np.bincount(kmeans.assign(units, centroids, no_progress), minlength=200)
+    assert np.count_nonzero(sizes) >= 198
+    # equal rows: one list gets them all, nothing breaks
+    same = np.repeat(units[:1], 50, axis=0)
+    centroids = kmeans.train_centroids(same, 5, 48, 3, no_progress)
+    assert np.isfinite(centroids).all()
+
+
+def test_scores_of_places_are_near_the_exact_ones(data):
+    _, rows, queries = data
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    asked = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    places = np.random.default_rng(0).integers(-1, ROWS, (100, 37))
+    for dtype, bound in (("float32", 1e-6), ("float16", 2.0**-11)):
+        stored = units.astype(dtype)
+        exact = np.einsum("qd,qmd->qm", asked.astype(np.float64), stored.astype(np.float64)[np.maximum(places, 0)])
+        found = small_products.score_places(stored, asked, places)
+        assert np.isneginf(found[places < 0]).all()
+        assert np.abs(found - exact)[places >= 0].max() < bound
+
+
+def test_default_lists_grow_with_the_root():
+    assert [kmeans.default_lists(n) for n in (1, 3, 4, 100, 10_000, 100_000, 1_000_000, 3_000_000)] == [
+        *(1, 1, 1, 25, 512, 1024, 4096, 8192)
+    ]
+
+
+def test_the_files_stay_small_beside_the_rows(tmp_path, data):
+    """A code is half a byte a column group of four; 8 bytes of position; lists are filled up to 32 rows."""
+    ids, rows, _ = data
+    INDEXES["ivf-pq"].build(ids, rows, "float16", {"nlist": 16}).save(tmp_path)
+    lists = (tmp_path / "lists.bin").stat().st_size
+    assert ROWS * (DIM / 8 + 8) <= lists <= (ROWS + 16 * 32) * (DIM / 8 + 8)
+    assert (tmp_path / "vectors.npy").stat().st_size == 128 + ROWS * DIM * 2
+    shutil.rmtree(tmp_path)
