@@ -6,17 +6,21 @@ import json
 
 import numpy as np
 import pytest
+from fake_store import FakeStore
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bindsearch.errors import InputError, MissingExtraError, UnsupportedError
-from bindsearch.index import byte_scan, device, faiss_index
+from bindsearch.errors import InputError, MismatchError, UnsupportedError
+from bindsearch.index import byte_scan, device
+from bindsearch.index.build import build_index
 from bindsearch.index.byte_codes import ByteCodes
 from bindsearch.index.byte_index import BytesIndex
 from bindsearch.index.byte_scan import Best, ByteScan
 from bindsearch.index.byte_table import BLOCK_ROWS, Multiplier, greatest, pack
 from bindsearch.index.device import DeviceIndex, FaissGpu, check_device
 from bindsearch.index.flat import FlatIndex
+from bindsearch.index.recipe import Recipe
+from bindsearch.index.snapshot import Snapshot
 
 KINDS = ("normal", "clustered", "duplicates", "near ties", "spikes", "constant", "sparse", "one direction")
 
@@ -352,6 +356,26 @@ def test_other_formats_and_other_rows_are_refused(tmp_path):
         BytesIndex.build(np.arange(300, dtype=np.int64), rows, build={"nlist": 3})
 
 
+@pytest.mark.parametrize(
+    "recipe", [Recipe("flat", "float16", byte_codes=True), Recipe("bytes", build={"head_width": 9})]
+)
+def test_an_index_proves_by_its_codes(tmp_path, recipe):
+    store = FakeStore(n=1500, dim=40)
+    plain = build_index(store, tmp_path / "plain", Recipe("flat", recipe.row_dtype)).snapshot
+    folder = build_index(store, tmp_path / "index", recipe)
+    (segment,) = folder.snapshot.segments
+    assert {"codes.npy", "codes.json", "codes_slacks.npy"} <= segment.entry.files.keys()
+    queries = np.random.default_rng(3).standard_normal((12, 40)).astype(np.float32)
+    scores, ids, report = folder.snapshot.search_exact(queries, 10)
+    assert_same((scores, ids), plain.search_exact(queries, 10)[:2])
+    assert (report.rows_touched_full < 750).all()
+    folder.verify()
+    codes = segment.path / "codes.npy"
+    codes.write_bytes(codes.read_bytes()[:-1])
+    with pytest.raises(MismatchError, match=r"codes\.npy"):
+        Snapshot.open(tmp_path / "index")
+
+
 # ---- devices ---------------------------------------------------------------------------------------------------------
 
 
@@ -433,6 +457,3 @@ def test_faiss_without_gpus_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(device, "load_faiss", lambda: NoGpu)
     with pytest.raises(UnsupportedError, match=r"FAISS finds 0 GPU\(s\)"):
         FaissGpu()
-    monkeypatch.undo()
-    monkeypatch.setattr(faiss_index, "faiss_wheels", dict)
-    assert issubclass(MissingExtraError, ImportError)

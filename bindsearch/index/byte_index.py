@@ -66,9 +66,14 @@ class BytesIndex(FlatIndex):
         return scores, ids, report.widened
 
 
-def write_codes(folder: Path, head_width: int | None = None, progress: Progress = no_progress) -> None:
-    """Write byte codes beside vectors.npy of a folder, as it lies there now; see `ByteCodes.build`."""
-    ByteCodes.build(folder, map_array(folder / "vectors.npy", ROW_DTYPES, 2), head_width, progress=progress)
+def write_codes(
+    folder: Path,
+    head_width: int | None = None,
+    progress: Progress = no_progress,
+    asking: FloatArray | None = None,
+) -> None:
+    """Write byte codes beside vectors.npy of a folder, as it lies there now; arguments as of `ByteCodes.build`."""
+    ByteCodes.build(folder, map_array(folder / "vectors.npy", ROW_DTYPES, 2), head_width, asking, progress)
 
 
 def open_codes(folder: Path, index: IndexBackend) -> ByteCodes:

@@ -211,7 +211,7 @@ class ByteScan:
         stride = int(np.clip(_CALL_PAIRS // (BLOCK_ROWS * queries.size), 1, _CALL_BLOCKS))
         asked = (self.full.some(queries), self.heads.some(queries) if heads and self.heads is not None else None)
         most = max(stride, _ROUND_PAIRS // (BLOCK_ROWS * queries.size))
-        pending, first, size = Found.join([]), 0, -(-blocks // _FIRST_SHARE)
+        pending, first, size = Found.join([]), 0, max(stride, blocks // _FIRST_SHARE)
         while first < blocks:
             last = min(first + min(size, most), blocks)
             calls = [(at, min(at + stride, last)) for at in range(first, last, stride)]
