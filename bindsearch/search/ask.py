@@ -96,6 +96,7 @@ def ask(
     sql: str | None = None,
     shape: Shape = PLAIN,
     effort: Effort = AS_TUNED,
+    bridge: Callable[[Embedding], Embedding] | None = None,
 ) -> Answers:
     """Answer terms, or a file of queries.
 
@@ -113,6 +114,7 @@ def ask(
         sql: as in `SearchIndex.search`; a query of a file may name its own.
         shape: as in `SearchIndex.search`.
         effort: likewise.
+        bridge: carries each query over the modality gap before it is searched for; see `cache.bridge`.
 
     Raises:
         InputError: nothing was asked, or a term or a line cannot be read.
@@ -129,6 +131,8 @@ def ask(
             kinds = ", ".join(f"--{kind}" for kind in term_kinds())
             raise InputError(f"nothing to look for. Give at least one term: {kinds}; or --from queries.jsonl.")
     queries = build_queries(requests, index, load)
+    if bridge is not None:
+        queries = [bridge(query) for query in queries]
     asked = [
         (request.k or k, request.where or where, request.modality or modality, request.sql or sql)
         for request in requests

@@ -18,14 +18,17 @@ _FILE = Path(__file__).parent / "costs.json"
 
 @dataclass(frozen=True)
 class Cost:
-    """Nanoseconds of processor time a component (of d a row).
+    """Nanoseconds of processor time.
 
     Attributes:
-        stored: a stored row, once a search.
-        passing: a row that passes, once a search.
+        search, query: once a search, and once a query.
+        stored: a component (of d) of a stored row, once a search.
+        passing: a component of a row that passes, once a search.
         stored_query, passing_query: the same a query.
     """
 
+    search: float = 0.0
+    query: float = 0.0
     stored: float = 0.0
     passing: float = 0.0
     stored_query: float = 0.0
@@ -35,7 +38,7 @@ class Cost:
         """Predict a search of `queries` queries over `rows` stored rows of `dim`, `survivors` of which pass."""
         stored = self.stored + queries * self.stored_query
         passing = self.passing + queries * self.passing_query
-        return 1e-9 * dim * (rows * stored + survivors * passing)
+        return 1e-9 * (self.search + queries * self.query + dim * (rows * stored + survivors * passing))
 
 
 @dataclass(frozen=True)

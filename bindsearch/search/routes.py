@@ -3,10 +3,11 @@
     none      no row passes: nothing runs
     rows      the rows that pass are gathered and scored, exactly; the others are not read
     mask      the backend searches with the rows that pass as its selector
+    codes     byte codes beside the backend decide which of the rows that pass are scored; exact
     drop      the backend has no selector: it searches deeper and what does not pass is dropped
 
 Exact backends give the same answers on every route; the cheapest is taken by the measured costs (`costs.py`). For an
-approximate backend `rows` is preferred as long as a query takes no more than the patience of 20 ms; on the other routes
+approximate backend `rows` and `codes` are preferred as long as a query takes no more than the patience of 20 ms; else
 its settings were tuned without a filter, so they are taken fourfold until two settings in a row agree on the answers
 (docs/adr/0105).
 """
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 _STEP = 4
 """Between two efforts: 2 agrees too early (overlap 0.94 in the worst case tried, against 0.995), and costs no less."""
-ROUTES = ("none", "rows", "mask", "drop", "whole", "exact")
+ROUTES = ("none", "rows", "codes", "mask", "drop", "whole", "exact")
 
 
 @dataclass(frozen=True)
@@ -99,16 +100,26 @@ def choose_route(index: IndexBackend, survivors: int, queries: int, costs: Costs
     if "selector" not in index.abilities and (index.exact or gathered / queries * 1e3 > costs.patience_ms):
         return Choice("drop", f"{index.name} has no selector")
     if not index.exact:
-        each = gathered / queries * 1e3
-        if each <= costs.patience_ms:
-            return Choice("rows", f"exact in about {each:.1f} ms a query, at most {costs.patience_ms:g}")
-        return Choice("mask", f"exact would take about {each:.0f} ms a query, more than {costs.patience_ms:g}")
+        return _choose_exact_or_mask(index, survivors, queries, costs, gathered)
     own = costs.masked.get(f"{index.name}/{index.row_dtype}")
     if own is None:
         return Choice("rows", f"nothing is measured for {index.name} under a mask")
     masked = own.seconds(rows, survivors, queries, index.dim)
     words = f"about {gathered * 1e3:.1f} ms for {queries}, under a mask {masked * 1e3:.1f}"
     return Choice("rows" if gathered <= masked else "mask", words)
+
+
+def _choose_exact_or_mask(index: IndexBackend, survivors: int, queries: int, costs: Costs, gathered: float) -> Choice:
+    """Choose for an approximate backend: an exact route where one is patient enough, else its own search."""
+    times = {"rows": gathered}
+    by_codes = costs.masked.get(f"bytes/{index.row_dtype}")
+    if index.codes is not None and by_codes is not None:
+        times["codes"] = by_codes.seconds(int(index.ids.shape[0]), survivors, queries, index.dim)
+    route = min(times, key=lambda name: times[name])
+    each = times[route] / queries * 1e3
+    if each <= costs.patience_ms:
+        return Choice(route, f"exact in about {each:.1f} ms a query, at most {costs.patience_ms:g}")
+    return Choice("mask", f"exact would take about {each:.0f} ms a query, more than {costs.patience_ms:g}")
 
 
 def search_segment(
@@ -141,6 +152,9 @@ def search_segment(
         own = {}
     elif choice.route == "rows":
         found = _search_rows(index, units, k, mask)
+        own = {}
+    elif choice.route == "codes":
+        found = index.search_exact(units, k, mask)[:2]
         own = {}
     elif choice.route == "mask" and index.exact:
         found = index.search(units, k, mask)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from bindsearch.index.checks import wide_rows
 from bindsearch.index.flat import FlatIndex
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Survivors(FlatIndex):
                 rows: Any = self._rows[here[0] : here[-1] + 1]
             else:
                 rows = np.take(self._rows, here, axis=0)
-            yield start, _widened(rows, wide[: here.size])
+            yield start, wide_rows(rows, wide[: here.size])
 
     @property
     def margin(self) -> float:
@@ -99,16 +100,6 @@ class Survivors(FlatIndex):
     def _exact_scores(self, units: NDArray[np.float64], places: IntArray) -> FloatArray:
         """See `IndexBackend._exact_scores`; places count the survivors."""
         return self._base._exact_scores(units, np.where(places < 0, -1, self._places[places]))
-
-
-def _widened(rows: Any, out: FloatArray) -> FloatArray:
-    """Give rows as float32, in `out` where they are not."""
-    if rows.dtype == np.float32:
-        return np.asarray(rows)
-    import numkong
-
-    numkong.astype(rows, "float32", out=out)
-    return out
 
 
 def _largest(scores: FloatArray, count: int) -> IntArray:

@@ -1,0 +1,261 @@
+"""Filtered search beside brute force over the rows that pass, and beside the unfiltered search, at any size.
+
+python -m benchmarks.bench_filters --rows 100000              # benchmarks/results/filters-100000.json
+python -m benchmarks.bench_filters --rows 3000000 --backends ivf-rabitq bytes
+python -m benchmarks.bench_filters --rows 50000 --costs       # measure bindsearch/search/costs.json anew
+
+Filters are `size < x` on a column drawn evenly, so that 0.01, 1, 10 and 50 % of the rows pass; sets of queries and rows
+are those of benchmarks/vectors.py. Both sides run in this process in turn, on one thread, CPU time: brute force gathers
+the rows that pass, block by block, and scores them in float32 by BLAS and the best 40 again in float64; ours is
+`SearchIndex.search_many` with its masks at hand. The predicate's own time (the first search of a filter) stands apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.record import machine, spread, write_result, write_score
+from benchmarks.vectors import QUERIES, SIZES, Law, write_rows
+from bindsearch.index.build import build_index
+from bindsearch.index.recipe import Recipe
+from bindsearch.search import SearchIndex, open_index
+from bindsearch.search.routes import Choice, search_segment
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Float = NDArray[np.float32]
+    Int = NDArray[np.int64]
+
+SHARES = (0.0001, 0.01, 0.1, 0.5)
+BATCHES = (1, 64)
+K = 10
+BUDGET_MS = 20.0
+OVERLAP = 0.99
+BLOCK = 4096
+
+
+def open_or_build(folder: Path, rows: int, backend: str, row_dtype: str) -> SearchIndex:
+    """Open the index of so many rows by a backend, built by its own defaults where it is not there."""
+    path = folder / f"filters-{rows}" / f"{backend}-{row_dtype}"
+    if not (path / "index.json").exists():
+        store = write_rows(folder / str(rows), rows, Law())
+        build_index(store, path, Recipe(backend, row_dtype=row_dtype))
+    return open_index(path)
+
+
+def cpu_ms(work: Callable[[], Any], runs: int) -> list[float]:
+    """Give the CPU milliseconds of each of some runs, after one that is not counted."""
+    work()
+    times = []
+    for _ in range(runs):
+        begin = time.process_time()
+        work()
+        times.append((time.process_time() - begin) * 1e3)
+    return times
+
+
+def brute_force(index: SearchIndex, mask: NDArray[np.bool_], queries: Float) -> Int:
+    """Give the ids of the best K rows that pass, (q, K); -1 where there are fewer."""
+    backend = index.folder.snapshot.segments[0].index
+    places = np.flatnonzero(mask)
+    best = np.full((queries.shape[0], 0), -np.inf, dtype=np.float32)
+    found = np.full((queries.shape[0], 0), -1, dtype=np.int64)
+    for start in range(0, places.size, BLOCK):
+        here = places[start : start + BLOCK]
+        scores = queries @ backend._rows[here].astype(np.float32).T
+        best, found = (
+            np.concatenate([best, scores], axis=1),
+            np.concatenate([found, np.broadcast_to(here, scores.shape)], axis=1),
+        )
+        if best.shape[1] > 4 * K:
+            top = np.argpartition(-best, 4 * K, axis=1)[:, : 4 * K]
+            best, found = np.take_along_axis(best, top, axis=1), np.take_along_axis(found, top, axis=1)
+    answers = np.full((queries.shape[0], K), -1, dtype=np.int64)
+    for row in range(queries.shape[0]):
+        rows = backend._rows[found[row]].astype(np.float64)
+        exact = (rows @ queries[row].astype(np.float64)).astype(np.float32)
+        ids = backend.ids[found[row]]
+        order = np.lexsort((ids, -exact))[:K]
+        answers[row, : order.size] = ids[order]
+    return answers
+
+
+def overlap(found: list[Int], truth: Int) -> float:
+    """Give the mean share of the true best that was found, over queries that have any."""
+    shares = []
+    for here, there in zip(found, truth, strict=True):
+        real = there[there >= 0]
+        if real.size:
+            shares.append(float(np.isin(real, here).mean()))
+    return float(np.mean(shares)) if shares else 1.0
+
+
+def batches(queries: Float, size: int) -> Iterator[Float]:
+    for start in range(0, queries.shape[0], size):
+        yield queries[start : start + size]
+
+
+def measure(index: SearchIndex, queries: Float, size: int, where: str, runs: int) -> dict[str, Any]:
+    """Measure one filter with one set in batches of one size."""
+    selection = index.select(where=where)
+    if selection is None:
+        raise SystemExit(f"{where}: filters nothing")
+    found: list[Int] = []
+    routes: dict[str, int] = {}
+    for part in batches(queries, size):
+        for hits in index.search_many(part, K, where):
+            found.append(hits.ids)
+        for step in hits.plans[0].steps:
+            routes[step.route] = routes.get(step.route, 0) + 1
+    count = queries.shape[0]
+    ours = cpu_ms(lambda: [index.search_many(part, K, where) for part in batches(queries, size)], runs)
+    plain = cpu_ms(lambda: [index.search_many(part, K) for part in batches(queries, size)], runs)
+    theirs = cpu_ms(lambda: [brute_force(index, selection.masks[0], part) for part in batches(queries, size)], runs)
+    truth = np.concatenate([brute_force(index, selection.masks[0], part) for part in batches(queries, 64)])
+    return {
+        "survivors": selection.count,
+        "routes": routes,
+        "overlap_at_10": overlap(found, truth),
+        "ours_ms": spread([each / count for each in ours]),
+        "unfiltered_ms": spread([each / count for each in plain]),
+        "brute_force_ms": spread([each / count for each in theirs]),
+    }
+
+
+def predicate_ms(index: SearchIndex, where: str) -> dict[str, float]:
+    """Measure a filter that was not asked before, and the same again."""
+    begin = time.process_time()
+    index.select(where=where)
+    first = time.process_time()
+    index.select(where=where)
+    return {"first": (first - begin) * 1e3, "again": (time.process_time() - first) * 1e3}
+
+
+def measure_backend(
+    folder: Path, rows: int, backend: str, row_dtype: str, counts: dict[int, int]
+) -> list[dict[str, Any]]:
+    """Measure all filters, sets and batches on one index."""
+    index = open_or_build(folder, rows, backend, row_dtype)
+    found = []
+    for share in SHARES:
+        where = f"size < {round(share * SIZES)}"
+        predicate = predicate_ms(index, where)
+        for kind in QUERIES:
+            for size in BATCHES:
+                queries = Law().queries(kind, counts[size], "fresh")
+                row = {"backend": backend, "row_dtype": row_dtype, "share": share, "set": kind, "batch": size}
+                row |= {"predicate_ms": predicate, **measure(index, queries, size, where, 3)}
+                row["limit_ms"] = max(row["unfiltered_ms"]["median"], BUDGET_MS)
+                found.append(row)
+                print(
+                    f"{backend:11} {share:7.2%} {kind:6} B={size:<3} overlap {row['overlap_at_10']:.4f} "
+                    f"ours {row['ours_ms']['median']:8.3f} ms, unfiltered {row['unfiltered_ms']['median']:8.3f}, "
+                    f"brute force {row['brute_force_ms']['median']:8.3f}, predicate {predicate['first']:.1f} ms, "
+                    f"{row['routes']}",
+                    flush=True,
+                )
+    return found
+
+
+# ---- costs.json ------------------------------------------------------------------------------------------------------
+
+GRID = ((0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 1.0), (1, 4, 16, 64))
+
+
+def measure_costs(folder: Path, rows: int) -> dict[str, Any]:
+    """Measure gathering and masking over a grid of shares and batches and fit what is linear in both."""
+    dim = Law().dim
+    fitted: dict[str, Any] = {"survivors": {}, "masked": {}}
+    for backend, row_dtype in (
+        ("flat", "float32"),
+        ("flat", "float16"),
+        ("faiss-flat", "float32"),
+        ("bytes", "float16"),
+    ):
+        index = open_or_build(folder, rows, backend, row_dtype)
+        segment = index.folder.snapshot.segments[0]
+        if backend == "flat":
+            points = [(share, size, _timed(segment, share, size, "rows")) for share in GRID[0] for size in GRID[1]]
+            fitted["survivors"][row_dtype] = fit(points, rows, dim, stored=False)
+        points = [(share, size, _timed(segment, share, size, "mask")) for share in GRID[0] for size in GRID[1]]
+        fitted["masked"][f"{backend}/{row_dtype}"] = fit(points, rows, dim, stored=True)
+    facts = machine()
+    fitted["patience_ms"] = BUDGET_MS
+    fitted["measured"] = {name: str(facts[name]) for name in ("processor", "commit")} | {
+        "rows": str(rows),
+        "threads": "1",
+    }
+    return fitted
+
+
+def _timed(segment: Any, share: float, size: int, route: str) -> float:
+    """Give the CPU seconds of a search of a segment by a route."""
+    rng = np.random.default_rng(round(1e4 * share))
+    mask = rng.random(segment.index.ids.shape[0]) < share
+    queries = Law().queries("offset", size, "tune")
+    return min(cpu_ms(lambda: search_segment(segment, queries, K, mask, Choice(route, ""), {}), 3)) * 1e-3
+
+
+def fit(points: list[tuple[float, int, float]], rows: int, dim: int, stored: bool) -> dict[str, float]:
+    """Fit nanoseconds a component, none negative, each point weighing the same in proportion."""
+    from scipy.optimize import nnls
+
+    names = ("search", "query", "stored", "passing", "stored_query", "passing_query")
+    table, times = [], []
+    for share, size, seconds in points:
+        terms = (1 / dim, size / dim, rows, rows * share, rows * size, rows * share * size)
+        named = zip(names, terms, strict=True)
+        used = [term * dim * 1e-9 if stored or not name.startswith("stored") else 0.0 for name, term in named]
+        table.append([term / seconds for term in used])
+        times.append(1.0)
+    found, _ = nnls(np.array(table), np.array(times))
+    for (share, size, seconds), row in zip(points, table, strict=True):
+        fitted = float(np.dot(row, found)) * seconds
+        print(f"  {share:6.3f} B={size:<3} {seconds * 1e3:9.3f} ms, fitted {fitted * 1e3:9.3f}")
+    return {name: round(float(value), 5) for name, value in zip(names, found, strict=True)}
+
+
+def main() -> None:
+    """Measure, write the result and, from 1M rows on, the scoreboard."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--folder", type=Path, default=Path("runs/vectors"))
+    parser.add_argument("--backends", nargs="+", default=["bytes", "ivf-rabitq"])
+    parser.add_argument("--row-dtype", default="float16")
+    parser.add_argument("--queries", type=int, nargs=2, default=[32, 256], help="at batch 1 and at batch 64")
+    parser.add_argument("--costs", action="store_true", help="measure bindsearch/search/costs.json and stop")
+    options = parser.parse_args()
+    if options.costs:
+        path = Path(__file__).parent.parent / "bindsearch" / "search" / "costs.json"
+        path.write_text(json.dumps(measure_costs(options.folder, options.rows), indent=1) + "\n", encoding="utf-8")
+        return
+    counts = dict(zip(BATCHES, options.queries, strict=True))
+    found = [
+        row
+        for backend in options.backends
+        for row in measure_backend(options.folder, options.rows, backend, options.row_dtype, counts)
+    ]
+    worst = min(row["overlap_at_10"] for row in found)
+    slowest = max(row["ours_ms"]["median"] / row["limit_ms"] for row in found)
+    name = f"filters-{options.rows}"
+    write_result(
+        name, {"rows": options.rows, "k": K, "measured": found, "worst_overlap": worst, "slowest_share": slowest}
+    )
+    print(f"worst overlap {worst:.4f} (at least {OVERLAP}), slowest {slowest:.3f} of what is allowed")
+    if options.rows >= 1_000_000:
+        command = f"python -m benchmarks.bench_filters --rows {options.rows}"
+        at = f"filters at {options.rows:,}"
+        write_score(f"{at}: worst overlap_at_10", worst, "share", f"at least {OVERLAP}", command)
+        write_score(f"{at}: slowest, of max(unfiltered, {BUDGET_MS:g} ms)", slowest, "share", "at most 1", command)
+
+
+if __name__ == "__main__":
+    main()
