@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from bindsearch.errors import InputError, MismatchError, ShapeError, UnsupportedError
-from bindsearch.index.checks import check_ids, map_array, stored_rows, unit_queries
+from bindsearch.index.checks import check_ids, map_array, stored_rows, unit_queries, wide_rows
 from bindsearch.index.recipe import ROW_DTYPES, SearchSettings, check_settings
 
 if TYPE_CHECKING:
@@ -483,7 +483,7 @@ class IndexBackend(ABC):
         """Iterate over (first position, (m, d) float32 rows) in blocks that fit a cache-sized share of memory."""
         step = max(1, _BLOCK_BYTES // (4 * self.dim))
         for start in range(0, self._rows.shape[0], step):
-            yield start, np.asarray(self._rows[start : start + step], dtype=np.float32)
+            yield start, wide_rows(self._rows[start : start + step])
 
     @abstractmethod
     def _scan(
