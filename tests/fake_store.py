@@ -75,3 +75,8 @@ class FakeStore:
         return (self.vectors / np.linalg.norm(self.vectors.astype(np.float64), axis=1, keepdims=True)).astype(
             np.float32
         )
+
+
+def questions(n=60, seed=9, modalities=("text", "audio"), **changes):
+    """A store of what is asked, in modalities in turn."""
+    return FakeStore(n, seed=seed, prefix=f"question{seed}", modalities=modalities, **changes)

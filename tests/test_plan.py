@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 from dataclasses import replace
@@ -11,24 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_store import MODALITIES, SPACE, FakeStore
-from hypothesis import given, settings
+from fake_store import SPACE, FakeStore, questions
+from hypothesis import given
 from hypothesis import strategies as st
 from test_store import row, write_generation
 
 from bindsearch.cli import run
-from bindsearch.errors import BudgetError, InputError, MismatchError, UnknownNameError
-from bindsearch.index import growth, plan, rates, tune
+from bindsearch.errors import BudgetError, InputError, UnknownNameError
+from bindsearch.index import growth, plan, rates
 from bindsearch.index.budget import Budget, Cost, format_bytes, format_ms, parse_bytes, parse_ms, refuse
 from bindsearch.index.build import build_index
 from bindsearch.index.folder import IndexFolder
-from bindsearch.index.heldout import held_out
 from bindsearch.index.identity import Identity
 from bindsearch.index.manifest import write_manifest
 from bindsearch.index.rates import Rates
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.sizes import disk_bytes, read_bytes, stored_read_bytes
-from bindsearch.index.tuned import most_demanding, settings_for
 from bindsearch.query import Embedding, Term
 from bindsearch.registry import INDEXES
 from bindsearch.search import SearchIndex
@@ -186,152 +183,6 @@ def test_candidates_may_be_narrowed():
         plan.candidates(backend="faiss-flatt")
 
 
-# ---- the search for settings -----------------------------------------------------------------------------------------
-
-
-class Surface:
-    """Overlap and time of two knobs, known in closed form: what a search for settings should find is known too."""
-
-    def __init__(self, lists=40.0, candidates=60.0, ceiling=1.0, list_ms=0.01, candidate_ms=0.002):
-        self.shape = lists, candidates, ceiling
-        self.price = list_ms, candidate_ms
-        self.asked = []
-
-    def __call__(self, settings):
-        self.asked.append(settings)
-        lists, candidates, ceiling = self.shape
-        breadth, depth = settings["nprobe"], settings["rerank"]
-        overlap = ceiling * (1 - math.exp(-breadth / lists)) * (1 - math.exp(-depth / candidates))
-        cost = 0.05 + self.price[0] * breadth + self.price[1] * depth
-        return tune.Point(dict(settings), overlap, overlap, cost)
-
-    def best(self, target):
-        grid = [self({"nprobe": b, "rerank": d}) for b in range(1, 513) for d in range(10, 1200, 6)]
-        return min((point.ms for point in grid if point.overlap >= target), default=None)
-
-
-KNOBS = tune.Knobs.of({"nprobe": 8, "rerank": 40}, {"nprobe": 512, "rerank": 100_000})
-
-
-@settings(max_examples=12, deadline=None)
-@given(st.floats(2, 80), st.floats(10, 150), st.floats(0.001, 0.03), st.floats(0.0002, 0.004))
-def test_settings_are_found_near_the_cheapest_with_few_measurements(lists, candidates, list_ms, candidate_ms):
-    surface = Surface(lists, candidates, 1.0, list_ms, candidate_ms)
-    found = tune.cheapest(surface, KNOBS, 0.95, k=10)
-    asked = len({json.dumps(each) for each in surface.asked})
-    best = surface.best(0.95)
-    assert found.overlap >= 0.95
-    assert found.ms <= 1.25 * best
-    assert asked < 90
-
-
-def test_what_no_settings_reach_is_said():
-    assert tune.cheapest(Surface(ceiling=0.9), KNOBS, 0.95, k=10) is None
-
-
-def test_more_is_asked_for_more_and_less_where_candidates_suffice():
-    found = [tune.cheapest(Surface(), KNOBS, target, k=10) for target in (0.8, 0.9, 0.95, 0.99)]
-    assert [each.ms for each in found] == sorted(each.ms for each in found)
-    easy = tune.cheapest(Surface(candidates=3.0), KNOBS, 0.95, k=10)
-    assert easy.settings["rerank"] < found[2].settings["rerank"]
-
-
-@given(st.lists(st.tuples(st.floats(0.1, 9), st.floats(0, 1)), min_size=1, max_size=30))
-def test_the_front_holds_what_nothing_beats(pairs):
-    points = [tune.Point({"rerank": at}, overlap, overlap, ms) for at, (ms, overlap) in enumerate(pairs)]
-    kept = tune.front(points)
-    for point in points:
-        beaten = any(o.ms <= point.ms and o.overlap >= point.overlap and o is not point for o in kept)
-        assert point in kept or beaten
-    assert [each.overlap for each in kept] == sorted({each.overlap for each in kept})
-
-
-def test_the_lower_bound_holds_and_shrinks_with_the_sample():
-    rng = np.random.default_rng(5)
-    share, k = 0.95, 10
-    held = {}
-    for count in (50, 500):
-        bounds = [tune.lower_bound(rng.binomial(k, share, count) / k) for _ in range(600)]
-        held[count] = np.mean(np.array(bounds) <= share), share - np.mean(bounds)
-    assert held[50][0] >= 0.94 and held[500][0] >= 0.94
-    assert held[500][1] < held[50][1] / 2 < 0.025
-    assert tune.lower_bound(np.ones(20)) < 0.96 < tune.lower_bound(np.ones(400)) < 1.0
-
-
-def test_overlap_counts_equal_scores_alike_and_leaves_the_query_out():
-    scores = np.array([[0.9, 0.8, 0.8, 0.7], [1.0, 0.9, 0.5, 0.4], [0.3, -np.inf, -np.inf, -np.inf]], dtype=np.float32)
-    ids = np.array([[1, 2, 3, 4], [7, 1, 2, 3], [5, -1, -1, -1]])
-    least, own = np.array([0.8, 0.9, 0.3], dtype=np.float32), np.array([-1, 7, -1])
-    assert tune.overlap_at_k(scores, ids, least, own, 2).tolist() == [1.0, 0.5, 0.5]
-
-
-def test_settings_of_a_modality_or_the_most_demanding():
-    tuned = {
-        "settings": {"nprobe": 30, "rerank": 200},
-        "modalities": {
-            "text": {"settings": {"nprobe": 30, "rerank": 80}},
-            "audio": {"settings": {"nprobe": 10, "rerank": 200}},
-        },
-    }
-    assert settings_for(tuned, ["text"]) == {"nprobe": 30, "rerank": 80}
-    assert settings_for(tuned, ["text", "audio"]) == {"nprobe": 30, "rerank": 200}
-    assert settings_for(tuned, ["imu"]) == settings_for(tuned) == tuned["settings"]
-    assert settings_for(None, ["text"]) == {}
-    assert most_demanding([{}, {"nprobe": 2}, {"nprobe": 1, "rerank": 5}]) == {"nprobe": 2, "rerank": 5}
-
-
-# ---- held-out queries ------------------------------------------------------------------------------------------------
-
-
-def questions(n=60, seed=9, modalities=("text", "audio"), **changes):
-    return FakeStore(n, seed=seed, prefix=f"question{seed}", modalities=modalities, **changes)
-
-
-def test_queries_come_from_the_stores_that_are_named_a_modality_each(tmp_path):
-    folder = build_index(FakeStore(200), tmp_path / "index")
-    samples = {each.modality: each for each in held_out(folder.snapshot, [questions()], 10, count=20)}
-    assert sorted(samples) == ["audio", "text"]
-    for each in samples.values():
-        scores, _, _ = folder.snapshot.search_exact(each.queries, 10)
-        assert len(each) == 20 and (each.own == -1).all()
-        np.testing.assert_array_equal(each.least, scores[:, 9])
-
-
-def test_another_sample_is_another_sample_and_the_same_is_the_same(tmp_path):
-    folder = build_index(FakeStore(50), tmp_path / "index")
-    one, same, other = (held_out(folder.snapshot, [questions(seed=seed)], 10, 20)[0].queries for seed in (1, 1, 2))
-    assert np.array_equal(one, same) and not np.array_equal(one, other)
-
-
-def test_without_stores_each_modality_asks_for_the_others(tmp_path):
-    folder = build_index(FakeStore(90), tmp_path / "index")
-    samples = held_out(folder.snapshot, [], 5, count=12)
-    assert [each.modality for each in samples] == sorted(MODALITIES)
-    for each in samples:
-        (mask,) = each.selectors
-        own = folder.snapshot.table(each.own, ["modality"])["modality"].to_pylist()
-        assert set(own) == {each.modality} and np.count_nonzero(mask) == 60
-        scores, ids = folder.snapshot.search(each.queries, 5, each.selectors)
-        assert not set(folder.snapshot.table(ids.ravel(), ["modality"])["modality"].to_pylist()) & {each.modality}
-        np.testing.assert_array_equal(each.least, scores[:, 4])
-
-
-def test_tuning_on_indexed_rows_says_that_it_promises_too_much(tmp_path, caplog):
-    folder = build_index(FakeStore(40, modalities=("image",)), tmp_path / "index")
-    with caplog.at_level(logging.WARNING):
-        (sample,) = held_out(folder.snapshot, [], 5, count=10)
-    assert "--queries" in caplog.text and "do worse" in caplog.text
-    scores, ids, _ = folder.snapshot.search_exact(sample.queries, 6)
-    assert (ids[:, 0] == sample.own).all()  # the row itself would be the best answer
-    np.testing.assert_array_equal(sample.least, scores[:, 5])
-
-
-def test_queries_of_another_space_are_refused(tmp_path):
-    folder = build_index(FakeStore(40), tmp_path / "index")
-    with pytest.raises(MismatchError, match="other@0123456789ab"):
-        held_out(folder.snapshot, [questions(space_id="other@0123456789ab")], 5)
-
-
 # ---- building by a budget --------------------------------------------------------------------------------------------
 
 
@@ -432,8 +283,7 @@ def test_a_query_is_asked_with_the_settings_of_its_modality(clustered, tmp_path,
     index = SearchIndex(IndexFolder.open(folder.path))
     kinds = [*asked.table["modality"].to_pylist()[:6], "imu"]
     queries = [
-        Embedding((Term(asked.units[row], 1.0, "q", kind, "q"),), Identity(SPACE))
-        for row, kind in enumerate(kinds)
+        Embedding((Term(asked.units[row], 1.0, "q", kind, "q"),), Identity(SPACE)) for row, kind in enumerate(kinds)
     ]
     hits = index.search_many(queries, k=5)
     for query, kind, found in zip(queries, kinds, hits, strict=True):

@@ -241,7 +241,16 @@ def cheapest(measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, target
         if depth >= deepest or knobs.depth is None or worse == 2:  # past the valley: two depths in a row cost more
             break
         depth = min(deepest, 2 * depth)
-    return best if best is None else _trimmed(measure, knobs, best, target)
+    if best is None or knobs.depth is None:
+        return best
+    for step in (2**0.5, 2**0.25):  # between the doublings
+        centre = best.settings[knobs.depth]
+        for near in (round(centre / step), round(centre * step)):
+            if k <= near <= deepest:
+                start = best.settings[knobs.breadth] if knobs.breadth else 1
+                found, _ = _least_breadth(measure, knobs, near, start, target)
+                best = best if found is None else min(best, found, key=lambda each: each.ms)
+    return _trimmed(measure, knobs, best, target)
 
 
 def _least_breadth(
