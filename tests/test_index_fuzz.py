@@ -20,6 +20,7 @@ from bindsearch.index.build import build_index
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.manifest import describe_file, read_manifest, write_manifest
 from bindsearch.index.recipe import Recipe
+from bindsearch.registry import INDEXES
 
 BOTH_VALUES = re.compile(
     r"manifest says|does not sort|this bindsearch reads|computed|expected .*got|the file is missing|not valid JSON|"
@@ -141,6 +142,31 @@ def test_two_hundred_broken_files_are_refused(indexes, tmp_path, monkeypatch, ca
         "tombstones",
         "index.means.npy",
     } <= set(tried)
+
+
+BACKENDS = sorted(set(INDEXES.built_in) - {"flat", "faiss-flat"})
+
+
+@pytest.mark.parametrize("small_bytes", [256 << 10, 0], ids=["checked at open", "left to verify"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_broken_files_of_a_backend_are_refused(tmp_path, monkeypatch, backend, small_bytes):
+    """What stands beside the rows: codes, lists, graphs; FAISS's own file among them."""
+    build = {"nlist": 8} if backend.startswith("ivf") else {}
+    index = build_index(FakeStore(n=200), tmp_path / "index", Recipe(backend, row_dtype="float16", build=build)).path
+    plain = {"vectors.npy", "ids.npy", "order.npy", "items.parquet", "attributes.arrow", "index.json"}
+    monkeypatch.setattr("bindsearch.index.manifest.SMALL_FILE_BYTES", small_bytes)
+    rng = np.random.default_rng(len(backend))
+    own = [path for path in files_of(index) if path.name not in plain and path.suffix != ".json"]
+    assert own
+    for path in own:
+        whole = path.read_bytes()
+        for name, broken in mutations(whole, [], rng):
+            path.write_bytes(broken)
+            with pytest.raises(BindSearchError) as error:
+                read_everything(index)
+            assert str(path.name) in str(error.value) or str(index) in str(error.value), name
+        path.write_bytes(whole)
+    assert IndexFolder.open(index).verify()["count"] == 200
 
 
 # ---- files that fit their checksums, and are wrong -------------------------------------------------------------------
