@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,10 @@ from bindsearch.cli.options import (
 )
 from bindsearch.errors import InputError
 from bindsearch.registry import MODALITIES
+
+if TYPE_CHECKING:
+    from bindsearch.query import Embedding
+    from bindsearch.search import SearchIndex
 
 
 def embed(
@@ -133,6 +137,12 @@ def query(
         str | None, typer.Option("--after", help="A hit's cursor: answer with what comes behind it.")
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Prove the answers, of approximate indexes as well.")] = False,
+    bridge: Annotated[
+        bool, typer.Option("--bridge", help="Blend a query that is no image with its nearest images of the index.")
+    ] = False,
+    bridge_cache: Annotated[
+        Path | None, typer.Option("--bridge-cache", help="Blend it with the nearest images of this cache instead.")
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show what each term adds to the score, and what ran and why.")
     ] = False,
@@ -170,6 +180,7 @@ def query(
         sql=sql,
         shape=shape,
         effort=Effort(exact),
+        bridge=_bridge(found, bridge, bridge_cache),
     )
     from bindsearch import render
 
@@ -183,6 +194,16 @@ def query(
         typer.echo(render.to_table(answers, explain=explain))
     for line in answers.talk():
         say(line)
+
+
+def _bridge(index: SearchIndex, wanted: bool, cache: Path | None) -> Callable[[Embedding], Embedding] | None:
+    """Give what carries queries over the modality gap, where that is asked for."""
+    if not wanted and cache is None:
+        return None
+    from bindsearch.cache.bridge import bridge_to
+    from bindsearch.search import open_index
+
+    return bridge_to(index, None if cache is None else open_index(cache))
 
 
 def _with_term_options(function: Callable[..., None]) -> Callable[..., None]:
