@@ -104,21 +104,30 @@ class ScaNN:
 
 
 class LeanVec:
-    """Intel's scalable-vs: a Vamana graph over LeanVec codes (256 dimensions of 8 bits, then all of 8 bits)."""
+    """Intel's scalable-vs: a Vamana graph over LeanVec codes (256 dimensions of 8 bits, then all of 8 bits).
+
+    On other makers' processors the package ends the process where LeanVec is asked for; float16 stands in there.
+    """
 
     module = "svs"
-    made_with: ClassVar[dict[str, Any]] = {
-        "leanvec_dims": 256,
-        "graph_max_degree": 64,
-        "window_size": 128,
-        "alpha": 0.95,
-    }
+    made_with: ClassVar[dict[str, Any]] = {"graph_max_degree": 64, "window_size": 128, "alpha": 0.95}
 
     def build(self, rows: Any, config: dict[str, Any]) -> None:
         """Reduce, quantise and build the graph."""
         import svs
 
-        path = Path(config["folder"]) / "rows.fvecs"
+        folder = Path(config["folder"])
+        made = svs.VamanaBuildParameters(**self.made_with)
+        if "GenuineIntel" in Path("/proc/cpuinfo").read_text():
+            codes, named = self._codes(svs, rows, folder / "rows.fvecs"), "LeanVec 256, 8 + 8 bit"
+        else:
+            codes, named = rows.astype(np.float16), "float16: LeanVec refuses this processor"
+        self.index = svs.Vamana.build(made, codes, svs.DistanceType.MIP, num_threads=1)
+        self.made_with = {**self.made_with, "codes": named}
+        self.path = folder / "svs"
+        self.index.save(*(str(self.path / part) for part in ("config", "graph", "data")))
+
+    def _codes(self, svs: Any, rows: Any, path: Path) -> Any:
         if not path.is_file():
             with path.open("wb") as stream:
                 for start in range(0, len(rows), 8192):
@@ -127,11 +136,7 @@ class LeanVec:
                     out[:, 0], out[:, 1:] = block.shape[1], block.view(np.int32)
                     stream.write(out.tobytes())
         loader = svs.VectorDataLoader(str(path), svs.DataType.float32, dims=rows.shape[1])
-        codes = svs.LeanVecLoader(loader, 256, svs.LeanVecKind.lvq8, svs.LeanVecKind.lvq8)
-        made = svs.VamanaBuildParameters(graph_max_degree=64, window_size=128, alpha=0.95)
-        self.index = svs.Vamana.build(made, codes, svs.DistanceType.MIP, num_threads=1)
-        self.path = Path(config["folder"]) / "svs"
-        self.index.save(*(str(self.path / part) for part in ("config", "graph", "data")))
+        return svs.LeanVecLoader(loader, 256, svs.LeanVecKind.lvq8, svs.LeanVecKind.lvq8)
 
     def sweep(self) -> Iterator[tuple[dict[str, int], Ask]]:
         """Widen the window."""
