@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 SHARES = (0.0001, 0.01, 0.1, 0.5)
 BATCHES = (1, 64)
 K = 10
+RUNS = 3
 BUDGET_MS = 20.0
 OVERLAP = 0.99
 BLOCK = 4096
@@ -152,7 +153,7 @@ def measure_backend(
             for size in BATCHES:
                 queries = Law().queries(kind, counts[size], "fresh")
                 row = {"backend": backend, "row_dtype": row_dtype, "share": share, "set": kind, "batch": size}
-                row |= {"predicate_ms": predicate, **measure(index, queries, size, where, 3)}
+                row |= {"predicate_ms": predicate, **measure(index, queries, size, where, RUNS)}
                 row["limit_ms"] = max(row["unfiltered_ms"]["median"], BUDGET_MS)
                 found.append(row)
                 print(

@@ -454,7 +454,24 @@ def test_the_page_on_queries_is_true(toy, tmp_path):
     found = list(toy.search(toy.item("item/0001"), k=1).to_json(explain=True)[0])
     assert found[:8] == named[:8]
     assert {"attributes", "contributions"} <= set(found)
-    for kind in (*term_kinds(), "minus-", "from", "where", "json", "html", "sheet", "explain"):
+    (sql,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    for text in sql.splitlines():
+        assert toy.select(sql=text).count == sum("SELECT" in text and size > 1450 for size in range(0, 3000, 100))
+    options = (
+        "minus-",
+        "from",
+        "where",
+        "sql",
+        "json",
+        "html",
+        "sheet",
+        "explain",
+        "exact",
+        "calibrate",
+        "paged",
+        "after",
+    )
+    for kind in (*term_kinds(), *options, "min-score", "group-by", "hide-duplicates", "diverse"):
         assert f"--{kind}" in page
 
 
