@@ -111,6 +111,36 @@ def test_grouped_keys_of_later_llamas(tmp_path: Path) -> None:
         assert golden.error(llama(input_ids=ids).logits, out[0]) > 1e-2
 
 
+def test_loads_what_the_library_loads(tmp_path: Path) -> None:
+    """Shared keys, a head tied to the words, and a rotation base as older files spell it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    facts = json.loads((tmp_path / "config.json").read_text())
+    del facts["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps(facts | {"rope_theta": 500.0, "torch_dtype": "float16"}))
+    want = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    got = load_llama(find_llama(tmp_path), biases=False, dtype=torch.float32)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(got(input_ids=ids).logits, want(input_ids=ids).logits)
+        assert float(got.model.rotary_emb.inv_freq[1]) == pytest.approx(500 ** (-1 / 8))
+    assert got.lm_head.weight is got.model.embed_tokens.weight
+    biased = load_llama(find_llama(tmp_path), biases=True, dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(biased(input_ids=ids).logits, want(input_ids=ids).logits)
+
+
 def test_written_adapter_is_the_one_that_was_read(tmp_path: Path) -> None:
     of = golden.model(merge_lora=False)
     for name in ("again.pth", "again.safetensors"):

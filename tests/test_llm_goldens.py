@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bindsearch.cache import VisualCache, mix
 from bindsearch.llm.bind_network import BindNetwork
 from bindsearch.llm.checkpoints import adapter_shapes, build_connector, build_lora, config_of, describe
 from bindsearch.llm.generate import Sampling, generate, nucleus, stream
@@ -169,26 +170,44 @@ def test_half_types_drift_and_say_the_same(dtype: str, allowed: float) -> None:
     assert torch.equal(got.argmax(-1), g["logits"].argmax(-1))
 
 
-def embeddings_of(case: dict[str, Any]) -> torch.Tensor:
-    """The reference's input of a generation case, in float64: mixture, not normalised again, then the cache's blend."""
+@cache
+def embeddings_of(name: str) -> torch.Tensor:
+    """What a generation case puts into the connector: the mixture, then the cache's blend where the case has one."""
+    case = golden.read("generation.json")[name]
+    rows = [np.array(vector, dtype=np.float32) for _, vector, _ in case["inputs"]]
+    mixed = mix(rows, [weight for _, _, weight in case["inputs"]])
+    if case["knn"]:
+        images = VisualCache.of_vectors(known_images())
+        mixed = images.enhance(
+            mixed, case.get("cache_size", 10), case.get("cache_t", 20), case.get("cache_weight", 0.5)
+        )
+    return torch.from_numpy(mixed)
+
+
+def known_images() -> np.ndarray:
     import faiss
 
-    weights = np.array([weight for _, _, weight in case["inputs"]], dtype=np.float64)
-    rows = [np.array(vector, dtype=np.float64) for _, vector, _ in case["inputs"]]
-    units = [row / np.linalg.norm(row, axis=1, keepdims=True) for row in rows]
-    mixed = sum(weight / (weights.sum() + 1e-6) * unit for weight, unit in zip(weights, units, strict=True))
+    index = faiss.read_index(str(golden.FOLDER / "knn_tiny32.index"))
+    return index.reconstruct_n(0, index.ntotal)
+
+
+@pytest.mark.parametrize("name", ["greedy_mix_cache", "greedy_mix_cache_custom", "greedy_mix_no_cache"])
+def test_what_goes_into_the_cases_with_a_cache(name: str) -> None:
+    """The plain formula in float64: mixture, not normalised again, softmax over the nearest, two normalisations."""
+    case = golden.read("generation.json")[name]
+    weights = np.array([weight for _, _, weight in case["inputs"]])
+    units = [np.array(row) / np.linalg.norm(row) for _, row, _ in case["inputs"]]
+    want = sum(weight * unit for weight, unit in zip(weights, units, strict=True)) / (weights.sum() + 1e-6)
     if case["knn"]:
-        index = faiss.read_index(str(golden.FOLDER / "knn_tiny32.index"))
-        keys = index.reconstruct_n(0, index.ntotal).astype(np.float64)
-        scores = mixed @ keys.T
-        near = np.argsort(-scores, axis=1)[:, : case.get("cache_size", 10)]
-        share = np.exp(case.get("cache_t", 20) * np.take_along_axis(scores, near, axis=1))
-        found = np.einsum("bk,bkd->bd", share / share.sum(axis=1, keepdims=True), keys[near])
-        found /= np.linalg.norm(found, axis=1, keepdims=True)
+        images = known_images().astype(np.float64)
+        scores = (want @ images.T)[0]
+        near = np.argsort(-scores)[: case.get("cache_size", 10)]
+        share = np.exp(case.get("cache_t", 20) * scores[near])
+        found = share @ images[near]
         weight = case.get("cache_weight", 0.5)
-        mixed = (1 - weight) * mixed + weight * found
-        mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
-    return torch.from_numpy(mixed).float()
+        want = (1 - weight) * want + weight * found / np.linalg.norm(found)
+        want /= np.linalg.norm(want)
+    assert golden.error(embeddings_of(name), torch.from_numpy(want).float()) <= 5e-6
 
 
 @pytest.mark.parametrize("merge_lora", [True, False], ids=["merged", "beside"])
@@ -200,11 +219,11 @@ def test_greedy_answers_are_the_references(name: str, attention: str, merge_lora
     for prompt, ids in zip(case["prompts"], case["prompt_ids"], strict=True):
         assert prompt is None or of.tokenizer.encode(prompt) == ids  # three cases were given as ids
     sampling = Sampling(max_new_tokens=case["max_gen_len"], temperature=0)
-    got = generate(of.connection, embeddings_of(case), case["prompt_ids"], sampling, of.tokenizer.eos)
+    got = generate(of.connection, embeddings_of(name), case["prompt_ids"], sampling, of.tokenizer.eos)
     assert got == case["output_ids"]
     assert [of.tokenizer.decode(row) for row in got] == case["text"]
     if len(got) == 1:
-        ids = stream(of.connection, embeddings_of(case), case["prompt_ids"][0], sampling, of.tokenizer.eos)
+        ids = stream(of.connection, embeddings_of(name), case["prompt_ids"][0], sampling, of.tokenizer.eos)
         assert list(ids) == got[0]
 
 

@@ -187,8 +187,9 @@ def read_facts(files: LlamaFiles) -> dict[str, Any]:
 def _hf_config(facts: Mapping[str, Any], biases: bool) -> LlamaConfig:
     from transformers import LlamaConfig
 
-    kept = {key: value for key, value in facts.items() if key not in ("architectures", "torch_dtype", "dtype")}
-    return LlamaConfig(**{**kept, "attention_bias": biases, "mlp_bias": biases})
+    kept = {key: value for key, value in facts.items() if key not in ("torch_dtype", "dtype")}
+    config: LlamaConfig = LlamaConfig.from_dict({**kept, "attention_bias": biases, "mlp_bias": biases})
+    return config
 
 
 def _meta_config(
