@@ -6,7 +6,8 @@
 The codes are those of one backend each: `ivf-pq` (4-bit codes of few columns), `ivf-rabitq` (a sign a column),
 `ivf-sq8` (a byte a column). A code stands for what a row differs from the mean of its list. Files beside the rows:
 
-    centroids.npy     (lists, d) float16, means of the lists
+    centroids.npy     (lists, d) int8, directions of the means of the lists, and centroid_scales.npy (lists,) float32:
+                      the mean of a list is its scale times its direction
     list_sizes.npy    (lists,) int64
     lists.bin         codes and positions; see list_file.py
     codebook.npy      what the codes mean, where they need it
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Self
 
@@ -28,11 +30,12 @@ from bindsearch.index.faiss_index import load_faiss
 from bindsearch.index.kmeans import assign, default_lists, list_means, train_centroids, unit_or_axis
 from bindsearch.index.list_file import ListLayout
 from bindsearch.index.refined import RefinedIndex, check_numbers, row_selector
-from bindsearch.index.small_products import NearCentroids, score_places, to_int8
+from bindsearch.index.small_products import NearCentroids, to_int8
 
 if TYPE_CHECKING:
     from bindsearch.index.base import BoolArray
     from bindsearch.index.recipe import SearchSettings
+    from bindsearch.index.small_products import Int8Array
     from bindsearch.types import FloatArray, IntArray
 
 _BLOCK_ROWS = 8192
@@ -56,35 +59,34 @@ class IvfIndex(RefinedIndex):
     def __init__(self, rows: Any, ids: IntArray, order: IntArray | None = None) -> None:
         """Take over rows; `open` adds the lists."""
         super().__init__(rows, ids, order)
-        self._means = np.empty((0, 0), dtype=np.float32)
         self._near: NearCentroids
+        self._learnt: Learnt
         self._faiss_index: Any = None
         self._kept: tuple[Any, ...] = ()
 
     # ---- what the codes are ------------------------------------------------------------------------------------------
 
     @classmethod
-    @abstractmethod
-    def _train(cls, faiss: Any, residuals: FloatArray, numbers: Mapping[str, int]) -> FloatArray:
-        """Learn the codebook from (m, d) float32 residuals; an empty array where the codes need none."""
+    def _train(cls, faiss: Any, residuals: FloatArray, numbers: Mapping[str, int]) -> FloatArray:  # noqa: ARG003
+        """Learn a codebook from (m, d) float32 residuals; here the codes need none, and it is empty."""
+        return np.empty(0, dtype=np.float32)
 
     @classmethod
     @abstractmethod
-    def _coder(cls, faiss: Any, dim: int, means: FloatArray, codebook: FloatArray) -> Coder:
+    def _code_bytes(cls, learnt: Learnt) -> int:
+        """Give the bytes of a row's code."""
+
+    @classmethod
+    @abstractmethod
+    def _coder(cls, faiss: Any, learnt: Learnt) -> Coder:
         """Make the coder of rows."""
 
     @classmethod
     @abstractmethod
-    def _searcher(cls, faiss: Any, dim: int, means: FloatArray, codebook: FloatArray) -> tuple[Any, tuple[Any, ...]]:
+    def _searcher(cls, faiss: Any, learnt: Learnt) -> tuple[Any, tuple[Any, ...]]:
         """Make a FAISS index without lists, and what must live as long as it."""
 
-    @classmethod
-    @abstractmethod
-    def _code_bytes(cls, dim: int, codebook: FloatArray) -> int:
-        """Give the bytes of a row's code."""
-
-    @classmethod
-    def _queries_for(cls, queries: FloatArray, codebook: FloatArray) -> FloatArray:  # noqa: ARG003
+    def _queries_for(self, queries: FloatArray) -> FloatArray:
         """Bring queries into the columns that codes are of; here they are."""
         return queries
 
@@ -98,15 +100,16 @@ class IvfIndex(RefinedIndex):
         rows = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
         sizes = cls._sort_by_list(folder, rows, numbers, progress)
         rows = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
-        # as float16 from here on: coding and searching must know the same means
-        means = list_means(rows, sizes).astype(np.float16)
-        np.save(folder / "centroids.npy", means, allow_pickle=False)
+        directions, scales = _as_int8(list_means(rows, sizes))
+        np.save(folder / "centroids.npy", directions, allow_pickle=False)
+        np.save(folder / "centroid_scales.npy", scales, allow_pickle=False)
         np.save(folder / "list_sizes.npy", sizes, allow_pickle=False)
-        codebook = cls._train(faiss, _residuals(rows, means, sizes), numbers)
-        if codebook.size:
-            np.save(folder / "codebook.npy", codebook, allow_pickle=False)
-        layout = ListLayout(sizes, cls._code_bytes(rows.shape[1], codebook), cls.block_rows)
-        coder = cls._coder(faiss, rows.shape[1], means.astype(np.float32), codebook)
+        learnt = Learnt(directions, scales)
+        learnt = replace(learnt, codebook=cls._train(faiss, _residuals(rows, learnt.means, sizes), numbers))
+        if learnt.codebook.size:
+            np.save(folder / "codebook.npy", learnt.codebook, allow_pickle=False)
+        layout = ListLayout(sizes, cls._code_bytes(learnt), cls.block_rows)
+        coder = cls._coder(faiss, learnt)
         with (folder / "lists.bin").open("wb") as stream:
             _write_lists(stream, rows, layout, coder, progress)
 
@@ -123,33 +126,33 @@ class IvfIndex(RefinedIndex):
     def open(cls, folder: Path) -> Self:
         """Map the files; see `IndexBackend.open`."""
         index = super().open(folder)
-        means = map_array(folder / "centroids.npy", "float16", 2)
+        directions = map_array(folder / "centroids.npy", "int8", 2)
+        scales = map_array(folder / "centroid_scales.npy", "float32", 1)
         sizes = map_array(folder / "list_sizes.npy", "int64", 1)
         book = folder / "codebook.npy"
         codebook = map_array(book, "float32", 3) if book.exists() else np.empty(0, dtype=np.float32)
-        if means.shape != (sizes.size, index.dim) or sizes.min(initial=0) < 0 or sizes.sum() != index.ids.size:
+        good = directions.shape == (sizes.size, index.dim) and scales.shape == sizes.shape
+        if not good or sizes.min(initial=0) < 0 or sizes.sum() != index.ids.size:
             raise InputError(
-                f"{folder}: centroids of shape {means.shape} for {sizes.size} lists of {sizes.sum()} rows, expected "
-                f"({sizes.size}, {index.dim}) and {index.ids.size} rows. Build the index again."
+                f"{folder}: centroids of shape {directions.shape}, {scales.size} scales, {sizes.size} lists of "
+                f"{sizes.sum()} rows, expected ({sizes.size}, {index.dim}) and {index.ids.size} rows. "
+                "Build the index again."
             )
-        index._attach(load_faiss(), folder, means.astype(np.float32), np.asarray(sizes), codebook)
-        return index
-
-    def _attach(self, faiss: Any, folder: Path, means: FloatArray, sizes: IntArray, codebook: FloatArray) -> None:
-        layout = ListLayout(sizes, self._code_bytes(self.dim, codebook), self.block_rows)
+        faiss, learnt = load_faiss(), Learnt(directions, scales, codebook)
+        layout = ListLayout(np.asarray(sizes), cls._code_bytes(learnt), cls.block_rows)
         lists = layout.open(faiss, folder / "lists.bin")
-        index, kept = self._searcher(faiss, self.dim, means, codebook)
-        index.replace_invlists(lists, False)
-        index.ntotal = int(sizes.sum())
-        self._means, self._codebook = means, codebook
-        self._near = NearCentroids(unit_or_axis(means))
-        self._faiss_index, self._kept = index, (lists, *kept)
+        searcher, kept = cls._searcher(faiss, learnt)
+        searcher.replace_invlists(lists, False)
+        searcher.ntotal = index.ids.size
+        index._near, index._learnt = NearCentroids(directions), learnt
+        index._faiss_index, index._kept = searcher, (lists, *kept)
+        return index
 
     # ---- searching ---------------------------------------------------------------------------------------------------
 
     def most(self, setting: str) -> int:
         """See `IndexBackend.most`: no more lists can be looked at than there are."""
-        return max(1, int(self._means.shape[0])) if setting == "nprobe" else super().most(setting)
+        return self._near.count if setting == "nprobe" and self._faiss_index is not None else super().most(setting)
 
     def _candidates(
         self, queries: FloatArray, count: int, mask: BoolArray | None, settings: SearchSettings
@@ -158,9 +161,11 @@ class IvfIndex(RefinedIndex):
         faiss = load_faiss()
         lists = self._near.count
         probe = min(lists, max(settings.get("nprobe", 1), -(-2 * count * lists // self._count(mask))))
-        near = np.sort(self._near.probe(to_int8(queries, one_scale=False), probe), axis=1)
-        bias = score_places(self._means, queries, near)
-        asked = np.ascontiguousarray(self._queries_for(queries, self._codebook))
+        codes, query_scales = to_int8(queries, one_scale=False)
+        near, products = self._near.probe(codes, probe)
+        bias = products.astype(np.float32)
+        bias *= query_scales[:, None] * self._learnt.scales[near]
+        asked = np.ascontiguousarray(self._queries_for(queries))
         distances = np.empty((queries.shape[0], count), dtype=np.float32)
         places = np.empty((queries.shape[0], count), dtype=np.int64)
         parameters = self._parameters(faiss, probe)
@@ -177,6 +182,28 @@ class IvfIndex(RefinedIndex):
     def _parameters(self, faiss: Any, probe: int) -> Any:
         """Make the parameters of a FAISS search; they belong to one call, so that threads do not meet."""
         return faiss.SearchParametersIVF(nprobe=probe)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What lists and codes are relative to.
+
+    Attributes:
+        directions: (lists, d) int8, all of one length.
+        scales: (lists,) float32; scale times direction is the mean of a list.
+        codebook: what the codes mean, as the backend lays it out; empty where they need none.
+    """
+
+    directions: Int8Array
+    scales: FloatArray
+    codebook: FloatArray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+
+    @property
+    def means(self) -> FloatArray:
+        """(lists, d) float32 means of the lists, as coding and searching know them."""
+        means: FloatArray = self.directions.astype(np.float32)
+        means *= self.scales[:, None]
+        return means
 
 
 class Coder:
@@ -237,8 +264,17 @@ def _groups(sizes: IntArray) -> Iterator[tuple[int, int]]:
         yield first, int(sizes.size)
 
 
-def _residuals(rows: Any, means: Any, sizes: IntArray) -> FloatArray:
+def _as_int8(means: FloatArray) -> tuple[Int8Array, FloatArray]:
+    """Round the directions of (lists, d) means to int8, all of one length; gives them and (lists,) float32 scales."""
+    lengths = np.linalg.norm(means, axis=1).astype(np.float32)
+    directions, scales = to_int8(unit_or_axis(means), one_scale=True)
+    return directions, lengths * scales
+
+
+def _residuals(rows: Any, means: FloatArray, sizes: IntArray) -> FloatArray:
     """Sample what rows differ by from the mean of their list: (m, d) float32, evenly over all lists."""
     numbers = np.repeat(np.arange(sizes.size), sizes)
     chosen = np.linspace(0, rows.shape[0] - 1, min(_TRAIN_ROWS, rows.shape[0])).astype(np.int64)
-    return np.asarray(rows[chosen], dtype=np.float32) - means[numbers[chosen]].astype(np.float32)
+    found: FloatArray = rows[chosen].astype(np.float32)
+    found -= means[numbers[chosen]]
+    return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bindsearch.index.ivf import Coder, IvfIndex
+from bindsearch.index.ivf import Coder, IvfIndex, Learnt
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
@@ -43,35 +43,33 @@ class IvfPqIndex(IvfIndex):
         return np.concatenate([words, columns[:, None, :].astype(np.float32)], axis=1)
 
     @classmethod
-    def _code_bytes(cls, dim: int, codebook: FloatArray) -> int:  # noqa: ARG003
-        return int(codebook.shape[0]) // 2
+    def _code_bytes(cls, learnt: Learnt) -> int:
+        return int(learnt.codebook.shape[0]) // 2
+
+    def _queries_for(self, queries: FloatArray) -> FloatArray:
+        return _take_columns(queries, _columns(self._learnt))
 
     @classmethod
-    def _queries_for(cls, queries: FloatArray, codebook: FloatArray) -> FloatArray:
-        return _take_columns(queries, codebook[:, _CODEWORDS, :].astype(np.int64))
-
-    @classmethod
-    def _coder(cls, faiss: Any, dim: int, means: FloatArray, codebook: FloatArray) -> Coder:  # noqa: ARG003
-        columns = codebook[:, _CODEWORDS, :].astype(np.int64)
-        groups, _, width = codebook.shape
+    def _coder(cls, faiss: Any, learnt: Learnt) -> Coder:
+        groups = learnt.codebook.shape[0]
 
         def plain(coarse: Any, lists: int) -> Any:
             index = faiss.IndexIVFPQ(coarse, coarse.d, lists, groups, 4, faiss.METRIC_INNER_PRODUCT)
-            index.pq = quantizer
+            faiss.copy_array_to_vector(_words(learnt), index.pq.centroids)
             return index
 
-        quantizer = _quantizer(faiss, groups, width)
-        faiss.copy_array_to_vector(np.ascontiguousarray(codebook[:, :_CODEWORDS]).ravel(), quantizer.centroids)
-        return _FaissCoder(faiss, _take_columns(means, columns), plain, faiss.IndexIVFPQFastScan, columns)
+        columns = _columns(learnt)
+        return _FaissCoder(faiss, _take_columns(learnt.means, columns), plain, faiss.IndexIVFPQFastScan, columns)
 
     @classmethod
-    def _searcher(cls, faiss: Any, dim: int, means: FloatArray, codebook: FloatArray) -> tuple[Any, tuple[Any, ...]]:  # noqa: ARG003
-        groups, _, width = codebook.shape
+    def _searcher(cls, faiss: Any, learnt: Learnt) -> tuple[Any, tuple[Any, ...]]:
+        groups, _, width = learnt.codebook.shape
         coarse = faiss.IndexFlatIP(groups * width)  # stays empty: lists are chosen by `NearCentroids`
+        lists = learnt.directions.shape[0]
         index = faiss.IndexIVFPQFastScan(
-            coarse, groups * width, means.shape[0], groups, 4, faiss.METRIC_INNER_PRODUCT, cls.block_rows
+            coarse, groups * width, lists, groups, 4, faiss.METRIC_INNER_PRODUCT, cls.block_rows
         )
-        faiss.copy_array_to_vector(np.ascontiguousarray(codebook[:, :_CODEWORDS]).ravel(), index.pq.centroids)
+        faiss.copy_array_to_vector(_words(learnt), index.pq.centroids)
         index.is_trained = index.by_residual = True
         return index, (coarse,)
 
@@ -85,27 +83,22 @@ class IvfRabitqIndex(IvfIndex):
     name: ClassVar[str] = "ivf-rabitq"
 
     @classmethod
-    def _train(cls, faiss: Any, residuals: FloatArray, numbers: Mapping[str, int]) -> FloatArray:  # noqa: ARG003
-        return np.empty(0, dtype=np.float32)
+    def _code_bytes(cls, learnt: Learnt) -> int:
+        return -(-int(learnt.directions.shape[1]) // 8) + 8
 
     @classmethod
-    def _code_bytes(cls, dim: int, codebook: FloatArray) -> int:  # noqa: ARG003
-        return -(-dim // 8) + 8
-
-    @classmethod
-    def _coder(cls, faiss: Any, dim: int, means: FloatArray, codebook: FloatArray) -> Coder:  # noqa: ARG003
+    def _coder(cls, faiss: Any, learnt: Learnt) -> Coder:
         def plain(coarse: Any, lists: int) -> Any:
-            return faiss.IndexIVFRaBitQ(coarse, dim, lists, faiss.METRIC_INNER_PRODUCT)
+            return faiss.IndexIVFRaBitQ(coarse, coarse.d, lists, faiss.METRIC_INNER_PRODUCT)
 
-        return _FaissCoder(faiss, means, plain, faiss.IndexIVFRaBitQFastScan)
+        return _FaissCoder(faiss, learnt.means, plain, faiss.IndexIVFRaBitQFastScan)
 
     @classmethod
-    def _searcher(cls, faiss: Any, dim: int, means: FloatArray, codebook: FloatArray) -> tuple[Any, tuple[Any, ...]]:  # noqa: ARG003
+    def _searcher(cls, faiss: Any, learnt: Learnt) -> tuple[Any, tuple[Any, ...]]:
+        lists, dim = learnt.directions.shape
         coarse = faiss.IndexFlatIP(dim)
-        coarse.add(means)
-        index = faiss.IndexIVFRaBitQFastScan(
-            coarse, dim, means.shape[0], faiss.METRIC_INNER_PRODUCT, cls.block_rows, True
-        )
+        coarse.add(learnt.means)
+        index = faiss.IndexIVFRaBitQFastScan(coarse, dim, lists, faiss.METRIC_INNER_PRODUCT, cls.block_rows, True)
         index.is_trained = True
         return index, (coarse,)
 
@@ -129,23 +122,23 @@ class IvfSq8Index(IvfIndex):
         return np.asarray(faiss.vector_to_array(quantizer.trained)).reshape(1, 2, -1)
 
     @classmethod
-    def _code_bytes(cls, dim: int, codebook: FloatArray) -> int:  # noqa: ARG003
-        return dim
+    def _code_bytes(cls, learnt: Learnt) -> int:
+        return int(learnt.directions.shape[1])
 
     @classmethod
-    def _coder(cls, faiss: Any, dim: int, means: FloatArray, codebook: FloatArray) -> Coder:
-        quantizer = faiss.ScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit)
-        faiss.copy_array_to_vector(np.ascontiguousarray(codebook).ravel(), quantizer.trained)
-        return _Sq8Coder(means, quantizer)
+    def _coder(cls, faiss: Any, learnt: Learnt) -> Coder:
+        quantizer = faiss.ScalarQuantizer(learnt.directions.shape[1], faiss.ScalarQuantizer.QT_8bit)
+        faiss.copy_array_to_vector(_words(learnt), quantizer.trained)
+        return _Sq8Coder(learnt.means, quantizer)
 
     @classmethod
-    def _searcher(cls, faiss: Any, dim: int, means: FloatArray, codebook: FloatArray) -> tuple[Any, tuple[Any, ...]]:
+    def _searcher(cls, faiss: Any, learnt: Learnt) -> tuple[Any, tuple[Any, ...]]:
+        lists, dim = learnt.directions.shape
         coarse = faiss.IndexFlatIP(dim)
-        coarse.add(means)
-        index = faiss.IndexIVFScalarQuantizer(
-            coarse, dim, means.shape[0], faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, True
-        )
-        faiss.copy_array_to_vector(np.ascontiguousarray(codebook).ravel(), index.sq.trained)
+        coarse.add(learnt.means)
+        kind = faiss.ScalarQuantizer.QT_8bit
+        index = faiss.IndexIVFScalarQuantizer(coarse, dim, lists, kind, faiss.METRIC_INNER_PRODUCT, True)
+        faiss.copy_array_to_vector(_words(learnt), index.sq.trained)
         index.is_trained = True
         return index, (coarse,)
 
@@ -199,6 +192,16 @@ def _quantizer(faiss: Any, groups: int, width: int) -> Any:
     quantizer = faiss.ProductQuantizer(groups * width, groups, 4)
     quantizer.cp.min_points_per_centroid = 1  # fewer rows than it likes are no reason to write to stderr
     return quantizer
+
+
+def _columns(learnt: Learnt) -> IntArray:
+    """Give the columns that product codes are of, (groups, width) int64, -1 for none."""
+    return np.asarray(learnt.codebook[:, _CODEWORDS, :], dtype=np.int64)
+
+
+def _words(learnt: Learnt) -> FloatArray:
+    """Give what a FAISS quantizer was trained to, as one row of numbers."""
+    return np.ascontiguousarray(learnt.codebook[:, :_CODEWORDS]).ravel()
 
 
 def _take_columns(vectors: FloatArray, columns: IntArray) -> FloatArray:

@@ -44,10 +44,10 @@ def train_centroids(rows: Any, lists: int, rows_per_list: int, rounds: int, prog
     size = min(count, max(lists, min(lists * rows_per_list, _SAMPLE_BYTES // (3 * dim))))
     chosen = np.sort(rng.choice(count, size, replace=False))
     sample = np.concatenate([rows[part].astype(np.float16) for part in _split(chosen)])
-    codes = np.concatenate([to_int8(part, one_scale=False) for part in _split(sample)])
+    codes = np.concatenate([to_int8(part, one_scale=False)[0] for part in _split(sample)])
     centroids: FloatArray = sample[np.sort(rng.choice(size, lists, replace=False))].astype(np.float32)
     for turn in range(rounds):
-        near = NearCentroids(centroids)
+        near = NearCentroids(to_int8(centroids, one_scale=True)[0])
         nearest = np.concatenate(in_threads(near.nearest, _split(codes)))
         centroids = _means(sample, nearest, lists, rng)
         progress("k-means", turn + 1, rounds)
@@ -65,13 +65,13 @@ def assign(rows: Any, centroids: FloatArray, progress: Progress) -> IntArray:
     Returns:
         (n,) int64.
     """
-    near, count = NearCentroids(centroids), rows.shape[0]
+    near, count = NearCentroids(to_int8(centroids, one_scale=True)[0]), rows.shape[0]
     nearest = np.empty(count, dtype=np.int64)
     stride = _BLOCK_ROWS * thread_count()
 
     def work(start: int) -> None:
         block = rows[start : start + _BLOCK_ROWS]
-        nearest[start : start + block.shape[0]] = near.nearest(to_int8(block, one_scale=False))
+        nearest[start : start + block.shape[0]] = near.nearest(to_int8(block, one_scale=False)[0])
 
     for start in range(0, count, stride):
         in_threads(work, range(start, min(start + stride, count), _BLOCK_ROWS))

@@ -91,7 +91,7 @@ def _lists(code_bytes: Callable[[int, Mapping[str, Any]], int], block_rows: int,
         lists = min(rows, int(build.get("nlist", 0)) or default_lists(rows))
         # lists are as uneven as clusters are: like an exponential law, of which this is the mean filled up
         filled = round(block_rows * lists / -math.expm1(-block_rows * lists / rows)) if block_rows > 1 else rows
-        return lists * (2 * dim + 8) + filled * (code_bytes(dim, build) + 8) + 4 * book_rows * dim
+        return lists * (dim + 12) + filled * (code_bytes(dim, build) + 8) + 4 * book_rows * dim
 
     return formula
 

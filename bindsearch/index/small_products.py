@@ -39,7 +39,7 @@ def in_threads(work: Callable[[T], R], parts: Iterable[T]) -> list[R]:
         return list(pool.map(work, parts))
 
 
-def to_int8(rows: FloatArray, one_scale: bool) -> Int8Array:
+def to_int8(rows: FloatArray, one_scale: bool) -> tuple[Int8Array, FloatArray]:
     """Scale rows to the range of int8 and round.
 
     Args:
@@ -47,38 +47,45 @@ def to_int8(rows: FloatArray, one_scale: bool) -> Int8Array:
         one_scale: whether all rows are scaled alike, so that products with them compare.
 
     Returns:
-        (n, d) int8, C-contiguous.
+        codes (n, d) int8, C-contiguous, and scales (n,) float32: scale times code is the row, to rounding.
     """
     wide = rows.astype(np.float32)
-    largest = np.abs(wide).max(axis=None if one_scale else 1, keepdims=True, initial=np.float32(1e-30))
-    wide *= np.float32(127) / largest
-    return np.rint(wide, out=wide).astype(np.int8)
+    scales = np.abs(wide).max(axis=None if one_scale else 1, keepdims=True, initial=np.float32(1e-30)) / np.float32(127)
+    wide /= scales
+    codes = np.rint(wide, out=wide).astype(np.int8)
+    return codes, np.broadcast_to(scales[:, 0], rows.shape[:1])
 
 
 class NearCentroids:
     """Centroids packed for finding those nearest to many vectors; thread-safe.
 
-    Scores come from int8 and are for ranking alone: for unit vectors of 1024 columns they are off by about 0.001.
+    Scores come from int8: for unit vectors of 1024 columns they are off by about 0.001.
     """
 
-    def __init__(self, centroids: FloatArray) -> None:
-        """Pack (m, d) float32 centroids; those of the largest product with a vector count as nearest."""
+    def __init__(self, centroids: Int8Array) -> None:
+        """Pack (m, d) int8 centroids of like length; those of the largest product with a vector count as nearest."""
         import numkong
 
         self.count = centroids.shape[0]
-        self._packed = numkong.dots_pack(to_int8(centroids, one_scale=True))
+        self._packed = numkong.dots_pack(centroids)
         self._products: Any = numkong.dots_packed
 
     def nearest(self, codes: Int8Array) -> IntArray:
         """Give the nearest centroid of each of (n, d) int8 vectors, (n,) int64."""
         return np.asarray(np.asarray(self._products(codes, self._packed)).argmax(axis=1), dtype=np.int64)
 
-    def probe(self, codes: Int8Array, count: int) -> IntArray:
-        """Give the `count` nearest centroids of each of (q, d) int8 vectors, (q, count) int64 in no order."""
+    def probe(self, codes: Int8Array, count: int) -> tuple[IntArray, NDArray[np.int32]]:
+        """Find the `count` nearest centroids of each of (q, d) int8 vectors.
+
+        Returns:
+            their numbers (q, count) int64, ascending, C-contiguous, and their products with the vectors, int32.
+        """
         products = np.asarray(self._products(codes, self._packed))
         if count >= self.count:
-            return np.ascontiguousarray(np.broadcast_to(np.arange(self.count, dtype=np.int64), products.shape))
-        return np.argpartition(products, self.count - count, axis=1)[:, self.count - count :]
+            every = np.arange(self.count, dtype=np.int64)
+            return np.ascontiguousarray(np.broadcast_to(every, products.shape)), products
+        near = np.sort(np.argpartition(products, self.count - count, axis=1)[:, self.count - count :], axis=1)
+        return near, np.take_along_axis(products, near, axis=1)
 
 
 def score_places(rows: Any, queries: FloatArray, places: IntArray) -> FloatArray:
