@@ -27,6 +27,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("index", "add"),
     ("index", "remove"),
     ("index", "compact"),
+    ("index", "background"),
     ("query",),
     ("classify",),
     ("classify", "run"),

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindsearch.config import setting_with_origin
-from bindsearch.errors import InputError, MismatchError, MissingInputError, ShapeError
+from bindsearch.errors import InputError, MissingInputError
 from bindsearch.index.change import Added
+from bindsearch.index.checks import unit_queries
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.identity import Identity
 from bindsearch.index.source import VectorSource, open_source
@@ -19,13 +20,13 @@ from bindsearch.search.arrange import PLAIN, Ranked, Shape
 from bindsearch.search.calibrate import Background, draw_background, load_background, save_background
 from bindsearch.search.centred import Asked, place_queries
 from bindsearch.search.efforts import effort_for, in_groups
+from bindsearch.search.fitting import check_fits, check_space_known
 from bindsearch.search.hits import Hits
 from bindsearch.search.keys import find_key, resolve_items
 from bindsearch.search.ranges import best_in_range, iter_range
 from bindsearch.search.ranking import AS_TUNED, Effort, Ranker, plan_of
 from bindsearch.search.selectors import MaskCache, Scope, Selection, select
 from bindsearch.search.where import Filter
-from bindsearch.store import UNKNOWN
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -168,9 +169,12 @@ class SearchIndex:
         """
         if not len(queries):
             return []
+        if k < 1:
+            raise InputError(f"k: expected at least 1, got {k}.")
         if shape.after is not None and len(queries) > 1:
             raise InputError("--after goes on with the list of one query; ask for one.")
-        efforts = [effort_for(self.manifest.tuned, query, effort) for query in queries]
+        snapshot = self.folder.snapshot
+        efforts = [effort_for(snapshot.manifest.tuned, query, effort) for query in queries]
         if any(each != efforts[0] for each in efforts):
             rest = (k, where, modality, exclude, exclude_self)
             return in_groups(
@@ -179,18 +183,19 @@ class SearchIndex:
                     [queries[row] for row in rows], *rest, sql=sql, shape=shape, effort=own
                 ),
             )
-        effort = efforts[0]
-        snapshot = self.folder.snapshot
         asked = self._place(snapshot, queries)
         scope = Scope(where, sql, modality, tuple(exclude))
         wanted = Wanted(k, exclude_self, scope.describe())
+
+        def ranker(narrowed: Scope) -> Ranker:
+            return Ranker(snapshot, select(snapshot, narrowed, self._masks), efforts[0])
+
         if shape.is_plain:
-            return answer_plainly(asked, Ranker(snapshot, select(snapshot, scope, self._masks), effort), wanted)
+            return answer_plainly(asked, ranker(scope), wanted)
         if not shape.calibrated:
-            rankers = {"": Ranker(snapshot, select(snapshot, scope, self._masks), effort)}
-            return answer_arranged(asked, rankers, wanted, shape, None)
+            return answer_arranged(asked, {"": ranker(scope)}, wanted, shape, None)
         names = list(snapshot.manifest.modalities) if modality is None else [modality]
-        rankers = {name: Ranker(snapshot, select(snapshot, scope.of(name), self._masks), effort) for name in names}
+        rankers = {name: ranker(scope.of(name)) for name in names}
         return answer_arranged(asked, rankers, wanted, shape, self.background(snapshot))
 
     def search_range(
@@ -247,7 +252,9 @@ class SearchIndex:
         for query in queries:
             if isinstance(query, Embedding):
                 self.check(query)
-        return place_queries(snapshot, queries)
+        asked = place_queries(snapshot, queries)
+        unit_queries(asked.vectors, snapshot.manifest.dim)  # refused here, whatever runs
+        return asked
 
     def select(
         self, where: str | Filter | None = None, modality: str | None = None, sql: str | None = None
@@ -290,21 +297,8 @@ class SearchIndex:
     # ---- identity ----------------------------------------------------------------------------------------------------
 
     def check(self, query: Embedding | Identity) -> None:
-        """Refuse a query that was not made for this index.
-
-        Raises:
-            MismatchError: naming both values and what to type.
-            ShapeError: another dimension.
-        """
-        manifest = self.manifest
-        identity = query.identity if isinstance(query, Embedding) else query
-        differs = manifest.identity.difference(identity)
-        if differs is not None:
-            manifest.identity.merged(identity, str(self.path), "the query", self._advice(*differs))
-        if self.folder.snapshot.centring is not None:
-            self.folder.snapshot.centring.check(identity.tower_ids, str(self.path))
-        if isinstance(query, Embedding) and query.dim != manifest.dim:
-            raise ShapeError(f"{self.path}: its vectors have dim {manifest.dim}, the query has dim {query.dim}.")
+        """Refuse a query that was not made for this index; see `fitting.check_fits`."""
+        check_fits(self.folder.snapshot, query)
 
     def check_space_known(self) -> None:
         """Refuse to encode anything for an index of imported vectors that nobody vouches for.
@@ -312,23 +306,7 @@ class SearchIndex:
         Raises:
             MismatchError: with what to type.
         """
-        if self.manifest.space_id == UNKNOWN:
-            raise MismatchError(
-                f"{self.path}: its vectors were imported without their space, so that only --item and --vector can ask "
-                f"it. {self._advice('space', UNKNOWN, '')}"
-            )
-
-    def _advice(self, what: str, ours: str, theirs: str) -> str:
-        """Say what to type where a query differs; the arguments are those of `Identity.difference`."""
-        rebuild = f"bindsearch index EMBEDDINGS -o {self.path} --force"
-        if self.manifest.space_id == UNKNOWN:
-            return f"Import again with the space: bindsearch import FILE -o EMBEDDINGS --space-id NAME@HASH; {rebuild}"
-        preset = ours.partition(":")[0]
-        if what.endswith(" preset"):
-            if preset == theirs.partition(":")[0]:  # of one name, but other numbers
-                return f"Rebuild: {rebuild}"
-            return f"Leave --preset away, or give --preset {what.removesuffix(' preset')}={preset}"
-        return f"Ask with --space {self.manifest.space_name}, or rebuild: {rebuild}"
+        check_space_known(self.folder.snapshot)
 
     def item(self, key: str | int) -> Embedding:
         """Make a query of an item of the index.
