@@ -219,7 +219,7 @@ def bury(snapshot: Snapshot, ids: IntArray) -> tuple[tuple[SegmentEntry, ...], d
             alive = segment.index.alive
             alive[here] = False
             file = f"{entry.name}.{generation:06d}.npy"
-            described = write_ids(snapshot.path / "tombstones" / file, segment.index.ids[~alive])
+            described = write_ids(snapshot.path / "tombstones" / file, np.sort(segment.index.ids[~alive]))
             removed = entry.rows - int(np.count_nonzero(alive))
             entry = dataclasses.replace(entry, removed=removed, tombstones=file, tombstones_file=described)
         if entry.removed < entry.rows:
