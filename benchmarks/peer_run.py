@@ -125,6 +125,7 @@ class LeanVec:
         self.index = svs.Vamana.build(made, codes, svs.DistanceType.MIP, num_threads=1)
         self.made_with = {**self.made_with, "codes": named}
         self.path = folder / "svs"
+        self.path.mkdir(exist_ok=True)
         self.index.save(*(str(self.path / part) for part in ("config", "graph", "data")))
 
     def _codes(self, svs: Any, rows: Any, path: Path) -> Any:
