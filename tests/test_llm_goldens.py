@@ -62,11 +62,13 @@ def test_rotary_scores_are_the_references() -> None:
     def turn(rows: torch.Tensor) -> torch.Tensor:
         return rotary_rows(rows, 16)
 
-    want = g["scores"]
-    scale = 1.0 if golden.error(scores(turn, turn), want) < 1e-3 else 0.25  # with or without 1 / sqrt(head_dim)
-    assert golden.error(scores(turn, turn) * scale, want) <= 2e-5
-    assert golden.error(scores(lambda rows: rows, lambda rows: rows) * scale, want) > 10
-    assert golden.error(scores(turn, lambda rows: rows) * scale, want) > 1
+    stated = golden.read("meta.json")
+    assert golden.error(scores(turn, turn), g["scores"]) <= 2e-5
+    assert golden.error(scores(turn, turn), torch.zeros_like(g["scores"])) > 10
+    unturned = golden.error(scores(lambda rows: rows, lambda rows: rows), g["scores"])
+    assert unturned == pytest.approx(stated["rope_score_diff_without_permutation"], rel=1e-4)
+    half = golden.error(scores(turn, lambda rows: rows), g["scores"])
+    assert half == pytest.approx(stated["rope_score_diff_bias_not_permuted"], rel=1e-4)
 
 
 @pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])

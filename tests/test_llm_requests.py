@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from pathlib import Path
 
 import golden_llm as golden
+import numpy as np
 import pytest
 import torch
 
@@ -225,3 +228,24 @@ def test_prompts() -> None:
     assert alpaca("Describe the picture in detail") == cases["greedy_image"]["prompts"][0]
     assert alpaca("What is making this sound?", "the old bell") == cases["greedy_mix_cache"]["prompts"][0]
     assert alpaca("x", "") == alpaca("x")
+
+
+def test_the_page_runs(tmp_path, monkeypatch, capsys) -> None:
+    """Every Python block of the page, on the tiny pair under the released names."""
+    page = (Path(__file__).parent.parent / "docs" / "llm.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) >= 3
+    (tmp_path / "7B.pth").write_bytes(golden.ADAPTER.read_bytes())
+    (tmp_path / "llama-7b").symlink_to(golden.LLAMA)
+    np.save(tmp_path / "sound.npy", golden.feature()[:1].numpy())
+    np.save(tmp_path / "picture.npy", golden.feature()[1:].numpy())
+    images = np.random.default_rng(0).normal(size=(50, 32)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    said = capsys.readouterr().out
+    assert "kind='imagebind-llm'" in said
+    assert len(said) > 300
+    assert (tmp_path / "mine.pth").is_file()
