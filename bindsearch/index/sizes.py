@@ -79,7 +79,7 @@ def _byte_codes(rows: int, dim: int, build: Mapping[str, Any]) -> int:
 
 
 def _lists(code_bytes: Callable[[int, Mapping[str, Any]], int], block_rows: int, book_rows: int) -> Formula:
-    """index/ivf.py: directions, scales and sizes of lists, codes and positions of rows, lists filled up to whole blocks.
+    """index/ivf.py: directions, scales, sizes of lists; codes and positions of rows, lists filled up to whole blocks.
 
     Args:
         code_bytes: of a row, from its columns and the numbers of the recipe.
