@@ -97,7 +97,7 @@ class ScaNN:
     def sweep(self) -> Iterator[tuple[dict[str, int], Ask]]:
         """Visit more leaves and reorder more."""
         for reorder in (100, 400):
-            for share in (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32):
+            for share in (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.7, 1.0):
                 leaves = max(1, int(share * self.leaves))
                 knobs = {"leaves_to_search": leaves, "pre_reorder_num_neighbors": reorder}
                 yield knobs, lambda queries, knobs=knobs: self.searcher.search_batched(queries, K, **knobs)[0]
