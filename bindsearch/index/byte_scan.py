@@ -16,12 +16,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bindsearch.index.byte_table import BLOCK_ROWS, MARGIN, Asked, ByteTable, Multiplier, greatest
+from bindsearch.index.byte_stretch import FEW_QUERIES, Found, Stretch, allowed_rows, maxima, pick, reaching
+from bindsearch.index.byte_table import BLOCK_ROWS, MARGIN, Asked, Multiplier
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,41 +41,11 @@ _GROWTH = 4
 _ROUND_PAIRS = 1 << 24
 _CALL_PAIRS = 1 << 17
 _CALL_BLOCKS = 64
-_FEW_QUERIES = 4
 _OVERFETCH = 16
 _SETTLE_BYTES = 64 << 20
 _PENDING_ROWS = 1 << 20
 _SAMPLE_BLOCKS = 16
 _THREAD_PAIRS = 1 << 20
-
-
-@dataclass(frozen=True)
-class Found:
-    """Pairs of a query and a row that may reach the query's bar.
-
-    Attributes:
-        queries: (m,) int64 numbers of queries.
-        rows: (m,) int64 row positions.
-        bounds: (m,) float64 upper bounds of their scores.
-    """
-
-    queries: IntArray
-    rows: IntArray
-    bounds: Wide
-
-    @classmethod
-    def join(cls, parts: list[Found]) -> Found:
-        """Put finds one after the other."""
-        none = np.empty(0, dtype=np.int64)
-        return cls(
-            np.concatenate([none, *(part.queries for part in parts)]),
-            np.concatenate([none, *(part.rows for part in parts)]),
-            np.concatenate([np.empty(0), *(part.bounds for part in parts)]),
-        )
-
-    def take(self, which: IntArray | BoolArray) -> Found:
-        """Give some of the pairs."""
-        return Found(self.queries[which], self.rows[which], self.bounds[which])
 
 
 class Best:
@@ -171,11 +141,11 @@ class ByteScan:
 
     def _best_of(self, block: int, queries: IntArray, multiplier: Multiplier) -> Found:
         """Give the k best bounds of a block, and a few more, for each of some queries."""
-        rows = self._allowed(block, block + 1)
+        rows = allowed_rows(self.mask, block, block + 1, len(self.codes))
         asked = self.full.some(queries)
         if not rows.size:
             return Found.join([])
-        products = multiplier.multiply(_pick(self.codes.full.codes, rows), asked.packed, queries.size)
+        products = multiplier.multiply(pick(self.codes.full.codes, rows), asked.packed, queries.size)
         count = min(rows.size, self.best.k + _OVERFETCH)
         chosen = np.argpartition(-products, count - 1, axis=0)[:count] if count < rows.size else None
         which = np.repeat(np.arange(queries.size), rows.size if chosen is None else count)
@@ -188,7 +158,7 @@ class ByteScan:
         heads, asked = self.codes.heads, self.heads
         if heads is None or asked is None:
             return np.zeros(queries.size, dtype=bool)
-        few = queries.size <= _FEW_QUERIES
+        few = queries.size <= FEW_QUERIES
         whole = max(1, len(self.codes) // BLOCK_ROWS)
         sample = np.unique(np.linspace(0, whole - 1, _SAMPLE_BLOCKS).astype(np.int64))
         rows = (sample[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).ravel()
@@ -198,8 +168,8 @@ class ByteScan:
         for start in range(0, queries.size, GROUP):
             some = queries[start : start + GROUP]
             products = multiplier.multiply(codes, asked.some(some).packed, some.size)
-            blocks = (_maxima(products) >= floors[:, some]).mean(axis=0)
-            rows_left = _reach(products, floors[:, some]).mean(axis=0) if few else 0.0
+            blocks = (maxima(products) >= floors[:, some]).mean(axis=0)
+            rows_left = reaching(products, floors[:, some]).mean(axis=0) if few else 0.0
             cost[some] = 5 * rows_left + 0.25 * blocks if few else 1.5 * blocks
         return np.asarray(cost + 1.5 * heads.codes.shape[1] / self.codes.dim < 1)
 
@@ -215,7 +185,7 @@ class ByteScan:
         while first < blocks:
             last = min(first + min(size, most), blocks)
             calls = [(at, min(at + stride, last)) for at in range(first, last, stride)]
-            fresh = Found.join(self._round(queries, asked, calls))
+            fresh = self._round(queries, asked, calls)
             pending = Found.join([pending, fresh.take(~np.isin(self._keys(fresh), self._seeded))])
             if last == blocks or pending.rows.size > 2 * queries.size * (self.best.k + _OVERFETCH):
                 pending = self._settle(pending, last == blocks)
@@ -225,7 +195,7 @@ class ByteScan:
         """Give each pair of a query and a row one number."""
         return found.queries * len(self.codes) + found.rows
 
-    def _round(self, queries: IntArray, asked: tuple[Asked, Asked | None], calls: list[tuple[int, int]]) -> list[Found]:
+    def _round(self, queries: IntArray, asked: tuple[Asked, Asked | None], calls: list[tuple[int, int]]) -> Found:
         """Scan runs of blocks, on several threads where that pays."""
         bars = self.best.bars[queries]
         workers = min(self.threads, len(calls))
@@ -233,21 +203,13 @@ class ByteScan:
             workers = 1
         shares = [calls[len(calls) * at // workers : len(calls) * (at + 1) // workers] for at in range(workers)]
 
-        def work(share: list[tuple[int, int]]) -> list[Found]:
-            stretch = _Stretch(self, queries, asked, bars, share)
-            return [found for first, last in share for found in stretch.scan(first, last)]
+        def work(share: list[tuple[int, int]]) -> Found:
+            return Stretch(self.codes, self.mask, queries, asked, bars).run(share)
 
         if workers == 1:
             return work(shares[0])
         with ThreadPoolExecutor(workers) as pool:
-            return [found for part in pool.map(work, shares) for found in part]
-
-    def _allowed(self, first: int, last: int) -> IntArray:
-        """Give the rows of blocks that may be answers."""
-        start, stop = first * BLOCK_ROWS, min(last * BLOCK_ROWS, len(self.codes))
-        if self.mask is None:
-            return np.arange(start, stop, dtype=np.int64)
-        return np.flatnonzero(self.mask[start:stop]) + start
+            return Found.join(list(pool.map(work, shares)))
 
     # ---- settle ------------------------------------------------------------------------------------------------------
 
@@ -291,126 +253,6 @@ class ByteScan:
         step = max(1, _SETTLE_BYTES // (8 * self.codes.dim * width))
         for at in range(0, which.size, step):
             self.best.offer(which[at : at + step], rows[at : at + step])
-
-
-class _Stretch:
-    """What one thread scans in a round: calls of a few blocks each, for one group of queries."""
-
-    def __init__(
-        self,
-        scan: ByteScan,
-        queries: IntArray,
-        asked: tuple[Asked, Asked | None],
-        bars: Wide,
-        calls: list[tuple[int, int]],
-    ) -> None:
-        self.codes, self.mask, self.allowed = scan.codes, scan.mask, scan._allowed
-        self.queries, self.bars = queries, bars
-        self.asked, self.heads = asked
-        self.first = calls[0][0]
-        self.multiplier = Multiplier()
-        self.floors = self.codes.full.floors(self.asked, bars, self.first, calls[-1][1])
-        self.head_floors = self.floors
-        if self.heads is not None and self.codes.heads is not None:
-            self.head_floors = self.codes.heads.floors(self.heads, bars, self.first, calls[-1][1])
-
-    def scan(self, first: int, last: int) -> list[Found]:
-        """Find the pairs of blocks first..last - 1 that may reach the bars."""
-        start, stop = first * BLOCK_ROWS, min(last * BLOCK_ROWS, len(self.codes))
-        if self.mask is not None and np.count_nonzero(self.mask[start:stop]) < (stop - start) // 2:
-            return self._rows(self.allowed(first, last))
-        if self.heads is None or self.codes.heads is None:
-            return self._blocks(first, last, np.arange(self.queries.size))
-        hits = self._hits(self.codes.heads, self.heads, self.head_floors, first, last)
-        if self.queries.size <= _FEW_QUERIES:
-            return self._rows(self._by_heads(self.codes.heads, self.heads, first + np.flatnonzero(hits.any(axis=1))))
-        found = []
-        for block in np.flatnonzero(hits.any(axis=1)).tolist():
-            found += self._blocks(first + block, first + block + 1, np.flatnonzero(hits[block]))
-        return found
-
-    def _hits(self, table: ByteTable, asked: Asked, floors: NDArray[np.int32], first: int, last: int) -> BoolArray:
-        """Say which queries may find a row in which block: (blocks, queries) bool."""
-        start, stop = first * BLOCK_ROWS, min(last * BLOCK_ROWS, len(self.codes))
-        products = self.multiplier.multiply(table.codes[start:stop], asked.packed, len(asked))
-        return np.asarray(_maxima(products) >= floors[first - self.first : last - self.first])
-
-    def _by_heads(self, heads: ByteTable, asked: Asked, blocks: IntArray) -> IntArray:
-        """Give the rows of blocks that any of the queries may want, judged one by one by their heads."""
-        if not blocks.size:
-            return blocks
-        rows = np.concatenate([self.allowed(block, block + 1) for block in blocks.tolist()])
-        if not rows.size:
-            return rows
-        products = self.multiplier.multiply(_pick(heads.codes, rows), asked.packed, len(asked))
-        reach = products * (asked.steps * float(heads.scales[0]))[None, :] + asked.fixed[None, :]
-        reach += heads.slacks[rows].astype(np.float64) @ asked.weights.T
-        return np.asarray(rows[(reach >= self.bars[None, :]).any(axis=1)])
-
-    def _blocks(self, first: int, last: int, which: IntArray) -> list[Found]:
-        """Find pairs in whole blocks for some of the queries."""
-        full = self.codes.full
-        start, stop = first * BLOCK_ROWS, min(last * BLOCK_ROWS, len(self.codes))
-        asked = self.asked if which.size == self.queries.size else self.asked.some(which)
-        floors = self.floors[first - self.first : last - self.first, which]
-        products = self.multiplier.multiply(full.codes[start:stop], asked.packed, which.size)
-        at = np.flatnonzero(_reach(products, floors))
-        if not at.size:
-            return []
-        rows, columns = np.divmod(at, which.size)
-        return [self._keep(asked, rows + start, columns, which, products[rows, columns])]
-
-    def _rows(self, rows: IntArray) -> list[Found]:
-        """Find pairs among single rows."""
-        found = []
-        step = _CALL_PAIRS // BLOCK_ROWS * 16
-        for at in range(0, rows.size, step):
-            some = rows[at : at + step]
-            products = self.multiplier.multiply(_pick(self.codes.full.codes, some), self.asked.packed, len(self.asked))
-            floors = self.floors[some // BLOCK_ROWS - self.first]
-            place, column = np.nonzero(products >= floors)
-            every = np.arange(self.queries.size)
-            found.append(self._keep(self.asked, some[place], column, every, products[place, column]))
-        return found
-
-    def _keep(
-        self, asked: Asked, rows: IntArray, columns: IntArray, which: IntArray, products: NDArray[np.int32]
-    ) -> Found:
-        """Keep the pairs of allowed rows whose own bound reaches the bar."""
-        bounds = self.codes.full.bounds(asked, rows, columns, products)
-        keep = bounds >= self.bars[which[columns]]
-        if self.mask is not None:
-            keep &= self.mask[rows]
-        return Found(self.queries[which[columns[keep]]], rows[keep], bounds[keep])
-
-
-def _maxima(products: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Give the largest product of each block, the last of which may be short: (blocks, q)."""
-    whole = products.shape[0] // BLOCK_ROWS * BLOCK_ROWS
-    if whole == products.shape[0]:
-        return greatest(products, BLOCK_ROWS)
-    rest = products[whole:].max(axis=0)[None]
-    return np.concatenate([greatest(products[:whole], BLOCK_ROWS), rest]) if whole else rest
-
-
-def _reach(products: NDArray[np.int32], floors: NDArray[np.int32]) -> BoolArray:
-    """Say which products of whole blocks, the last of which may be short, reach their floors: (m, q) bool."""
-    count, width = products.shape
-    whole = count // BLOCK_ROWS
-    reach = np.empty((count, width), dtype=bool)
-    runs = (whole, BLOCK_ROWS, width)
-    cut = whole * BLOCK_ROWS
-    np.greater_equal(products[:cut].reshape(runs), floors[:whole, None], out=reach[:cut].reshape(runs))
-    if cut < count:
-        np.greater_equal(products[cut:], floors[whole], out=reach[cut:])
-    return reach
-
-
-def _pick(codes: NDArray[np.int8], rows: IntArray) -> NDArray[np.int8]:
-    """Give rows of codes, without a copy where they follow one another."""
-    if rows.size and rows[-1] - rows[0] == rows.size - 1:
-        return codes[rows[0] : rows[-1] + 1]
-    return np.ascontiguousarray(codes[rows])
 
 
 def _cores() -> int:
