@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bindsearch.cli import caching, classify, evaluate, exchange, indexing, machine, spaces, training, walk, worlds
+from bindsearch.cli import (
+    caching,
+    classify,
+    evaluate,
+    exchange,
+    machine,
+    reshape,
+    spaces,
+    training,
+    walk,
+    worlds,
+)
 from bindsearch.cli.options import say
 from bindsearch.errors import BindSearchError
 
@@ -51,7 +62,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("embed")(walk.embed)
-app.add_typer(indexing.index_app, name="index")
+app.add_typer(reshape.index_app, name="index")
 app.command("query")(walk.query)
 app.add_typer(caching.cache_app, name="cache")
 app.add_typer(classify.classify_app, name="classify")
