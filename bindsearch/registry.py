@@ -106,6 +106,7 @@ INDEXES: Registry[Any] = Registry(
         "ivf-sq8": "bindsearch.index.ivf_codes",
         "rabitq": "bindsearch.index.rabitq",
         "hnsw": "bindsearch.index.hnsw",
+        "svs": "bindsearch.index.svs",
     },
     "bindsearch.indexes",
 )

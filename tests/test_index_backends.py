@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import sys
 import threading
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from fake_store import FakeStore
 from test_index_formats import write_index
 
-from bindsearch.errors import InputError, UnsupportedError
-from bindsearch.index import ivf, kmeans, small_products
+from bindsearch.errors import InputError, MissingExtraError, UnsupportedError
+from bindsearch.index import ivf, kmeans, small_products, svs
 from bindsearch.index.base import no_progress
 from bindsearch.index.list_file import ListLayout
 from bindsearch.index.recipe import Recipe
@@ -26,6 +28,8 @@ FLOORS = {
     "rabitq": ({"rerank": 20}, 0.84),
     "hnsw": ({"efSearch": 10, "rerank": 10}, 0.98),
 }
+if find_spec("svs") is not None:
+    FLOORS["svs"] = ({"window": 10, "rerank": 10}, 0.98)
 """Backend -> settings that look at little, and the overlap_at_10 that they must reach on the data below: what was
 measured, rounded down to the next 0.02."""
 APPROXIMATE = tuple(FLOORS)
@@ -63,7 +67,17 @@ def everything(index) -> dict[str, int]:
 
 
 def test_every_approximate_backend_is_tested_here():
-    assert {name for name in INDEXES if name != "svs" and not INDEXES[name].exact} == set(APPROXIMATE)
+    assert {name for name in INDEXES if not INDEXES[name].exact} == {*APPROXIMATE, "svs"}
+
+
+def test_svs_says_what_it_needs(monkeypatch, data):
+    ids, rows, _ = data
+    monkeypatch.setitem(sys.modules, "svs", None)
+    with pytest.raises(MissingExtraError, match=r"'svs' needs the package 'scalable-vs'.*bindsearch\[svs\]"):
+        INDEXES["svs"].build(ids[:20], rows[:20])
+    monkeypatch.setattr(svs, "is_intel", lambda: False)
+    with pytest.raises(UnsupportedError, match="LeanVec codes need an Intel processor"):
+        INDEXES["svs"].build(ids[:20], rows[:20], build={"leanvec": 32})
 
 
 def test_it_finds_most_of_the_true_answers(built):

@@ -17,7 +17,7 @@ from bindsearch.index.base import IndexBackend
 from bindsearch.index.faiss_index import FaissFlatIndex, faiss_wheels
 from bindsearch.registry import INDEXES
 
-BACKENDS = tuple(name for name in INDEXES if name != "svs" and INDEXES[name].exact)
+BACKENDS = tuple(name for name in INDEXES if INDEXES[name].exact)
 
 
 @pytest.fixture(autouse=True)
