@@ -14,6 +14,7 @@ from bindsearch.cli import (
     classify,
     evaluate,
     exchange,
+    indexing,
     machine,
     reshape,
     spaces,
@@ -61,8 +62,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+for command in (reshape.merge, reshape.split, reshape.reindex):
+    indexing.index_app.command()(command)
 app.command("embed")(walk.embed)
-app.add_typer(reshape.index_app, name="index")
+app.add_typer(indexing.index_app, name="index")
 app.command("query")(walk.query)
 app.add_typer(caching.cache_app, name="cache")
 app.add_typer(classify.classify_app, name="classify")

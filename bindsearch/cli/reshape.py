@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
-from bindsearch.cli.indexing import index_app, show_progress
+from bindsearch.cli.indexing import show_progress
 from bindsearch.cli.options import QuietOption, say
 from bindsearch.errors import InputError
 
 
-@index_app.command("merge")
-def index_merge(
+def merge(
     indexes: Annotated[list[Path], typer.Argument(help="Folders of at least two indexes of one space.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new index.")],
     prefer: Annotated[
@@ -29,8 +28,7 @@ def index_merge(
     say(f"{output}: {merged.folder.count} items of {len(indexes)} indexes, {merged.shared} of them in several.")
 
 
-@index_app.command("split")
-def index_split(
+def split(
     index: Annotated[Path, typer.Argument(help="Folder of the index; it stays as it is.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder; each part is an index OUTPUT/NAME.")],
     by_modality: Annotated[bool, typer.Option("--by-modality", help="One part a modality.")] = False,
@@ -60,8 +58,7 @@ def index_split(
         say(f"{output / name}: {part.count} items.")
 
 
-@index_app.command("reindex")
-def index_reindex(
+def reindex(
     index: Annotated[Path, typer.Argument(help="Folder of the index.")],
     embeddings: Annotated[Path, typer.Argument(help="Folder of its items' embeddings in the new space.")],
     centre_with: Annotated[
@@ -77,11 +74,11 @@ def index_reindex(
 
     It answers as before until the last step. Settings that were tuned are dropped: `bindsearch index tune`.
     """
-    from bindsearch.index.build import reindex
+    from bindsearch.index import build
     from bindsearch.index.folder import IndexFolder
 
     before = IndexFolder.open(index).manifest
-    folder = reindex(index, embeddings, tuple(centre_with or ()), drop_missing, progress=show_progress(quiet))
+    folder = build.reindex(index, embeddings, tuple(centre_with or ()), drop_missing, progress=show_progress(quiet))
     now = folder.manifest
     say(f"{index}: {now.count} items in {now.space_id}; before, {before.count} in {before.space_id}.")
     if before.tuned:
