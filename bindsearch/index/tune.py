@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     BoolArray = NDArray[np.bool_]
 
-BREADTHS = ("nprobe", "efSearch", "search_window")
 DEPTH = "rerank"
 CONFIDENCE = 0.95
 BATCH = 500
@@ -113,7 +112,7 @@ class Knobs:
         """Sort a backend's settings into breadth and depth; an exact one has none that matter."""
         if exact:
             return cls(None, None, {}, True)
-        breadth = next((name for name in settings if name in BREADTHS), None)
+        breadth = next((name for name in settings if name != DEPTH), None)
         return cls(breadth, DEPTH if DEPTH in settings else None, most)
 
     def settings(self, breadth: int, depth: int) -> dict[str, int]:
@@ -287,19 +286,20 @@ def _least_breadth(
 
 
 def _trimmed(measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, best: Point, target: float) -> Point:
-    """Take from the depth what the target does not need, by bisection down to the next smaller power."""
-    if knobs.depth is None:
-        return best
-    high = best.settings[knobs.depth]
-    low = high // 2
-    while high - low > max(1, high // 8):
-        middle = (low + high) // 2
-        point = measure({**best.settings, knobs.depth: middle})
-        if point.overlap >= target:
-            high = middle
-            best = min(best, point, key=lambda each: each.ms)
-        else:
-            low = middle
+    """Take from each knob what the target does not need, by bisection, finer than the search before."""
+    for name, share in ((knobs.depth, 2), (knobs.breadth, 6)):
+        if name is None:
+            continue
+        high = best.settings[name]
+        low = high - high // share
+        while high - low > max(1, high // 32):
+            middle = (low + high) // 2
+            point = measure({**best.settings, name: middle})
+            if point.overlap >= target:
+                high = middle
+                best = min(best, point, key=lambda each: each.ms)
+            else:
+                low = middle
     return best
 
 
