@@ -18,6 +18,7 @@ from bindsearch.index.hnsw import HnswIndex
 from bindsearch.index.ivf_codes import IvfPqIndex, IvfRabitqIndex, IvfSq8Index
 from bindsearch.index.kmeans import default_lists
 from bindsearch.index.recipe import Recipe
+from bindsearch.index.svs import SvsIndex
 
 if TYPE_CHECKING:
     from bindsearch.index.manifest import Manifest, SegmentEntry
@@ -110,6 +111,12 @@ def _graph(rows: int, dim: int, build: Mapping[str, Any]) -> int:
     return rows * (dim + 8 * links + round(4 * links / (links - 1)) + 12) + 8 * dim
 
 
+def _svs(rows: int, dim: int, build: Mapping[str, Any]) -> int:
+    """index/svs.py: links and their number a node; float16 rows, or a byte a column of both LeanVec codes."""
+    columns = 2 * dim if not build.get("leanvec") else dim + min(dim, int(build["leanvec"]))
+    return rows * (columns + 4 * (1 + int(build.get("degree", SvsIndex.build_numbers["degree"]))))
+
+
 FORMULAS: dict[str, Formula] = {
     "bytes": _byte_codes,
     "ivf-pq": _lists(_pq_bytes, IvfPqIndex.block_rows, 17),
@@ -117,4 +124,5 @@ FORMULAS: dict[str, Formula] = {
     "ivf-sq8": _lists(lambda dim, _: dim, IvfSq8Index.block_rows, 2),
     "rabitq": lambda rows, dim, _: _lists(_sign_bytes, IvfRabitqIndex.block_rows, 0)(rows, dim, {"nlist": 1}),
     "hnsw": _graph,
+    "svs": _svs,
 }
