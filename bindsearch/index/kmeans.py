@@ -43,8 +43,11 @@ def train_centroids(rows: Any, lists: int, rows_per_list: int, rounds: int, prog
     rng = np.random.default_rng(20261121)
     size = min(count, max(lists, min(lists * rows_per_list, _SAMPLE_BYTES // (3 * dim))))
     chosen = np.sort(rng.choice(count, size, replace=False))
-    sample = np.concatenate([rows[part].astype(np.float16) for part in _split(chosen)])
-    codes = np.concatenate([to_int8(part, one_scale=False)[0] for part in _split(sample)])
+    sample, codes = np.empty((size, dim), dtype=np.float16), np.empty((size, dim), dtype=np.int8)
+    for start in range(0, size, _BLOCK_ROWS):
+        part = slice(start, start + _BLOCK_ROWS)
+        sample[part] = rows[chosen[part]]
+        codes[part] = to_int8(sample[part], one_scale=False)[0]
     centroids: FloatArray = sample[np.sort(rng.choice(size, lists, replace=False))].astype(np.float32)
     for turn in range(rounds):
         near = NearCentroids(to_int8(centroids, one_scale=True)[0])
