@@ -168,60 +168,51 @@ def measure_backend(
 
 # ---- costs.json ------------------------------------------------------------------------------------------------------
 
-GRID = ((0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 1.0), (1, 4, 16, 64))
+GRID_SHARES = (0.001, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.45, 0.55, 0.7, 0.85, 1.0)
+GRID_QUERIES = (1, 4, 16, 64)
+COSTED = (("flat", "float32"), ("flat", "float16"), ("faiss-flat", "float32"), ("bytes", "float16"))
 
 
 def measure_costs(folder: Path, rows: int) -> dict[str, Any]:
-    """Measure gathering and masking over a grid of shares and batches and fit what is linear in both."""
-    dim = Law().dim
-    fitted: dict[str, Any] = {"survivors": {}, "masked": {}}
-    for backend, row_dtype in (
-        ("flat", "float32"),
-        ("flat", "float16"),
-        ("faiss-flat", "float32"),
-        ("bytes", "float16"),
-    ):
-        index = open_or_build(folder, rows, backend, row_dtype)
-        segment = index.folder.snapshot.segments[0]
+    """Measure gathering and masking over a grid of shares and numbers of queries."""
+    found: dict[str, Any] = {"survivors": {}, "masked": {}}
+    for backend, row_dtype in COSTED:
+        segment = open_or_build(folder, rows, backend, row_dtype).folder.snapshot.segments[0]
         if backend == "flat":
-            points = [(share, size, _timed(segment, share, size, "rows")) for share in GRID[0] for size in GRID[1]]
-            fitted["survivors"][row_dtype] = fit(points, rows, dim, stored=False)
-        points = [(share, size, _timed(segment, share, size, "mask")) for share in GRID[0] for size in GRID[1]]
-        fitted["masked"][f"{backend}/{row_dtype}"] = fit(points, rows, dim, stored=True)
+            one, many = (_timed(segment, 1.5 / rows, size, "rows") for size in (1, GRID_QUERIES[-1]))
+            each = max(0.0, (many - one) / (GRID_QUERIES[-1] - 1))
+            table = _cost_table(segment, "rows", max(0.0, one - each), each)
+            found["survivors"][row_dtype] = table
+        found["masked"][f"{backend}/{row_dtype}"] = _cost_table(segment, "mask", 0.0, 0.0)
     facts = machine()
-    fitted["patience_ms"] = BUDGET_MS
-    fitted["measured"] = {name: str(facts[name]) for name in ("processor", "commit")} | {
-        "rows": str(rows),
-        "threads": "1",
-    }
-    return fitted
+    found["patience_ms"] = BUDGET_MS
+    found["measured"] = {name: str(facts[name]) for name in ("processor", "commit")} | {"rows": str(rows)}
+    return found
+
+
+def _cost_table(segment: Any, route: str, search_s: float, query_s: float) -> dict[str, Any]:
+    """Measure a route over the grid; what is paid beside the rows is given and taken off."""
+    count, dim = segment.index.ids.shape[0], segment.index.dim
+    lines = []
+    for size in GRID_QUERIES:
+        times = [_timed(segment, share, size, route) - search_s - size * query_s for share in GRID_SHARES]
+        lines.append([round(max(0.0, each) * 1e9 / (count * dim), 6) for each in times])
+        print(f"{segment.index.name} {segment.index.row_dtype} {route} B={size}: {lines[-1]}", flush=True)
+    shares, table = list(GRID_SHARES), lines
+    if route == "rows":  # nothing passes, nothing is read
+        shares, table = [0.0, *shares], [[0.0, *line] for line in lines]
+    fixed = {"search_ns": round(search_s * 1e9), "query_ns": round(query_s * 1e9)}
+    return {"shares": shares, "queries": list(GRID_QUERIES), "ns": table, **fixed}
 
 
 def _timed(segment: Any, share: float, size: int, route: str) -> float:
-    """Give the CPU seconds of a search of a segment by a route."""
+    """Give the CPU seconds of a search of a segment by a route, the least of three."""
     rng = np.random.default_rng(round(1e4 * share))
-    mask = rng.random(segment.index.ids.shape[0]) < share
+    count = segment.index.ids.shape[0]
+    mask = np.zeros(count, dtype=bool)
+    mask[rng.permutation(count)[: max(1, round(share * count))]] = True
     queries = Law().queries("offset", size, "tune")
     return min(cpu_ms(lambda: search_segment(segment, queries, K, mask, Choice(route, ""), {}), 3)) * 1e-3
-
-
-def fit(points: list[tuple[float, int, float]], rows: int, dim: int, stored: bool) -> dict[str, float]:
-    """Fit nanoseconds a component, none negative, each point weighing the same in proportion."""
-    from scipy.optimize import nnls
-
-    names = ("search", "query", "stored", "passing", "stored_query", "passing_query")
-    table, times = [], []
-    for share, size, seconds in points:
-        terms = (1 / dim, size / dim, rows, rows * share, rows * size, rows * share * size)
-        named = zip(names, terms, strict=True)
-        used = [term * dim * 1e-9 if stored or not name.startswith("stored") else 0.0 for name, term in named]
-        table.append([term / seconds for term in used])
-        times.append(1.0)
-    found, _ = nnls(np.array(table), np.array(times))
-    for (share, size, seconds), row in zip(points, table, strict=True):
-        fitted = float(np.dot(row, found)) * seconds
-        print(f"  {share:6.3f} B={size:<3} {seconds * 1e3:9.3f} ms, fitted {fitted * 1e3:9.3f}")
-    return {name: round(float(value), 5) for name, value in zip(names, found, strict=True)}
 
 
 def main() -> None:

@@ -314,8 +314,8 @@ def test_an_approximate_backend_looks_wider_until_it_agrees_with_itself(backend,
 def test_a_route_is_chosen_by_what_it_costs():
     index = FlatIndex.build(np.arange(ROWS, dtype=np.int64), unit(np.random.default_rng(0), ROWS))
     costs = Costs(
-        survivors={"float32": Cost(passing=1.0, passing_query=0.1)},
-        masked={"flat/float32": Cost(stored=0.1, stored_query=0.1)},
+        survivors={"float32": Cost((0.0, 1.0), (1, 101), ((0.0, 1.0), (0.0, 11.0)))},
+        masked={"flat/float32": Cost((0.0, 1.0), (1, 101), ((0.4, 0.4), (10.0, 10.0)))},
     )
     assert choose_route(index, 0, 1, costs).route == "none"
     assert choose_route(index, ROWS // 10, 1, costs).route == "rows"
@@ -328,13 +328,21 @@ def test_a_route_is_chosen_by_what_it_costs():
 
 def test_an_approximate_backend_is_asked_only_where_exact_takes_too_long():
     index = Cells(unit(np.random.default_rng(0), ROWS), np.arange(ROWS, dtype=np.int64))
-    slow = Costs(survivors={"float32": Cost(passing=100.0)}, patience_ms=2.0)
+    slow = Costs(survivors={"float32": Cost((0.0, 1.0), (1,), ((0.0, 100.0),))}, patience_ms=2.0)
     for survivors, route in ((10, "rows"), (ROWS, "mask")):
         choice = choose_route(index, survivors, 1, slow)
         assert choice.route == route
         assert "2" in choice.why
     index.__class__ = CellsWithoutSelector
     assert choose_route(index, ROWS, 1, slow).route == "drop"
+
+
+def test_a_cost_goes_straight_between_what_was_measured():
+    cost = Cost((0.0, 0.5, 1.0), (1, 3), ((0.0, 2.0, 4.0), (0.0, 4.0, 8.0)), search_ns=10.0, query_ns=5.0)
+    assert cost.seconds(100, 50, 1, 8) == pytest.approx(1e-9 * (10 + 5 + 800 * 2))
+    assert cost.seconds(100, 25, 2, 8) == pytest.approx(1e-9 * (10 + 10 + 800 * 1.5))
+    assert cost.seconds(100, 100, 30, 8) == pytest.approx(1e-9 * (10 + 150 + 800 * 80))
+    assert cost.seconds(0, 0, 1, 8) == pytest.approx(1e-9 * 15)
 
 
 def test_the_measured_costs_are_there_and_more_rows_cost_more():

@@ -1,7 +1,8 @@
 """What the ways to search under a filter cost, as measured: costs.json, written by benchmarks/bench_filters.py --costs.
 
-A cost is linear in what is touched: stored rows, rows that pass, and both times queries, each times the components of a
-row. Machines differ in speed, and less in the ratio of two ways to read the same rows, which is all that is asked here.
+A cost is a table over the share of rows that pass and the number of queries, in time a component of a stored row, so
+that it carries over to other numbers of rows and columns. Machines differ in speed, and less in the ratio of two ways
+to read the same rows, which is all that is asked here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from bindsearch.config import from_json_dict
 
 _FILE = Path(__file__).parent / "costs.json"
@@ -18,27 +21,32 @@ _FILE = Path(__file__).parent / "costs.json"
 
 @dataclass(frozen=True)
 class Cost:
-    """Nanoseconds of processor time.
+    """Processor time of a search, measured.
 
     Attributes:
-        search, query: once a search, and once a query.
-        stored: a component (of d) of a stored row, once a search.
-        passing: a component of a row that passes, once a search.
-        stored_query, passing_query: the same a query.
+        shares: of rows that pass, ascending.
+        queries: asked together, ascending.
+        ns: nanoseconds a component of a stored row: one tuple a number of queries, one number a share.
+        search_ns, query_ns: what is paid beside that, once a search and once a query, however few rows pass.
     """
 
-    search: float = 0.0
-    query: float = 0.0
-    stored: float = 0.0
-    passing: float = 0.0
-    stored_query: float = 0.0
-    passing_query: float = 0.0
+    shares: tuple[float, ...]
+    queries: tuple[int, ...]
+    ns: tuple[tuple[float, ...], ...]
+    search_ns: float = 0.0
+    query_ns: float = 0.0
 
     def seconds(self, rows: int, survivors: int, queries: int, dim: int) -> float:
-        """Predict a search of `queries` queries over `rows` stored rows of `dim`, `survivors` of which pass."""
-        stored = self.stored + queries * self.stored_query
-        passing = self.passing + queries * self.passing_query
-        return 1e-9 * (self.search + queries * self.query + dim * (rows * stored + survivors * passing))
+        """Predict a search of `queries` queries over `rows` stored rows of `dim`, `survivors` of which pass.
+
+        Between what was measured it goes straight, by share and by queries; more queries than were measured cost in
+        proportion.
+        """
+        share = survivors / max(rows, 1)
+        by_queries = [float(np.interp(share, self.shares, line)) for line in self.ns]
+        most = self.queries[-1]
+        each = float(np.interp(queries, self.queries, by_queries)) * max(1.0, queries / most)
+        return 1e-9 * (self.search_ns + queries * self.query_ns + rows * dim * each)
 
 
 @dataclass(frozen=True)
