@@ -211,6 +211,36 @@ def test_rows_not_read_cannot_belong_into_the_answer(tmp_path, kind, q):
         assert read.mean() < 0.2  # and most rows are not read at all
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_rows_cut_off_at_minus_one_tie(tmp_path, masked):
+    """Rows of float16 may be longer than 1: what is opposite scores -1 however long it is; the least ids come first."""
+    rng = np.random.default_rng(0)
+    rows = draw_rows("near ties", 90, 2, rng)
+    rows[40:] = draw_rows("near ties", 50, 2, rng)
+    ids = make_ids(90, rng)
+    flat = FlatIndex.build(ids, rows, "float16")
+    mask = np.arange(90) % 2 == 0 if masked else None
+    allowed = ids if mask is None else ids[mask]
+    queries = -flat._rows[[5, 50]].astype(np.float32)
+    truth = flat._exact_scores(unit(queries), np.arange(90)[None].repeat(2, axis=0))
+    keep = np.isin(ids, allowed)
+    lost = 0
+    for one, scores in zip(queries, truth, strict=True):
+        k = int((scores[keep] > -1).sum()) + 2
+        if k > allowed.size:
+            continue
+        lost += 1
+        expected = np.flatnonzero(keep)[np.lexsort((ids[keep], -scores[keep]))[:k]]
+        codes = ByteCodes.build(tmp_path, flat._rows, 1)
+        for found in (
+            flat.search(one[None], k, mask)[1],
+            DeviceIndex.of(flat, "cpu").search(one[None], k, mask)[1],
+            answer(codes, flat, one[None], k, 1, mask)[1],
+        ):
+            np.testing.assert_array_equal(found[0], ids[expected])
+    assert lost  # rows did tie at -1
+
+
 def test_equal_scores_are_decided_by_id_whatever_was_found_first(tmp_path):
     rng = np.random.default_rng(3)
     rows = np.repeat(draw_rows("normal", 40, 64, rng), 100, axis=0)
@@ -390,6 +420,7 @@ def test_an_index_proves_by_its_codes(tmp_path, recipe):
     half=st.booleans(),
     masked=st.booleans(),
 )
+@example(kind="near ties", seed=0, n=52, d=2, q=2, k=2, half=True, masked=False)  # opposite rows longer than 1: all -1
 def test_a_device_gives_the_numbers_of_the_cpu(kind, seed, n, d, q, k, half, masked):
     rng = np.random.default_rng(seed)
     ids, rows = make_ids(n, rng), draw_rows(kind, n, d, rng)

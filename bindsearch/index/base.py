@@ -29,9 +29,8 @@ from bindsearch.index.recipe import ROW_DTYPES, SearchSettings, check_settings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bindsearch.types import FloatArray, IntArray
-
     from bindsearch.index.byte_codes import ByteCodes
+    from bindsearch.types import FloatArray, IntArray
 
     BoolArray = NDArray[np.bool_]
     RowArray = NDArray[np.float32] | NDArray[np.float16]
@@ -425,14 +424,21 @@ class IndexBackend(ABC):
 
     def _is_proven(self, coarse: FloatArray, exact: FloatArray, k: int) -> bool:
         """Say whether every row outside the candidates must score below the k-th candidate."""
-        kth = np.partition(exact, exact.size - k)[exact.size - k]
-        return bool(float(coarse[-1]) + 2 * self._margin() < float(kth))
+        return bool(float(coarse[-1]) < self._bar(exact, k))
+
+    def _bar(self, exact: FloatArray, k: int) -> float:
+        """Give what a float32 product must reach for its row to reach the k-th score.
+
+        At -1 scores are cut off: rows of float16 that are a little longer than 1 tie there, whatever their products.
+        """
+        kth = float(np.partition(exact, exact.size - k)[exact.size - k])
+        return kth - 2 * self._margin() if kth > -1 else -np.inf
 
     def _widen(
         self, unit: NDArray[np.float64], exact: FloatArray, k: int, mask: BoolArray | None
     ) -> tuple[IntArray, FloatArray]:
         """Collect every row that may reach the k-th score (ties, near ties) and score it exactly."""
-        bar = float(np.partition(exact, exact.size - k)[exact.size - k]) - 2 * self._margin()
+        bar = self._bar(exact, k)
         query, found = unit.astype(np.float32), []
         for start, block in self.blocks():
             reach = (query @ block.T)[0] >= bar

@@ -150,7 +150,7 @@ class DeviceIndex(FlatIndex):
         self, unit: NDArray[np.float64], exact: FloatArray, k: int, mask: BoolArray | None
     ) -> tuple[IntArray, FloatArray]:
         """See `IndexBackend._widen`; the device looks for the rows."""
-        bar = float(np.partition(exact, exact.size - k)[exact.size - k]) - 2 * self._margin()
+        bar = max(self._bar(exact, k), float(np.finfo(np.float32).min))  # rows that the mask forbids are at -inf
         asked = self._put(unit.astype(np.float32))
         found = [
             start + (scores[:, 0] >= bar).nonzero()[:, 0].cpu().numpy() for start, scores in self._tiles(asked, mask)
