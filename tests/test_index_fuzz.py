@@ -151,6 +151,8 @@ BACKENDS = sorted(set(INDEXES.built_in) - {"flat", "faiss-flat"})
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_broken_files_of_a_backend_are_refused(tmp_path, monkeypatch, backend, small_bytes):
     """What stands beside the rows: codes, lists, graphs; FAISS's own file among them."""
+    if backend == "svs":
+        pytest.importorskip("svs")
     build = {"nlist": 8} if backend.startswith("ivf") else {}
     index = build_index(FakeStore(n=200), tmp_path / "index", Recipe(backend, row_dtype="float16", build=build)).path
     plain = {"vectors.npy", "ids.npy", "order.npy", "items.parquet", "attributes.arrow", "index.json"}

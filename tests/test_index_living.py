@@ -30,6 +30,7 @@ from bindsearch.index.folder import IndexFolder
 from bindsearch.index.merge import merge_indexes
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.split import parts_by_count, split_index
+from bindsearch.registry import INDEXES
 
 DIM = 6
 RECIPES = (
@@ -212,3 +213,26 @@ def test_two_thousand_random_changes_lose_nothing(capsys):
         sys.stdout.write(f"\nsteps: {Life.done.total()}: {dict(Life.done)}\n")
     assert Life.done.total() >= 2000
     assert min(Life.done.values()) >= 80
+
+
+@pytest.mark.parametrize("backend", INDEXES.built_in)
+def test_a_reader_keeps_its_snapshot_when_its_files_are_gone(tmp_path, backend):
+    """Whatever a backend reads, it has it open: nothing is opened by name at the first search."""
+    if backend == "svs":
+        pytest.importorskip("svs")
+    store, queries = FakeStore(n=150), FakeStore(n=4, seed=8).vectors
+    build = {"nlist": 4} if backend.startswith("ivf") else {}
+    folder = build_index(store, tmp_path / "index", Recipe(backend, row_dtype="float16", build=build, byte_codes=True))
+    readers = [IndexFolder.open(folder.path) for _ in range(2)]
+    early = readers[0].snapshot.search(queries, 9), readers[0].snapshot.search_exact(queries, 9)[:2]
+    folder.remove(store.ids[::2])
+    folder.compact()
+    for path in (folder.path / "segments").iterdir():
+        assert path.name == folder.manifest.segments[0].name != readers[0].manifest.segments[0].name
+    for reader in readers:  # the second one has never searched
+        late = reader.snapshot.search(queries, 9), reader.snapshot.search_exact(queries, 9)[:2]
+        for before, after in zip(early, late, strict=True):
+            np.testing.assert_array_equal(before[0], after[0])
+            np.testing.assert_array_equal(before[1], after[1])
+        assert reader.snapshot.table(store.ids, ["key"])["key"].to_pylist() == store.table["key"].to_pylist()
+    assert folder.verify()["count"] == 75
