@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bench_index import ONE_THREAD, WORK, summary
+from benchmarks.bench_index import ONE_THREAD, OURS, WORK, summary
 from benchmarks.index_stages import BATCH, rows_file
 from benchmarks.record import write_result, write_score
 from benchmarks.resources import run_watched
@@ -104,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("peers", nargs="*", default=["hnswlib", "usearch", "scann", "scalable-vs"])
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--ours", default="ivf-rabitq-float16")
+    parser.add_argument("--ours", default=f"{OURS}-float16")
     arguments = parser.parse_args()
     sides = compare(arguments.rows, arguments.peers, arguments.ours)
     key = f"queries a second at {AT}"
