@@ -499,3 +499,44 @@ def test_plans_are_told_once_and_stand_in_the_json_of_many(index, tmp_path):
     rows = json.loads(render.to_json(answers))
     assert rows[0]["plans"][0]["queries"] == 2
     assert rows[0]["plans"][0]["steps"][0]["route"] in ("rows", "mask")
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+def command(*words):
+    from typer.testing import CliRunner
+
+    from bindsearch.cli import app
+
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_the_command_line_arranges_answers_and_says_what_ran(index):
+    asked = ("query", index.path, "--item", "file03#t=0,5")
+    first = command(*asked, "-k", 3, "--paged", "--group-by", "source", "--hide-duplicates", 0.9, "--json")
+    assert first.exit_code == 0, first.output
+    rows = json.loads(first.stdout)
+    assert {"spans", "duplicates", "cursor"} <= set(rows[0])
+    rest = ("--group-by", "source", "--hide-duplicates", 0.9, "--after", rows[-1]["cursor"], "--json")
+    assert [row["rank"] for row in json.loads(command(*asked, "-k", 3, *rest).stdout)] == [4, 5, 6]
+    said = command(*asked, "-k", 2, "--where", "start_s < 10", "--calibrate", "--explain")
+    assert said.exit_code == 0, said.output
+    assert "percentiles: " in said.stderr
+    assert "filter start_s < 10 · modality image: " in said.stderr
+    assert "ms" in said.stderr
+    assert "%" in said.stdout.splitlines()[0]
+    every = json.loads(command(*asked, "--min-score", 0.2, "--sql", "start_s < 10", "--json").stdout)
+    assert len(every) > 10
+    assert min(row["score"] for row in every) >= 0.2
+    none = command(*asked, "--where", "start_s > 1000", "--explain")
+    assert none.stdout.strip() == "no item passes"
+    assert f"0 of {len(index)} items pass" in none.stderr
+
+
+def test_the_command_line_keeps_a_background(shifted):
+    done = command("index", "background", shifted.path)
+    assert done.exit_code == 0, done.output
+    assert "10 of 10 audio, 190 of 190 image, 100 of 100 text" in done.stderr
+    found = command("query", shifted.path, "--item", "item/0001", "-k", 3, "--calibrate")
+    assert "the background beside the index" in found.stderr
