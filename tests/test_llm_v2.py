@@ -132,3 +132,17 @@ def test_refusals() -> None:
     of.llama.config.hidden_size = 80
     with pytest.raises(MismatchError, match=r"width 64.*width 80"):
         of.connector.connect(of.llama)
+
+
+def test_wrong_eps_and_wrong_gelu(monkeypatch) -> None:
+    g = golden.figures("v2_forward")
+    of = v2()
+    for module in of.connector.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-6
+    with torch.no_grad():
+        assert golden.error(of.connector.visual_tokens(g["clip_feats"]), g["visual_query"]) > 1e-4  # 2e-5 is allowed
+    exact = torch.nn.functional.gelu
+    monkeypatch.setattr(torch.nn.functional, "gelu", lambda x: exact(x, approximate="tanh"))
+    with torch.no_grad():
+        assert golden.error(v2().connector.visual_tokens(g["clip_feats"]), g["visual_query"]) > 5e-4

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bindsearch.llm import checkpoints
+from bindsearch.llm.bind_network import BindNetwork
 from bindsearch.llm.keys import LINEARS, place_of, rotary_rows_back
 from bindsearch.llm.model import AdapterLlama
 
@@ -130,3 +131,28 @@ def test_wrong_files_are_refused_before_they_can_be_silently_half_loaded(tmp_pat
     torch.save({"model": state}, tmp_path / "mixed.pth")
     with pytest.raises(checkpoints.WeightsError, match=r"missing: image_bind_f1_1\.bias"):
         golden.model(tmp_path / "mixed.pth")
+
+
+@pytest.mark.parametrize(("norm", "wrong"), [("rmsnorm", 1e-5), ("layernorm", 1e-6)])
+def test_eps_of_the_bind_network(norm: str, wrong: float) -> None:
+    g = golden.figures("bind_rmsnorm" if norm == "rmsnorm" else "bind_legacy_layernorm")
+    weights = golden.adapter() if norm == "rmsnorm" else g
+    network = BindNetwork(32, 64, 256, norm)  # type: ignore[arg-type]
+    names = {key: place_of(key) for key in weights if key.startswith("image_bind_")}
+    network.load_state_dict({place.key.removeprefix("network."): weights[key] for key, place in names.items()})
+    for block in network.blocks:
+        block.norm.eps = wrong
+    with torch.no_grad():
+        got = network(torch.nn.functional.normalize(g["input_feature"], dim=1))
+    assert golden.error(got, g["output"][:, 0]) > 5e-4  # 2e-5 is allowed
+
+
+def test_eps_of_the_llama() -> None:
+    """A wrong one (1e-5, what a params.json without it means) is 6e-5 off: within what is allowed, so it is read here."""
+    of = golden.model()
+    assert {m.variance_epsilon for m in of.llama.modules() if hasattr(m, "variance_epsilon")} == {1e-6}
+    right = golden.logits_error(of)
+    for module in of.llama.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.variance_epsilon = 1e-5
+    assert golden.logits_error(of) > 2 * right
