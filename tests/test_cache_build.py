@@ -198,7 +198,7 @@ def test_plain_faiss_reads_what_is_exported_as_the_original_does(tmp_path, rows)
     assert table["key"].to_pylist()[7] == "cache_500x64.index#7"
 
 
-KINDS = ["Flat", "SQfp16", "SQ8", "HNSW16", "HNSW16_SQfp16", "IVF4,Flat", "IDMap,Flat", "IDMap2,Flat"]
+KINDS = ["Flat", "SQ8", "HNSW16_SQfp16", "IVF4,Flat", "IDMap,Flat"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -45,7 +45,7 @@ def bridge_to(
     if rows.centring != own:
         raise MismatchError(
             f"{index.path}: its rows are {own or 'not centred'}, those of the cache {held.path} are "
-            f"{rows.centring or 'not centred'}. Leave --bridge-cache away, to carry queries by the index's own images."
+            f"{rows.centring or 'not centred'}. Give --bridge alone, to carry queries by the index's own images."
         )
     index.check(held.manifest.identity)
     found = VisualCache(rows, held)

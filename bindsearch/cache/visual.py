@@ -139,7 +139,7 @@ class VisualCache:
             return facts
         manifest, record = self.index.manifest, CacheRecord.load(self.index.path)
         about = self.index.folder.info()
-        names = ("space_id", "backend", "row_dtype", "size_bytes", "source")
+        names = ("space_id", "backend", "row_dtype", "size_bytes")
         facts |= {name: about[name] for name in names}
         facts["other_items"] = manifest.count - len(self)
         facts["rows_bytes"] = manifest.count * manifest.dim * np.dtype(manifest.row_dtype).itemsize
