@@ -148,7 +148,7 @@ def test_eps_of_the_bind_network(norm: str, wrong: float) -> None:
 
 
 def test_eps_of_the_llama() -> None:
-    """A wrong one (1e-5, what a params.json without it means) is 6e-5 off: within what is allowed, so it is read here."""
+    """A wrong one (1e-5, what a params.json without it means) is 6e-5 off, within what is allowed: read it."""
     of = golden.model()
     assert {m.variance_epsilon for m in of.llama.modules() if hasattr(m, "variance_epsilon")} == {1e-6}
     right = golden.logits_error(of)
