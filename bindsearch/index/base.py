@@ -464,8 +464,8 @@ class IndexBackend(ABC):
         step = max(1, _CACHE_BYTES // (8 * self.dim * max(1, places.shape[1])))
         for start in range(0, places.shape[0], step):
             part = slice(start, start + step)
-            # numpy widens float16 to float64 six times as slowly as by way of float32
-            rows = self._rows[np.maximum(places[part], 0)].astype(np.float32, copy=False).astype(np.float64)
+            # float16 by way of float32: numpy takes 8 ns to widen a number to float64
+            rows = wide_rows(self._rows[np.maximum(places[part], 0)]).astype(np.float64)
             rows *= units[part, None, :]  # (q, m, d)
             scores[part] = np.clip(rows.sum(axis=2), -1.0, 1.0)
         scores[places < 0] = -np.inf

@@ -25,7 +25,7 @@ import numpy as np
 
 from bindsearch.errors import InputError
 from bindsearch.index.base import Progress, no_progress
-from bindsearch.index.checks import map_array
+from bindsearch.index.checks import map_array, wide_rows
 from bindsearch.index.faiss_index import load_faiss
 from bindsearch.index.kmeans import assign, default_lists, list_means, train_centroids, unit_or_axis
 from bindsearch.index.list_file import ListLayout
@@ -227,7 +227,7 @@ def _write_lists(stream: BinaryIO, rows: Any, layout: ListLayout, coder: Coder, 
         start, end = int(starts[first]), int(starts[last - 1] + sizes[last - 1])
         # pieces are whole blocks of the kernel, so that their codes follow each other
         for at in range(start, max(end, start + 1), _BLOCK_ROWS if last - first == 1 else end - start or 1):
-            block = np.asarray(rows[at : min(end, at + _BLOCK_ROWS)], dtype=np.float32)
+            block = wide_rows(rows[at : min(end, at + _BLOCK_ROWS)])
             own = sizes[first:last] if last - first > 1 else np.array([block.shape[0]], dtype=np.int64)
             for number, codes in zip(range(first, last), coder(block, np.arange(first, last), own), strict=True):
                 stream.write(codes)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from bindsearch.index.checks import wide_rows
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -49,7 +51,7 @@ def to_int8(rows: FloatArray, one_scale: bool) -> tuple[Int8Array, FloatArray]:
     Returns:
         codes (n, d) int8, C-contiguous, and scales (n,) float32: scale times code is the row, to rounding.
     """
-    wide = rows.astype(np.float32)
+    wide = rows.copy() if rows.dtype == np.float32 else wide_rows(np.ascontiguousarray(rows))
     scales = np.abs(wide).max(axis=None if one_scale else 1, keepdims=True, initial=np.float32(1e-30)) / np.float32(127)
     wide /= scales
     codes = np.rint(wide, out=wide).astype(np.int8)
