@@ -180,6 +180,7 @@ def test_removed_items_are_gone_for_new_readers_and_stay_for_old_ones(folder, st
     assert folder.count == 0
     assert (folder.snapshot.search(store.vectors[:2], 3)[1] == -1).all()
     assert folder.verify()["count"] == 0
+    assert folder.snapshot.table(store.ids[:0], ["key"]).num_rows == 0
     assert folder.add(store) == Added(added=30)
 
 
@@ -376,7 +377,7 @@ def rewrite_manifest(folder, change):
         (lambda data: data["segments"][0].update(rows=31), r"rows of shape \(30, 16\), its manifest says \(31, 16\)"),
         (lambda data: data.update(wings=2), "unknown field 'wings'"),
         (lambda data: data.pop("dim"), "dim"),
-        (lambda data: data.update(backend="hnsw"), "Unknown index backend 'hnsw'"),
+        (lambda data: data.update(backend="tree"), "Unknown index backend 'tree'"),
     ],
 )
 def test_a_consistent_manifest_with_other_content_is_refused(folder, change, message):

@@ -22,7 +22,7 @@ from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.checks import stored_rows
 from bindsearch.index.commit import write_ids
 from bindsearch.index.manifest import Manifest, SegmentEntry, sum_counts
-from bindsearch.index.segment import LEDGER_COLUMNS, Segment, write_segment
+from bindsearch.index.segment import LEDGER_COLUMNS, Segment, count_values, write_segment
 from bindsearch.index.snapshot import Snapshot
 from bindsearch.index.source import VectorSource, check_dim, check_known, identity_of
 from bindsearch.index.upkeep import segments_to_fold
@@ -213,9 +213,7 @@ def bury(snapshot: Snapshot, ids: IntArray) -> tuple[tuple[SegmentEntry, ...], d
         here = np.sort(places[numbers == number])
         entry = segment.entry
         if here.size:
-            names = segment.table(here, ["modality"])["modality"].to_numpy(zero_copy_only=False)
-            kinds, counts = np.unique(names.astype(str), return_counts=True)
-            gone = sum_counts(gone, dict(zip(kinds.tolist(), counts.tolist(), strict=True)))
+            gone = sum_counts(gone, count_values(segment.table(here, ["modality"])["modality"]))
             alive = segment.index.alive
             alive[here] = False
             file = f"{entry.name}.{generation:06d}.npy"

@@ -331,6 +331,11 @@ def _publish(folder: Path, draft: Path, generation: int, ids: IntArray) -> Segme
     return SegmentEntry(name=name, rows=int(ids.size), files=files, ids_sha256=digest)
 
 
+def count_values(column: pa.ChunkedArray) -> dict[str, int]:
+    """Count the values of a column: value -> how often."""
+    return {str(pair["values"]): int(pair["counts"]) for pair in column.value_counts().to_pylist()}
+
+
 def hash_ids(ids: IntArray) -> str:
     """SHA-256 of ids as little-endian int64 in row order."""
     return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8").tobytes()).hexdigest()

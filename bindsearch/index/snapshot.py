@@ -16,7 +16,7 @@ from bindsearch.index.centring import Centring
 from bindsearch.index.checks import unit_queries
 from bindsearch.index.manifest import Manifest, read_manifest
 from bindsearch.index.recipe import SearchSettings, check_settings
-from bindsearch.index.segment import Segment
+from bindsearch.index.segment import REQUIRED_COLUMNS, Segment
 from bindsearch.index.upkeep import advice
 from bindsearch.index.verify import verify_snapshot
 
@@ -200,6 +200,8 @@ class Snapshot:
         import pyarrow as pa
 
         numbers, places = self._found(ids)
+        if not self.segments:
+            return pa.table({name: pa.array([], pa.string()) for name in columns or REQUIRED_COLUMNS})
         parts: list[pa.Table] = []
         order: list[IntArray] = []
         for number, segment in enumerate(self.segments):

@@ -45,11 +45,12 @@ class Parts:
 
 def parts_by_modality(snapshot: Snapshot) -> Parts:
     """Give each modality a part of its own."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     names = tuple(sorted(snapshot.manifest.modalities))
-    return Parts(
-        names,
-        [np.searchsorted(names, part.column("modality").to_numpy().astype(str)) for part in snapshot.segments],
-    )
+    places = [pc.index_in(part.column("modality"), pa.array(names)) for part in snapshot.segments]
+    return Parts(names, [pc.fill_null(each, 0).to_numpy().astype(np.int64) for each in places])  # null: removed rows
 
 
 def parts_by_count(snapshot: Snapshot, count: int) -> Parts:

@@ -11,7 +11,7 @@ from bindsearch.errors import MismatchError
 from bindsearch.index.flat import FlatIndex
 from bindsearch.index.manifest import sum_counts
 from bindsearch.index.recipe import norm_tolerance
-from bindsearch.index.segment import Segment
+from bindsearch.index.segment import Segment, count_values
 
 if TYPE_CHECKING:
     from bindsearch.index.snapshot import Snapshot
@@ -31,14 +31,15 @@ def verify_snapshot(snapshot: Snapshot, sample: int) -> dict[str, Any]:
     Raises:
         MismatchError: naming the first file that is not as it was written.
     """
+    import pyarrow as pa
+
     path, manifest = snapshot.path, snapshot.manifest
     modalities: dict[str, int] = {}
     parts: list[dict[str, Any]] = []
     for segment in snapshot.segments:
         check_files(segment)
         alive = segment.index.alive
-        names, counts = np.unique(segment.column("modality").to_numpy()[alive].astype(str), return_counts=True)
-        modalities = sum_counts(modalities, dict(zip(names.tolist(), counts.tolist(), strict=True)))
+        modalities = sum_counts(modalities, count_values(segment.column("modality").filter(pa.array(alive))))
         parts.append(
             {
                 "name": segment.entry.name,
