@@ -357,6 +357,23 @@ def test_one_vector_goes_where_the_tag_stands(llama):
     assert made.shape == (2, 4)
 
 
+def test_greedy_answers_of_a_ragged_batch_are_those_of_its_prompts(llama):
+    from bindsearch.llm.generate import Sampling, generate
+
+    torch.manual_seed(3)
+    connector = LlavaConnector("linear", 16, 24)
+    vectors = torch.randn(2, 16)
+    prompts = [[1, 5, IMAGE_ID, 6, 7, 8], [1, IMAGE_ID, 9]]
+    sampling = Sampling(max_new_tokens=5, temperature=0)
+    with connector.connect(llama) as connection:
+        both = generate(connection, vectors, prompts, sampling, 2)
+        alone = [generate(connection, vectors[[row]], [prompts[row]], sampling, 2)[0] for row in range(2)]
+        other = generate(connection, vectors.flip(0) * 50, prompts, sampling, 2)
+    assert both == alone
+    assert all(1 <= len(answer) <= 5 for answer in both)
+    assert other != both
+
+
 def test_connections_refuse_what_nobody_would_read(llama):
     connector = LlavaConnector("linear", 16, 24)
     with pytest.raises(MismatchError, match="width 25; this one has 24"):

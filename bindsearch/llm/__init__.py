@@ -15,9 +15,11 @@ _WHERE = {
     "AdapterLlama": "bindsearch.llm.model",
     "Connection": "bindsearch.llm.base",
     "Connector": "bindsearch.llm.base",
+    "LlavaConnector": "bindsearch.llm.llava",
     "Sampling": "bindsearch.llm.generate",
     "inspect_adapter": "bindsearch.llm.checkpoints",
     "load": "bindsearch.llm.model",
+    "load_projector": "bindsearch.llm.llava_files",
     "save_adapter": "bindsearch.llm.checkpoints",
 }
 
