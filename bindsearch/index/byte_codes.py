@@ -31,7 +31,7 @@ import numpy as np
 from bindsearch.errors import InputError
 from bindsearch.index.byte_head import Directions, off_orthonormal
 from bindsearch.index.byte_table import BLOCK_ROWS, LEVELS, Asked, ByteTable, quantise, up
-from bindsearch.index.checks import map_array
+from bindsearch.index.checks import map_array, wide_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,13 +183,13 @@ def _mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> Any:
 def _sample(rows: Any) -> Wide:
     """Give at most _SAMPLE_ROWS rows from all over, (m, d) float64."""
     step = max(1, rows.shape[0] // _SAMPLE_ROWS)
-    return np.asarray(rows[::step][:_SAMPLE_ROWS], dtype=np.float64)
+    return wide_rows(np.ascontiguousarray(rows[::step][:_SAMPLE_ROWS])).astype(np.float64)
 
 
 def _chunks(rows: Any) -> Iterator[tuple[int, Wide]]:
     step = _CHUNK_BLOCKS * BLOCK_ROWS
     for start in range(0, rows.shape[0], step):
-        yield start, np.asarray(rows[start : start + step], dtype=np.float64)
+        yield start, wide_rows(rows[start : start + step]).astype(np.float64)
 
 
 def _write(
