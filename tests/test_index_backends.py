@@ -13,7 +13,7 @@ import pytest
 from fake_store import FakeStore
 from test_index_formats import write_index
 
-from bindsearch.errors import InputError, MissingExtraError, UnsupportedError
+from bindsearch.errors import BindSearchError, InputError, MissingExtraError, UnsupportedError
 from bindsearch.index import ivf, kmeans, small_products, svs
 from bindsearch.index.base import no_progress
 from bindsearch.index.list_file import ListLayout
@@ -262,6 +262,27 @@ def test_a_truncated_file_is_refused(backend, data, tmp_path):
             backend.open(tmp_path)
         path.write_bytes(whole)
     assert backend.open(tmp_path).ids.size == 300
+
+
+@pytest.mark.parametrize(("name", "file"), [("ivf-pq", "lists.bin"), ("rabitq", "lists.bin"), ("hnsw", "hnsw.faiss")])
+def test_altered_bytes_of_a_large_file_are_refused_or_answered_never_followed(data, tmp_path, name, file):
+    """Only verifying reads every byte; a search may answer wrongly before, but not read where nothing is."""
+    ids, rows, queries = data
+    INDEXES[name].build(ids[:1000], rows[:1000], "float16").save(tmp_path)
+    whole = (tmp_path / file).read_bytes()
+    rng = np.random.default_rng(6)
+    refused = 0
+    for turn in range(40):
+        altered = bytearray(whole)
+        for at in rng.integers(0, len(whole), 1 + turn * 4):
+            altered[at] = int(rng.integers(0, 256))
+        (tmp_path / file).write_bytes(altered)
+        try:
+            _, found = INDEXES[name].open(tmp_path).search(queries[:20], 10, settings={"rerank": 30})
+            assert np.isin(found[found >= 0], ids[:1000]).all()
+        except BindSearchError:
+            refused += 1
+    assert refused
 
 
 def test_lists_that_do_not_add_up_are_refused(data, tmp_path):

@@ -75,6 +75,7 @@ class HnswIndex(RefinedIndex):
                 f"{path}: {type(graph).__name__} of {graph.ntotal} rows of {graph.d} columns, expected an HNSW graph "
                 f"of {index.ids.size} rows of {index.dim}. Build the index again."
             )
+        _check_graph(faiss, graph, path)
         index._graph = graph
         return index
 
@@ -88,6 +89,42 @@ class HnswIndex(RefinedIndex):
         _, places = self._graph.search(np.ascontiguousarray(queries), count, params=parameters)
         places.sort(axis=1)
         return np.asarray(places, dtype=np.int64)
+
+
+def _check_graph(faiss: Any, graph: Any, path: Path) -> None:
+    """Refuse links that lead out of the graph: FAISS follows them without looking. Reads all links once.
+
+    Raises:
+        InputError: naming the file.
+    """
+    hnsw, count = graph.hnsw, graph.ntotal
+    links = _view(faiss, hnsw.neighbors)
+    offsets = faiss.vector_to_array(hnsw.offsets).astype(np.int64)
+    levels = faiss.vector_to_array(hnsw.levels)
+    of_level = faiss.vector_to_array(hnsw.cum_nneighbor_per_level)
+    good = (
+        (offsets.size, levels.size) == (count + 1, count)
+        and 0 <= hnsw.entry_point < count
+        and 0 <= hnsw.max_level < of_level.size - 1
+        and levels.min() >= 1
+        and levels.max() <= hnsw.max_level + 1
+        and levels[hnsw.entry_point] == hnsw.max_level + 1
+        and (np.diff(of_level) >= 0).all()
+        and offsets[0] == 0
+        and np.array_equal(np.diff(offsets), of_level[levels])
+        and offsets[-1] == links.size
+        and links.min(initial=-1) >= -1
+        and links.max(initial=-1) < count
+        and graph.storage.ntotal == count
+    )
+    if not good:
+        raise InputError(f"{path}: its links lead out of its {count} rows: it was altered. Build the index again.")
+
+
+def _view(faiss: Any, vector: Any) -> Any:
+    """Look at a FAISS vector in place, be it its own or mapped."""
+    size = vector.size()
+    return faiss.rev_swig_ptr(vector.data(), size) if size else np.empty(0, dtype=np.int32)
 
 
 INDEXES.register(HnswIndex.name, HnswIndex)

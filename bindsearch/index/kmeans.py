@@ -128,7 +128,8 @@ def unit_or_axis(vectors: FloatArray) -> FloatArray:
 def _add_sums(sums: FloatArray, block: Any, numbers: IntArray) -> None:
     """Add rows to the sums of their lists; `numbers` ascend."""
     wide, bounds = wide_rows(block), np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
-    for first, last in pairwise([0, *bounds.tolist(), numbers.size]):  # np.add.reduceat takes ten times as long and more
+    # np.add.reduceat takes ten times as long and more
+    for first, last in pairwise([0, *bounds.tolist(), numbers.size]):
         sums[numbers[first]] += wide[first:last].sum(axis=0)
 
 

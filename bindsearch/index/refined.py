@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bindsearch.errors import InputError
+from bindsearch.errors import InputError, MismatchError
 from bindsearch.index.base import IndexBackend
 from bindsearch.index.small_products import score_places
 
@@ -43,12 +43,26 @@ class RefinedIndex(IndexBackend):
             places = np.broadcast_to(every, (queries.shape[0], allowed))
         else:
             places = self._candidates(queries, wanted, mask, settings)
+            self._check_places(places)
         scores = score_places(self._rows, queries, places)
         if scores.shape[1] > fetch:
             top = np.argpartition(scores, scores.shape[1] - fetch, axis=1)[:, -fetch:]
             scores, places = np.take_along_axis(scores, top, axis=1), np.take_along_axis(places, top, axis=1)
         ranks = np.argsort(-scores, axis=1, kind="stable")
         return np.take_along_axis(scores, ranks, axis=1), np.take_along_axis(places, ranks, axis=1)
+
+    def _check_places(self, places: IntArray) -> None:
+        """Refuse rows that there are not: bytes of large files are read when a search needs them, not at open.
+
+        Raises:
+            MismatchError: a file names a row that does not exist.
+        """
+        if places.size and not -1 <= int(places.min()) <= int(places.max()) < self._ids.shape[0]:
+            worst = int(places.max() if places.max() >= self._ids.shape[0] else places.min())
+            raise MismatchError(
+                f"index backend {self.name!r}: its files name row {worst}, there are {self._ids.shape[0]}: they were "
+                "altered. Type: bindsearch index verify INDEX"
+            )
 
     @abstractmethod
     def _candidates(
