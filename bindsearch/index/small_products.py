@@ -25,6 +25,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _GATHER_BYTES = 1 << 20
+_PRODUCT_BYTES = 16 << 20
 
 
 def thread_count() -> int:
@@ -74,7 +75,12 @@ class NearCentroids:
 
     def nearest(self, codes: Int8Array) -> IntArray:
         """Give the nearest centroid of each of (n, d) int8 vectors, (n,) int64."""
-        return np.asarray(np.asarray(self._products(codes, self._packed)).argmax(axis=1), dtype=np.int64)
+        nearest = np.empty(codes.shape[0], dtype=np.int64)
+        step = max(64, _PRODUCT_BYTES // (4 * self.count))
+        for start in range(0, codes.shape[0], step):
+            products = np.asarray(self._products(codes[start : start + step], self._packed))
+            nearest[start : start + step] = products.argmax(axis=1)
+        return nearest
 
     def probe(self, codes: Int8Array, count: int) -> tuple[IntArray, NDArray[np.int32]]:
         """Find the `count` nearest centroids of each of (q, d) int8 vectors.
