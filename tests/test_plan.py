@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_store import row, write_generation
 
 from bindsearch.cli import run
-from bindsearch.errors import BudgetError, InputError, UnknownNameError
+from bindsearch.errors import BudgetError, InputError, MismatchError, UnknownNameError
 from bindsearch.index import growth, plan, rates
 from bindsearch.index.budget import Budget, Cost, format_bytes, format_ms, parse_bytes, parse_ms, refuse
 from bindsearch.index.build import build_index
@@ -213,6 +213,13 @@ def test_a_budget_that_fails_when_measured_leaves_the_index_as_it_was(tmp_path, 
     with pytest.raises(BudgetError):
         plan.build_planned(FakeStore(60), tmp_path / "new", budget, wish)
     assert not (tmp_path / "new").exists()
+
+
+def test_queries_that_cannot_ask_are_refused_before_anything_is_built(tmp_path, table, monkeypatch):
+    monkeypatch.setattr(plan, "build_index", lambda *_: pytest.fail("built"))
+    for bad in (questions(space_id="other@0123456789ab"), questions(dim=8)):
+        with pytest.raises(MismatchError):
+            plan.build_planned(FakeStore(60), tmp_path / "index", Budget(0.9), plan.Wish(queries=(bad,)))
 
 
 def test_an_index_is_tuned_anew_without_being_built(tmp_path):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bindsearch.errors import MissingInputError
+from bindsearch.index.identity import Identity
 from bindsearch.index.source import VectorSource, check_dim, identity_of, open_source
 from bindsearch.index.tune import Sample
 
@@ -75,6 +76,27 @@ def held_out(
     return samples
 
 
+def check_queries(embeddings: str | Path | VectorSource, stores: Sequence[str | Path | VectorSource]) -> None:
+    """Refuse queries that cannot ask for embeddings, before anything is built.
+
+    Raises:
+        MissingInputError: a store is not there.
+        MismatchError: queries of another space, tower, preset or dimension.
+    """
+    source, name = open_source(embeddings)
+    for store in stores:
+        _check_store(identity_of(source, name), int(source.manifest.dim), name or "embeddings", store)
+
+
+def _check_store(identity: Identity, dim: int, here: str, store: str | Path | VectorSource) -> tuple[VectorSource, str]:
+    """Open a store of queries and compare it; gives it with its name."""
+    source, name = open_source(store)
+    fix = "Embed the queries with the space of the index."
+    identity.merged(identity_of(source, name), here, name or "the queries", fix)
+    check_dim(dim, source.manifest.dim, here, name or "the queries")
+    return source, name
+
+
 def _least(scores: FloatArray, ids: IntArray, own: IntArray, k: int) -> FloatArray:
     """Give the score of each query's k-th answer that is not itself; of fewer answers, of the last."""
     kept = np.where((ids >= 0) & (ids != own[:, None]), scores, -np.inf)
@@ -89,10 +111,7 @@ def _from_stores(snapshot: Snapshot, stores: Sequence[str | Path | VectorSource]
     sources: dict[str, dict[str, None]] = {}
     manifest = snapshot.manifest
     for store in stores:
-        source, name = open_source(store)
-        fix = "Embed the queries with the space of the index."
-        manifest.identity.merged(identity_of(source, name), str(snapshot.path), name or "the queries", fix)
-        check_dim(manifest.dim, source.manifest.dim, str(snapshot.path), name or "the queries")
+        source, name = _check_store(manifest.identity, manifest.dim, str(snapshot.path), store)
         for ids, vectors, table in source.iter_blocks(_BLOCK):
             kinds = np.asarray(table["modality"].to_pylist())
             for each in dict.fromkeys(kinds.tolist()):

@@ -31,7 +31,7 @@ from bindsearch.index.budget import Budget, Cost, format_bytes, format_ms, refus
 from bindsearch.index.build import build_index
 from bindsearch.index.commit import commit, writing
 from bindsearch.index.growth import growth_of
-from bindsearch.index.heldout import COUNT, held_out
+from bindsearch.index.heldout import COUNT, check_queries, held_out
 from bindsearch.index.rates import Rates, machine_rates
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.sizes import disk_bytes, read_bytes, stored_read_bytes
@@ -278,6 +278,7 @@ def build_planned(
     wish, output = wish or Wish(), Path(output)
     was_there = output.exists()
     plan = plan_for(embeddings, budget, wish.recipes)
+    check_queries(embeddings, wish.queries)
     costs = [cost for each in plan.forecasts if each not in plan.order for cost in each.costs(budget)]
     for forecast in plan.order:
 
@@ -300,7 +301,7 @@ def build_planned(
                 progress,
             )
         except BudgetError as error:
-            LOG.info("measured and given up: %s", error)
+            LOG.warning("measured and given up: %s", error)
     if not was_there:
         shutil.rmtree(output, ignore_errors=True)
     raise refuse(budget, costs, str(output))

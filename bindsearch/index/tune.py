@@ -260,7 +260,7 @@ def _least_breadth(
         point = measure(knobs.settings(1, depth))
         return (point if point.overlap >= target else None), 1
     most = knobs.most.get(knobs.breadth, 1)
-    low, high, before = 0, start, measure(knobs.settings(start, depth))
+    low, high, gain, before = 0, start, 0.0, measure(knobs.settings(start, depth))
     if before.overlap >= target:
         while high > 1 and measure(knobs.settings(high // 2, depth)).overlap >= target:
             high //= 2
@@ -271,7 +271,9 @@ def _least_breadth(
             point = measure(knobs.settings(high, depth))
             if point.overlap >= target:
                 break
-            if point.overlap - before.overlap < (target - point.overlap) / 4:  # candidates are missing, not lists
+            gain, last = point.overlap - before.overlap, gain
+            # gains that shrink like this add up to too little: candidates are missing, not lists
+            if gain < last and point.overlap + gain * gain / (last - gain) < target:
                 return None, high
             before = point
         else:
