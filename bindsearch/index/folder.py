@@ -62,17 +62,17 @@ class IndexFolder:
         return self.snapshot.info()
 
     def verify(self, sample: int = 32) -> dict[str, Any]:
-        """Read every byte of the newest state and compare; see `Snapshot.verify`.
+        """Read every byte of the newest state and compare; see `Snapshot.verify`. What this object searches stays.
 
         Raises:
             MismatchError: naming the first file that is not as it was written.
         """
         while True:
-            self.reload()
+            newest = Snapshot.open(self.path)
             try:
-                return self.snapshot.verify(sample)
+                return newest.verify(sample)
             except FileNotFoundError as error:
-                if read_manifest(self.path) == self.manifest:  # else it was changed while we read
+                if read_manifest(self.path) == newest.manifest:  # else it was changed while we read
                     raise MismatchError(
                         f"{error.filename}: the file is missing, index.json names it. Build the index again."
                     ) from error
