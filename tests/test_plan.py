@@ -127,6 +127,14 @@ def test_between_sizes_measured_values_are_kept():
     assert 1.0 < growth.power_law(measured, 3000.0) < 7.0
 
 
+def test_a_scan_grows_by_so_much_a_row(table):
+    measured = [(1000.0, 1.5), (2000.0, 2.0), (4000.0, 3.0)]
+    assert [growth.straight(measured, size) for size in (1000, 1500, 4000, 10_000)] == pytest.approx([1.5, 1.75, 3, 6])
+    assert growth.straight(measured, 1) > 0
+    found = growth.growth_of(Recipe("faiss-flat", "float32"))
+    assert found.ms(200_000, 16, 0.9, RATES) == pytest.approx(60.0)
+
+
 def test_a_forecast_follows_rows_columns_recall_and_the_machine(table):
     found = growth.growth_of(Recipe("ivf-rabitq", "float16"))
     assert found.ms(100_000, 16, 0.9, RATES) == pytest.approx(1.0)

@@ -2,8 +2,9 @@
 
 growth.json is written by `python -m benchmarks.bench_index law`: for each recipe, at several numbers of rows, CPU
 milliseconds a query at several overlaps (of the query set that took longest) and seconds of building, beside the rates
-of the machine that measured. Between and beyond the measured sizes a power law holds; another machine scales by the
-rate that the recipe depends on. It is a forecast, there to choose what to build; what was built is measured.
+of the machine that measured. Between and beyond the measured sizes a power law holds, for scans of all rows a straight
+line; another machine scales by the rate that the recipe depends on. It is a forecast, there to choose what to build;
+what was built is measured.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Growth:
     def ms(self, rows: int, dim: int, recall: float, rates: Rates) -> float:
         """Forecast the CPU milliseconds of a query asked alone, at an overlap."""
         measured = [(float(point["rows"]), _at_overlap(point["ms"], recall)) for point in self.points]
-        return power_law(measured, rows) * self._scale(dim, rates)
+        scans_all = all("1" in point["ms"] for point in self.points)
+        return (straight if scans_all else power_law)(measured, rows) * self._scale(dim, rates)
 
     def build_s(self, rows: int, dim: int, rates: Rates) -> float:
         """Forecast the CPU seconds of building."""
@@ -78,6 +80,20 @@ def power_law(measured: Sequence[tuple[float, float]], at: float) -> float:
             return math.exp((1 - share) * math.log(low) + share * math.log(high))
     size, value = measured[0] if at < measured[0][0] else measured[-1]
     return value * float((at / size) ** exponent(measured))
+
+
+def straight(measured: Sequence[tuple[float, float]], at: float) -> float:
+    """Carry measurements of a scan of all rows to another size: so much a row, and what a query takes besides.
+
+    Args:
+        measured: as of `power_law`.
+        at: the size wanted.
+    """
+    if len(measured) == 1:
+        return power_law(measured, at)
+    right = next((number for number in range(1, len(measured)) if measured[number][0] >= at), len(measured) - 1)
+    (x0, y0), (x1, y1) = measured[right - 1], measured[right]
+    return max(y0 + (y1 - y0) / (x1 - x0) * (at - x0), 0.1 * min(y0, y1))
 
 
 def exponent(measured: Sequence[tuple[float, float]]) -> float:
