@@ -163,6 +163,8 @@ def test_broken_files_of_a_backend_are_refused(tmp_path, monkeypatch, backend, s
     for path in own:
         whole = path.read_bytes()
         for name, broken in mutations(whole, [], rng):
+            if broken == whole:  # zeros over zeros
+                continue
             path.write_bytes(broken)
             with pytest.raises(BindSearchError) as error:
                 read_everything(index)
@@ -229,7 +231,7 @@ def other_modality(path):
         ("ids.npy", npy(lambda ids: ids.astype(np.int32)), "expected 1 axes of int64, got .* of int32"),
         ("order.npy", npy(swapped), "does not sort the ids"),
         ("order.npy", npy(lambda order: order * 0), "does not sort the ids|removes"),
-        ("order.npy", npy(lambda order: order + 1), "order.npy"),
+        ("order.npy", npy(lambda order: order + 1), "order.npy|removes 0 rows, its manifest says 3"),
         ("vectors.npy", npy(longer_row), "norm is off by"),
         ("vectors.npy", npy(not_a_number), "norm is off by nan"),
         ("vectors.npy", npy(lambda rows: rows.astype(np.float64)), "expected 2 axes of .* got .* of float64"),
