@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -227,7 +228,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.costs:
         path = Path(__file__).parent.parent / "bindsearch" / "search" / "costs.json"
-        path.write_text(json.dumps(measure_costs(options.folder, options.rows), indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(measure_costs(options.folder, options.rows), indent=1)
+        lines = re.sub(r"\[\s+([^\[\]]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+        path.write_text(lines + "\n", encoding="utf-8")
         return
     counts = dict(zip(BATCHES, options.queries, strict=True))
     found = [
