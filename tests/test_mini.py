@@ -112,10 +112,9 @@ def test_every_word_of_the_world_is_one_clip_word():
 def test_trained_pairs_find_subject_and_setting_and_the_sensor_its_motion(shares):
     both_ways = [(a, b) for pair in TRAINED for a, b in (pair, pair[::-1])]
     asked = [(a, b, attribute) for a, b in both_ways for attribute in ("subject", "setting")]
-    asked += [("imu", "video", "motion")]
+    asked += [("imu", "video", "motion"), ("video", "imu", "motion")]
     below = {key: shares[key] for key in asked if shares[key] < 0.90 - MARGIN}
     assert not below, below
-    assert shares["video", "imu", "motion"] >= 0.75  # misses its bar of 0.90: two frames do not say every motion
 
 
 def test_emergent_pairs_reach_four_fifths_of_their_weaker_link(shares):
@@ -125,9 +124,6 @@ def test_emergent_pairs_reach_four_fifths_of_their_weaker_link(shares):
         if {a, b} & {"image", "video"} or (attribute == "motion" and "imu" not in (a, b)):
             continue
         weaker = min(shares[a, LINK[a], attribute], shares[LINK[b], b, attribute])
-        if {a, b} == {"thermal", "imu"}:
-            assert shares[a, b, attribute] > 0.40  # misses its bar: docs/emergence.md
-            continue
         if shares[a, b, attribute] < 0.80 * weaker - MARGIN:
             below[a, b, attribute] = (shares[a, b, attribute], weaker)
     assert not below, below
