@@ -83,8 +83,8 @@ RENDERERS: dict[str, Renderer] = {
     "thermal": _half_rows("thermal"),
     "imu": _half_rows("imu"),
 }
-"""Rows as they are kept: image (H, W, 3), frames (T, H, W, 3) and video (S, T, H, W, 3) uint8 levels, audio (M, T) int8; depth and thermal
-(1, H, W) and imu (6, T) float16 as their towers take them."""
+"""Rows as they are kept: image (H, W, 3), frames (T, H, W, 3) and video (S, T, H, W, 3) uint8 levels, audio (M, T)
+int8; depth and thermal (1, H, W) and imu (6, T) float16 as their towers take them."""
 
 
 def pool_scenes(first: int, count: int, partial: float, split: str = "train") -> Scenes:
