@@ -149,7 +149,7 @@ def test_what_cannot_be_built_from_is_refused(tmp_path):
 def test_the_recipe_is_data(tmp_path):
     recipe = read_recipe(ROOT / "indexes" / "visual-cache.json")
     assert recipe.keep == 3_000_000
-    assert recipe.index == Recipe("ivf-rabitq", "float16")
+    assert recipe.index == Recipe("ivf-pq", "float16")
     assert recipe.enhancement == CacheRecipe().enhancement
     assert recipe.near_duplicate == CacheRecipe().near_duplicate
     (tmp_path / "r.json").write_text('{"cache": {"kept": 3}}', encoding="utf-8")
