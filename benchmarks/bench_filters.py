@@ -101,6 +101,7 @@ def overlap(found: list[Int], truth: Int) -> float:
 
 
 def batches(queries: Float, size: int) -> Iterator[Float]:
+    """Cut (q, d) queries into batches of at most `size` rows, in order."""
     for start in range(0, queries.shape[0], size):
         yield queries[start : start + size]
 

@@ -35,8 +35,8 @@ It knows {subjects}
 in {settings},
 and {motions}. It has been told of {colours}, of one to three copies, of size, place, light and the
 camera's height. It cannot read, count further, or tell who does what to whom. Pictures, distances and heat are seen at
-64 x 64 px, a video as three clips of two frames, a sound as its first 2 s, an inertial sensor as 10 s at 200 Hz. Sounds do not
-tell a motion, and an inertial sensor tells a motion and nothing else: these two share nothing.
+64 x 64 px, a video as three clips of two frames, a sound as its first 2 s, an inertial sensor as 10 s at 200 Hz. Sounds
+do not tell a motion, and an inertial sensor tells a motion and nothing else: these two share nothing.
 
 {weak}
 

@@ -15,7 +15,7 @@ The codes are those of one backend each: `ivf-pq` (4-bit codes of few columns), 
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -206,9 +206,10 @@ class Learnt:
         return means
 
 
-class Coder:
+class Coder(ABC):
     """Codes rows, the lists of a block at a time."""
 
+    @abstractmethod
     def __call__(self, block: FloatArray, numbers: IntArray, sizes: IntArray) -> Iterator[bytes]:
         """Give the packed codes of each list.
 
@@ -217,7 +218,6 @@ class Coder:
             numbers: (g,) int64 of the lists.
             sizes: (g,) int64 rows of each; their sum is m.
         """
-        raise NotImplementedError
 
 
 def _write_lists(stream: BinaryIO, rows: Any, layout: ListLayout, coder: Coder, progress: Progress) -> None:
