@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from bindsearch.embed.bottleneck import advice
+from bindsearch.embed.decoding import Cut, Decoded, Outcome
 from bindsearch.errors import TooManyBadError
 
 STAGES = ("decode", "model", "write")
+"""What the main thread does: waits for decoded items, runs the model, waits for the writer."""
+BUSY = ("decode", "preprocess", "model", "write")
 
+_LIVE_S = 10.0
+_STAGE_WORDS = {"decode": "waiting for decode", "model": "model", "write": "waiting for write"}
 NOT_IN_SPACE = " (not in the space)"
 
 
@@ -31,8 +38,9 @@ class EmbedReport:
         max_bad: share of bad inputs that is allowed.
         ledger: file that says why each bad input is bad.
         notes: warnings counted, such as "text: truncated".
-        seconds: wall time of the run: listing, and the main thread's waiting for decode, model, write.
-        decode_seconds: time that decoding took in the workers, added up.
+        seconds: wall time of the run: listing, and the main thread's waiting for decode, model, waiting for the writer.
+        busy: time that work took wherever it was done, added up: reading and decoding, preprocessing, model, write.
+        workers: decode processes; 0 where the main thread decodes.
         dry_run: True where only the plan was made.
     """
 
@@ -53,8 +61,46 @@ class EmbedReport:
     ledger: str | None = None
     notes: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("list", *STAGES), 0.0))
-    decode_seconds: float = 0.0
+    busy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(BUSY, 0.0))
+    workers: int = 0
     dry_run: bool = False
+
+    def count_outcome(self, outcome: Outcome) -> None:
+        """Add the time that an item took in its worker, and its warnings."""
+        if isinstance(outcome, Cut):
+            return
+        if isinstance(outcome, Decoded):
+            self.notes.update(outcome.notes)
+            self.busy["preprocess"] += outcome.preprocess_seconds
+            self.busy["decode"] -= outcome.preprocess_seconds
+        self.busy["decode"] += outcome.seconds
+
+    @property
+    def working_seconds(self) -> float:
+        """Wall time of the run without its listing."""
+        return sum(self.seconds[stage] for stage in STAGES)
+
+    def idle(self) -> dict[str, float]:
+        """Give the share of the working time that each stage stood still.
+
+        Returns:
+            "decode" (the workers' mean), "model" and "write": 0 is a stage that is busy all the time, and with it
+            the one that the run waits for.
+        """
+        wall = self.working_seconds
+        if not wall:
+            return dict.fromkeys(STAGES, 0.0)
+        decoding = self.busy["decode"] + self.busy["preprocess"]
+        busy = {
+            "decode": decoding / max(self.workers, 1),
+            "model": self.seconds["model"],
+            "write": self.busy["write"],
+        }
+        return {stage: min(1.0, max(0.0, 1.0 - seconds / wall)) for stage, seconds in busy.items()}
+
+    def advice(self) -> str:
+        """Say in one plain sentence what the run waited for and what would help; "" after too little work."""
+        return advice(self)
 
     @property
     def bad_share(self) -> float:
@@ -64,12 +110,12 @@ class EmbedReport:
 
     def shares(self) -> dict[str, float]:
         """Give the shares of the working time: waiting for decode, model, write; they add up to 1."""
-        total = sum(self.seconds[stage] for stage in STAGES)
+        total = self.working_seconds
         return {stage: self.seconds[stage] / total if total else 0.0 for stage in STAGES}
 
     def rate(self) -> float:
         """Give items a second of working time, good and bad."""
-        total = sum(self.seconds[stage] for stage in STAGES)
+        total = self.working_seconds
         return (self.embedded.total() + self.bad.total()) / total if total else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -78,7 +124,9 @@ class EmbedReport:
         for name in ("embedded", "bad", "ignored", "notes"):
             facts[name] = dict(sorted(facts[name].items()))
         facts["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
-        facts["decode_seconds"] = round(self.decode_seconds, 3)
+        facts["busy"] = {name: round(value, 3) for name, value in self._busy().items()}
+        facts["idle"] = {name: round(value, 4) for name, value in self.idle().items()}
+        facts["advice"] = self.advice()
         facts["bad_share"] = round(self.bad_share, 6)
         facts["shares"] = {name: round(value, 4) for name, value in self.shares().items()}
         facts["items_per_second"] = round(self.rate(), 3)
@@ -113,9 +161,25 @@ class EmbedReport:
         if self.dry_run:
             lines.append(f"  {self.shards} shards would be written")
         elif self.shards:
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in self.shares().items())
-            lines.append(f"  {self.shards} shards, {self.rate():.1f} items/s; time: {shares}")
+            lines += self._bottleneck_lines()
         return "\n".join(lines)
+
+    def _busy(self) -> dict[str, float]:
+        return {**self.busy, "model": self.seconds["model"]}
+
+    def _bottleneck_lines(self) -> list[str]:
+        """Say how fast it went, where the time went, and what would help."""
+        count = max(self.embedded.total() + self.bad.total(), 1)
+        shares = ", ".join(f"{_STAGE_WORDS[name]} {share:.0%}" for name, share in self.shares().items())
+        busy = ", ".join(f"{name} {1e3 * seconds / count:.3g} ms" for name, seconds in self._busy().items())
+        idle = ", ".join(f"{name} {share:.0%}" for name, share in self.idle().items())
+        where = f"{self.workers} decode workers" if self.workers else "decoding in the main process"
+        lines = [
+            f"  {self.shards} shards, {self.rate():.1f} items/s; the run's time: {shares}",
+            f"  work an item: {busy} ({where}); idle: {idle}",
+        ]
+        said = self.advice()
+        return [*lines, f"  {said}"] if said else lines
 
     def check_bad(self) -> None:
         """Refuse a result with too many bad inputs; what is good is committed all the same.
@@ -153,6 +217,7 @@ class Display:
         self._report, self._total, self._done = report, total, 0
         self._call = progress if callable(progress) else None
         self._bar: Any = None
+        self._marks = [(time.monotonic(), dict(report.seconds))]
         if progress is True:
             from tqdm import tqdm
 
@@ -171,11 +236,20 @@ class Display:
         """Show that so many more items are done."""
         self._done += count
         if self._bar is not None:
-            shares = " ".join(f"{name} {share:.0%}" for name, share in self._report.shares().items())
-            self._bar.set_postfix_str(shares, refresh=False)
+            self._bar.set_postfix_str(self._live(), refresh=False)
             self._bar.update(count)
         if self._call is not None:
             self._call(Progress(self._done, self._total, self._report))
+
+    def _live(self) -> str:
+        """Tell what the last seconds were spent on: "waits: decode 71% write 0%, model 29%"."""
+        now_s, seconds = time.monotonic(), dict(self._report.seconds)
+        if now_s - self._marks[0][0] > 2 * _LIVE_S:
+            self._marks = [self._marks[-1], (now_s, seconds)]
+        spent = {stage: seconds[stage] - self._marks[0][1][stage] for stage in STAGES}
+        total = sum(spent.values()) or 1.0
+        shares = {stage: value / total for stage, value in spent.items()}
+        return f"waits: decode {shares['decode']:.0%} write {shares['write']:.0%}, model {shares['model']:.0%}"
 
 
 def _counted(counts: Counter[str]) -> str:

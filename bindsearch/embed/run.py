@@ -1,7 +1,11 @@
-"""The batch embedder: list -> plan -> decode -> encode -> commit. Stopped at any moment, it goes on where it was."""
+"""The batch embedder: list -> plan -> decode -> encode -> commit. Stopped at any moment, it goes on where it was.
+
+Several processes may run it on one folder at once: lease.py says who does what, the plan says what there is to do.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -10,20 +14,25 @@ import signal
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from bindsearch.embed.batching import ShardRows
-from bindsearch.embed.decoding import Cut, Decoded, Outcome
+from bindsearch.embed.decoding import Outcome
+from bindsearch.embed.lease import Crew, Lease, LostLeaseError, Member, task_mark
 from bindsearch.embed.plan import planned_items
 from bindsearch.embed.planning import EmbedOptions, Planner
 from bindsearch.embed.report import Display, EmbedReport, Progress
 from bindsearch.embed.workers import DecodePool
-from bindsearch.errors import BindSearchError, MismatchError
+from bindsearch.embed.writing import Writer
+from bindsearch.errors import BindSearchError, MismatchError, MissingInputError
 from bindsearch.listing import BrokenItem, Listing
+from bindsearch.listing.collect import STDIN
 from bindsearch.store import LEDGER, Generation, Identity, commit_shard, commit_store, generation_folders
 from bindsearch.store.files import sweep_temps
 from bindsearch.store.generation import PLAN
@@ -31,7 +40,10 @@ from bindsearch.store.identity import UNKNOWN, Manifest
 from bindsearch.types import Item
 
 LOG = logging.getLogger(__name__)
-LOCK = "run.lock"
+POLL_S = 0.1
+"""How often a process that waits for others looks what they have done."""
+JOIN_LIMIT_S = 120.0
+"""How long one that only helps waits for somebody to help."""
 
 
 def run_embed(
@@ -45,8 +57,11 @@ def run_embed(
 ) -> EmbedReport:
     """Embed what sources hold into a store; go on with an interrupted run; on a finished one embed what is new.
 
+    Where another process is at work on the same folder, this one joins it: shards are taken by lease, what a dead one
+    has left is taken over, and the store is committed when the last shard is. It returns when all is done.
+
     Args:
-        sources: see `listing.Listing`.
+        sources: see `listing.Listing`; none where `options.join` is set.
         out: folder of the store.
         space: from `load_space`.
         options: see there.
@@ -54,35 +69,48 @@ def run_embed(
         stdin: where the source "-" reads from.
 
     Returns:
-        What was done. Bad inputs are in the ledger; `check_bad()` raises when they are too many.
+        What was done by this process. Bad inputs are in the ledger; `check_bad()` raises when they are too many.
 
     Raises:
-        MissingInputError: a source does not exist, or the sources hold no media.
+        MissingInputError: a source does not exist, the sources hold no media, or nobody is there to join.
         InputError: a duplicate key, or a manifest that cannot be meant.
         MismatchError: the folder was made with another space or preset, or an unfinished run has another dtype.
-        BindSearchError: another run writes there, or the disk is full; what was committed stays.
+        BindSearchError: the disk is full; what was committed stays.
         KeyboardInterrupt: SIGINT or SIGTERM came; the shard in hand was committed first. A second one stops at once.
     """
     options = options or EmbedOptions()
     folder = Path(out)
-    listing = Listing(sources, options.modality, options.text_column, stdin, skip=[folder])
+    listing = None
+    if not options.join:
+        listing = Listing(sources, options.modality, options.text_column, stdin, skip=[folder])
     report = EmbedReport(str(folder), space.space_id, max_bad=options.max_bad, dry_run=options.dry_run)
+    report.workers = options.worker_count()
     with DecodePool(options.worker_count()) as pool:
-        run = _Run(folder, space, report, pool, Planner(folder, space, options, report, pool), progress)
+        planner = Planner(folder, space, options, report, pool)
+        crew = Crew(folder, Member.here(_task(listing, options), str(options.place), options.silence_s))
+        run = _Run(folder, space, report, pool, planner, progress, listing, crew)
         if options.dry_run:
-            return run.rehearse(listing)
+            return run.rehearse()
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder), interruptible(run.planner.interrupted, "shard"):
-            try:
-                return run.go(listing)
-            finally:
-                if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing came of it: leave nothing behind
-                    shutil.rmtree(folder)
+        try:
+            with interruptible(planner.interrupted, "shard"), crew:
+                return run.go()
+        finally:
+            with contextlib.suppress(OSError):  # nothing came of it: leave nothing behind
+                folder.rmdir()
+
+
+def _task(listing: Listing | None, options: EmbedOptions) -> str | None:
+    """Hash what a process is to list, so that those with one task need one plan; stdin is nobody else's."""
+    if listing is None:
+        return None
+    alone = [os.getpid(), time.time_ns()] if STDIN in listing.origins else []
+    return task_mark(listing.origins, options.modality, options.text_column, options.window_s, alone)
 
 
 @dataclass
 class _Run:
-    """One run, from its listing to its report."""
+    """One process's part of a run, from its listing to its report."""
 
     folder: Path
     space: Any
@@ -90,36 +118,124 @@ class _Run:
     pool: DecodePool
     planner: Planner
     progress: bool | Callable[[Progress], None]
+    listing: Listing | None
+    crew: Crew
+    planned: bool = False
+    begun: set[str] = field(default_factory=set)
+    joined: bool = False
+    waits_for: str = ""
 
-    def go(self, listing: Listing) -> EmbedReport:
-        """Finish what an interrupted run planned, then plan and do what is new."""
-        sweep(self.folder)
-        there = self.check_settings()
-        manifest = Manifest.load(self.folder)
-        finished = manifest.generations if manifest else ()
-        unfinished = [each for each in there if each.name not in finished or each.pending()]
-        for generation in unfinished:
-            self.report.kept_shards += len(generation.shard_names) - len(generation.pending())
-            self.execute(generation)
-        if unfinished:
-            commit_store(self.folder)
-        fresh = self.planner.plan(listing, self.folder)
-        resumed = sum(shard["items"] for generation in unfinished for shard in generation.record["shards"])
-        self.report.unchanged = max(0, self.report.unchanged - resumed)
-        if fresh is not None:
-            self.execute(fresh)
-            commit_store(self.folder)
+    def go(self) -> EmbedReport:
+        """Finish what is planned and not finished, then plan and do what is new, beside others who do the same."""
+        sweep(self.folder, self.crew)
+        since_s, resumed = time.monotonic(), 0
+        while True:
+            unfinished = self._unfinished(self.check_settings())
+            finished, remade = self._finished(), False
+            for generation in unfinished:
+                if not self.planned and generation.name not in self.begun:
+                    resumed += sum(shard["items"] for shard in generation.record["shards"])
+                remade |= bool(self.execute(generation)) and generation.name in finished
+            if unfinished:
+                self.finish(remade)
+            elif self._is_planned():
+                break
+            elif self.listing is not None:
+                self._plan(self.listing, resumed)
+            elif self._nobody_plans(since_s):
+                break
         self.count_store()
         return self.report
 
-    def rehearse(self, listing: Listing) -> EmbedReport:
+    def _unfinished(self, there: Sequence[Generation]) -> list[Generation]:
+        finished = self._finished()
+        return [each for each in there if each.name not in finished or each.pending()]
+
+    def _finished(self) -> tuple[str, ...]:
+        manifest = Manifest.load(self.folder)
+        return manifest.generations if manifest else ()
+
+    def _is_planned(self) -> bool:
+        """Say whether this process, or one with the same task that it has seen at work, has planned what is new."""
+        if self.planned or self.listing is None:
+            return self.planned
+        held = self.crew.holder("plan")
+        return held is not None and held["done"] and held["owner"] in self.crew.met
+
+    def _plan(self, listing: Listing, resumed: int) -> None:
+        """Plan what is new, unless another process is at it."""
+        lease = self.crew.take("plan")
+        if lease is None:
+            self._wait("plan")
+            return
+        with lease:
+            if self._unfinished(self.check_settings()):  # planned between our look and our lease
+                return
+            sweep(self.folder, self.crew)
+            for generation in self.folder.glob("g[0-9][0-9][0-9][0-9]"):
+                if not (generation / PLAN).is_file():  # of a run by an older version that was killed over it
+                    shutil.rmtree(generation)
+            with contextlib.suppress(FileExistsError):
+                self.planner.plan(listing, self.folder)
+            self.report.unchanged = max(0, self.report.unchanged - resumed)
+            self.planned = True
+            lease.settle()
+
+    def _nobody_plans(self, since_s: float) -> bool:
+        """Wait for others to plan something; True where nobody is left who could.
+
+        Raises:
+            MissingInputError: nobody came.
+        """
+        if any(member.task is not None for member in self.crew.others()):
+            self.joined = True
+        elif self.joined or self.begun:
+            return True
+        elif time.monotonic() - since_s > JOIN_LIMIT_S:
+            raise MissingInputError(
+                f"{self.folder}: nobody to join came within {JOIN_LIMIT_S:g} s. Start a run: bindsearch embed SRC -o "
+                f"{self.folder}"
+            )
+        self._wait("plan")
+        return False
+
+    def _wait(self, name: str) -> None:
+        """Wait a moment for another process, and say once for whom.
+
+        Raises:
+            KeyboardInterrupt: a signal came.
+        """
+        others = ", ".join(f"{member.host} (process {member.pid})" for member in self.crew.others())
+        if others and self.waits_for != name:
+            LOG.info("%s: waiting for %s: %s", self.folder, name, others)
+            self.waits_for = name
+        if self.planner.interrupted.wait(POLL_S):
+            raise KeyboardInterrupt
+
+    def finish(self, remade: bool) -> None:
+        """Commit the store when all shards are there, unless another process does.
+
+        Args:
+            remade: this process has made a shard anew that the store has counted already.
+        """
+        while remade or self._unfinished([Generation.load(folder) for folder in generation_folders(self.folder)]):
+            lease = self.crew.take("store")
+            if lease is None:
+                self._wait("store")
+                continue
+            with lease, contextlib.suppress(LostLeaseError):
+                sweep(self.folder, self.crew)
+                commit_store(self.folder, lease.check)
+                return
+
+    def rehearse(self) -> EmbedReport:
         """Make the plan in a temporary folder and report it."""
         there = self.check_settings()
         self.count_store()
         left = [(generation, number) for generation in there for number in generation.pending()]
-        if not left:
+        if not left and self.listing is not None:
             with tempfile.TemporaryDirectory(prefix="bindsearch-plan-") as scratch:
-                fresh = self.planner.plan(listing, Path(scratch))
+                fresh = self.planner.plan(self.listing, Path(scratch))
                 self._count_planned([] if fresh is None else [(fresh, n) for n in range(len(fresh.shard_names))])
         self._count_planned(left)
         return self.report
@@ -149,8 +265,11 @@ class _Run:
                 )
         return there
 
-    def execute(self, generation: Generation) -> None:
-        """Make the shards of a plan that are not there yet, in order, each committed as soon as it is full.
+    def execute(self, generation: Generation) -> int:
+        """See to it that all shards of a plan are there: make those that nobody has, wait for those that others make.
+
+        Returns:
+            How many this process made, each committed as soon as it was full.
 
         Raises:
             KeyboardInterrupt: a signal came; the shard in hand is committed.
@@ -160,35 +279,85 @@ class _Run:
             raise BindSearchError(
                 f"{generation.folder}: a shard of imported embeddings is damaged. Import them again, to another folder."
             )
-        shards = generation.record["shards"]
-        items = (item for number in pending for item in planned_items(generation, number))
-        outcomes = self.pool.map(items, self.planner.task(generation.identity.preset_ids, cut=False))
+        if not (self.planned or self.crew.met or generation.name in self.begun):
+            self.report.kept_shards += len(generation.shard_names) - len(pending)
+        self.begun.add(generation.name)
+        names, made = generation.shard_names, 0
+        while pending:
+            if self.crew.free(f"{generation.name}-{names[number]}" for number in pending):
+                made += self._work(generation, pending)
+            else:
+                self._wait("shards")
+            pending = [number for number in pending if not generation.is_done(names[number])]
+        return made
+
+    def _work(self, generation: Generation, pending: Sequence[int]) -> int:
+        """Make the shards that nobody has; return how many there were."""
+        shards, made = generation.record["shards"], 0
+        taken: deque[tuple[int, Lease]] = deque()
+        task = self.planner.task(generation.identity.preset_ids, cut=False)
+        outcomes: Any = self.pool.map(self._take(generation, pending, taken), task)
         display = Display(self.progress, self.report, sum(shards[number]["items"] for number in pending))
-        with display:
-            for number in pending:
-                rows = ShardRows(self.space)
-                wanted = itertools.islice(outcomes, shards[number]["items"])
-                while batch := self._next_batch(wanted, generation.record["batch_size"]):
-                    with self._timed("model"):
-                        rows.add_batch(batch)
-                    display.advance(len(batch))
-                with self._timed("write"):
-                    matrix = rows.matrix()
-                    commit_shard(
-                        generation.folder, shards[number]["name"], matrix, rows.good, rows.bad, generation.identity
-                    )
+        try:
+            with display, Writer() as writer:
+                while first := self._next_batch(outcomes, 1):
+                    number, lease = taken.popleft()
+                    rows, made = ShardRows(self.space), made + 1
+                    wanted = itertools.chain(first, itertools.islice(outcomes, shards[number]["items"] - 1))
+                    while batch := self._next_batch(wanted, generation.record["batch_size"]):
+                        with self._timed("model"):
+                            rows.add_batch(batch)
+                        display.advance(len(batch))
+                    with self._timed("write"):  # waits while the shard before is still being written
+                        writer.put(partial(self._commit, generation, lease, shards[number]["name"], rows))
+                    if self.planner.interrupted.is_set():
+                        raise KeyboardInterrupt
+        finally:
+            outcomes.close()
+            for _, lease in taken:
+                lease.release()
+        return made
+
+    def _take(self, generation: Generation, pending: Sequence[int], taken: deque[tuple[int, Lease]]) -> Iterator[Item]:
+        """Yield the items of one shard after the other, each taken by lease when its turn comes.
+
+        Args:
+            generation: the plan.
+            pending: numbers of its shards that were not done when somebody looked.
+            taken: numbers and leases are put there, in the order of the items.
+        """
+        first = self.planner.options.place.first(len(generation.shard_names))
+        for number in sorted(pending, key=lambda number: (number < first, number)):
+            name = generation.shard_names[number]
+            if self.planner.interrupted.is_set():
+                return
+            lease = self.crew.take(f"{generation.name}-{name}")
+            if lease is None:
+                continue
+            if generation.is_done(name):
+                lease.release()
+                continue
+            taken.append((number, lease))
+            yield from planned_items(generation, number)
+
+    def _commit(self, generation: Generation, lease: Lease, name: str, rows: ShardRows) -> None:
+        """Write a shard, unless its lease was lost meanwhile: then it is somebody else's."""
+        started = time.perf_counter()
+        with lease:
+            try:
+                commit_shard(
+                    generation.folder, name, rows.matrix(), rows.good, rows.bad, generation.identity, lease.check
+                )
                 self._count_rows(rows)
-                if self.planner.interrupted.is_set():
-                    raise KeyboardInterrupt
+            except LostLeaseError as error:
+                LOG.warning("%s", error)
+        self.report.busy["write"] += time.perf_counter() - started
 
     def _next_batch(self, outcomes: Iterator[tuple[Item, Outcome]], size: int) -> list[tuple[Item, Outcome]]:
         with self._timed("decode"):
             batch = list(itertools.islice(outcomes, size))
         for _, outcome in batch:
-            if not isinstance(outcome, Cut):
-                self.report.decode_seconds += outcome.seconds
-            if isinstance(outcome, Decoded):
-                self.report.notes.update(outcome.notes)
+            self.report.count_outcome(outcome)
         return batch
 
     @contextmanager
@@ -210,26 +379,13 @@ class _Run:
             self.report.ledger = str(self.folder / LEDGER)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed run left behind: temporary files, and plans that were never committed."""
-    sweep_temps(folder)
-    for generation in folder.glob("g[0-9][0-9][0-9][0-9]"):
-        if (generation / PLAN).is_file():
-            sweep_temps(generation)
-        else:
-            shutil.rmtree(generation)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the kernel gives it back when the process ends, however it ends."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            yield
-    except Timeout as error:
-        raise BindSearchError(f"{folder}: another run writes there. Wait for it, or choose another folder.") from error
+def sweep(folder: Path, crew: Crew) -> None:
+    """Remove the temporary files that killed processes left behind, in the folder and in unfinished generations."""
+    sweep_temps(folder, crew.writers)
+    manifest = Manifest.load(folder)
+    for generation in generation_folders(folder):
+        if manifest is None or generation.name not in manifest.generations:
+            sweep_temps(generation, crew.writers)
 
 
 @contextmanager
