@@ -40,7 +40,7 @@ def truth_of(records: Sequence[Mapping[str, Any]], column: str, table: str | Pat
     folder = Path(table).parent
     found: list[str | None] = []
     for record in records:
-        names = _names_of(record, folder)
+        names = names_of(record, folder)
         found.append(next((named[name] for name in names if name in named), None))
     if records and not any(value is not None for value in found):
         raise InputError(
@@ -76,12 +76,7 @@ def _named_values(table: Path, column: str) -> Iterator[tuple[str, str]]:
         any_row = True
         if column not in row:
             raise UnknownNameError(f"column of {table}", column, [str(name) for name in row])
-        key_column = next((name for name in KEY_COLUMNS if name in row and name != column), None)
-        if key_column is None:
-            raise InputError(
-                f"{table}: which items are these rows? Expected a column {', '.join(KEY_COLUMNS[:-1])} or "
-                f"{KEY_COLUMNS[-1]}, got {', '.join(map(str, row))}."
-            )
+        key_column = key_column_of(table, row, column)
         name, value = _text_of(row[key_column]), _text_of(row[column])
         if name is None or value is None:
             continue
@@ -93,8 +88,28 @@ def _named_values(table: Path, column: str) -> Iterator[tuple[str, str]]:
         raise MissingInputError(f"{table}: no row in it.")
 
 
-def _names_of(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
-    """Yield the names by which a table may call an item, the most exact first."""
+def key_column_of(table: Path, row: Mapping[str, Any], value_column: str | None = None) -> str:
+    """Choose the column that names the items of a table: the first of KEY_COLUMNS that is there.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = next((name for name in KEY_COLUMNS if name in row and name != value_column), None)
+    if found is None:
+        raise InputError(
+            f"{table}: which items are these rows? Expected a column {', '.join(KEY_COLUMNS[:-1])} or "
+            f"{KEY_COLUMNS[-1]}, got {', '.join(map(str, row))}."
+        )
+    return found
+
+
+def names_of(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """Yield the names by which a table may call an item, the most exact first.
+
+    Args:
+        record: an item with key, and source, group and id where it has them. Not modified.
+        folder: of the table; paths in it start there.
+    """
     key = str(record["key"])
     yield key
     if record.get("id") is not None:
@@ -107,6 +122,7 @@ def _names_of(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
     yield key.rpartition(".")[0] or key
     if record.get("group"):
         yield str(record["group"])
+        yield str(record["group"]).rpartition("/")[2]
     last = key.rpartition("/")[2]
     yield last
     yield last.rpartition(".")[0] or last

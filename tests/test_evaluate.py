@@ -392,6 +392,22 @@ def test_empty_cells_of_a_table_are_no_value(tmp_path):
     assert rows.joined(tmp_path / "t.jsonl", "stem").column("label") == [None, None, None]
 
 
+def test_a_table_names_items_by_path_key_or_file_name(tmp_path):
+    source = str(tmp_path / "pictures" / "b.png")
+    columns = {"key": ["sounds/a.wav", "x", "c.png"], "source": [None, source, None], "group": [None] * 3}
+    rows = Rows(np.eye(3, dtype=np.float32), np.array(["text"] * 3), columns, "s@1", "s", "x")
+    (tmp_path / "labels.csv").write_text("path,label\na.wav,dog\npictures/b.png,bird\n./c.png,car\n")
+    assert rows.joined(tmp_path / "labels.csv").column("label") == ["dog", "bird", "car"]
+    (tmp_path / "other.csv").write_text("path,label\nz.wav,dog\n")
+    with pytest.raises(InputError, match=r"it names 'z\.wav', the items have keys such as 'sounds/a\.wav'"):
+        rows.joined(tmp_path / "other.csv")
+    (tmp_path / "unnamed.csv").write_text("label\ndog\n")
+    with pytest.raises(InputError, match="which items are these rows"):
+        rows.joined(tmp_path / "unnamed.csv")
+    with pytest.raises(UnknownNameError, match=r"--table labels\.csv"):
+        rows.column("subject")
+
+
 def test_a_recipes_figures_stand_under_their_heads():
     figure = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10, "interval": "wilson"}
     rows = {"a": {"queries": 1, "map": figure}, "b": {"queries": 2, "recall_at_1": figure, "map": figure}}

@@ -51,7 +51,9 @@ def evaluate(
         str | None, typer.Option(help="Prompts: clip80 (default), plain, ..., a file, or 'a photo of a {}' itself.")
     ] = None,
     table: Annotated[Path | None, typer.Option(help="Table of further columns, such as labels.")] = None,
-    on: Annotated[str, typer.Option(help="Its column that names the items: their group or key.")] = "stem",
+    on: Annotated[
+        str | None, typer.Option(help="Its column that names the items; default: key, path, stem, ...")
+    ] = None,
     ks: Annotated[
         list[int] | None, typer.Option("-k", min=1, help="k of recall at k; repeatable; default 1, 5, 10.")
     ] = None,

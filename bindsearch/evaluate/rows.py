@@ -13,6 +13,7 @@ import numpy as np
 
 from bindsearch.errors import InputError, MissingInputError, UnknownNameError
 from bindsearch.listing.tables import TABLE_SUFFIXES, table_rows
+from bindsearch.truth import key_column_of, names_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,7 +63,8 @@ class Rows:
             UnknownNameError: with the nearest name.
         """
         if name not in self.columns:
-            raise UnknownNameError(f"column of {self.source}", name, self.columns)
+            hint = "Or add a table that has it: --table labels.csv"
+            raise UnknownNameError(f"column of {self.source}", name, self.columns, hint)
         return self.columns[name]
 
     def where(self, modality: str) -> NDArray[np.int64]:
@@ -83,12 +85,12 @@ class Rows:
                 return name
         return None
 
-    def joined(self, path: Path, on: str) -> Rows:
+    def joined(self, path: Path, on: str | None = None) -> Rows:
         """Add the columns of a table.
 
         Args:
             path: csv, tsv, jsonl or parquet.
-            on: its column whose values are the items' groups (or the last part of them), or their keys.
+            on: its column that names the items as `truth_of` says; None: the first of its usual ones that is there.
 
         Raises:
             InputError: the table has no such column, a value twice, or nothing of it fits an item.
@@ -97,21 +99,26 @@ class Rows:
         for row in table_rows(path):
             if isinstance(row, str):
                 raise InputError(f"{path}, {row}")
+            on = on or key_column_of(path, row)
             if on not in row:
                 raise UnknownNameError(f"column of {path}", on, row)
-            if str(row[on]) in found:
-                raise InputError(f"{path}: {on} = {row[on]!r} is there twice.")
-            found[str(row[on])] = row
-        keys = [str(value) for value in self.columns["key"]]
-        groups = [None if value is None else str(value) for value in self.columns.get("group", [None] * len(self))]
-        matched = [
-            (group and (found.get(group) or found.get(group.rpartition("/")[2]))) or found.get(key) or {}
-            for group, key in zip(groups, keys, strict=True)
+            name = str(row[on]).removeprefix("./")
+            if name in found:
+                raise InputError(f"{path}: {on} = {name!r} is there twice.")
+            found[name] = row
+        names = ("key", "source", "group", "id")
+        items = [
+            dict(zip(names, values, strict=True))
+            for values in zip(*(self.columns.get(name, [None] * len(self)) for name in names), strict=True)
         ]
+        matched = [next((found[name] for name in names_of(item, path.parent) if name in found), {}) for item in items]
         if not any(matched):
-            raise InputError(f"{path}: no value of {on!r} is the group or the key of an item of {self.source}.")
-        names = dict.fromkeys(name for row in found.values() for name in row if name != on)
-        added = {name: [_said(row.get(name)) for row in matched] for name in names}
+            raise InputError(
+                f"{path}: no value of {on!r} fits an item of {self.source}: it names "
+                f"{next(iter(found), '(nothing)')!r}, the items have keys such as {str(self.columns['key'][0])!r}."
+            )
+        added_names = dict.fromkeys(name for row in found.values() for name in row if name != on)
+        added = {name: [_said(row.get(name)) for row in matched] for name in added_names}
         return replace(self, columns={**self.columns, **added})
 
 

@@ -40,7 +40,7 @@ class Question:
     ties: str = "pessimistic"
     drop_own: bool = False
     table: Path | None = None
-    on: str = "stem"
+    on: str | None = None
 
 
 def open_rows(
