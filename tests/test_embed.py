@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from filelock import FileLock
 from hostile import imu_text, picture_bytes, sound_bytes, video_bytes
 from test_listing import make_tar
 
@@ -351,13 +350,6 @@ def test_duplicates_and_collisions_are_refused_naming_both(media, tmp_path, spac
     monkeypatch.setattr(types, "item_id", lambda key, span=None: real(key, span) % 3)
     with pytest.raises(InputError, match=r"have the same 63-bit id\. Rename one of them"):
         run_embed([media], tmp_path / "colliding", space, options=HERE)
-
-
-def test_one_run_at_a_time_writes_to_a_folder(media, tmp_path, space):
-    (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / "run.lock"), pytest.raises(BindSearchError, match="another run writes there"):
-        run_embed([media], tmp_path / "out", space, options=HERE)
-    run_embed([media], tmp_path / "out", space, options=HERE)
 
 
 def test_long_recordings_become_spans(tmp_path, space):

@@ -18,7 +18,7 @@ import numpy as np
 from bindsearch.config import canonical_json
 from bindsearch.errors import InputError
 from bindsearch.listing import BrokenItem, FusedItem, Part
-from bindsearch.store.files import TEMP_ENDING, commit_bytes, commit_json, read_parquet, sync_folder
+from bindsearch.store.files import commit_bytes, commit_json, read_parquet, sync_folder, temp_path
 from bindsearch.store.generation import GONE, PLAN, PLAN_ROWS, Generation
 from bindsearch.store.identity import FORMAT, FORMAT_VERSION, Identity
 from bindsearch.types import Item, Span
@@ -139,24 +139,28 @@ class PlanWriter:
 
     Rows of one kind fill a shard; a full shard is written as one row group. What is left over at the end becomes the
     last shards, in the order of the kinds' names.
+
+    Attributes:
+        final: the generation's folder; it appears whole, when the plan is committed.
+        folder: the temporary one that it is written in.
     """
 
-    def __init__(self, folder: Path, shard_size: int) -> None:
-        """Open the temporary file in the generation's folder, which is made."""
+    def __init__(self, final: Path, shard_size: int) -> None:
+        """Make the temporary folder and open the file of rows in it."""
         import pyarrow.parquet as pq
 
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.shard_size = folder, shard_size
+        self.final, self.folder, self.shard_size = final, temp_path(final), shard_size
+        self.folder.mkdir(parents=True)
         self.shards: list[dict[str, Any]] = []
         self._open: dict[str, list[dict[str, Any]]] = {}
         self._ids: list[IntArray] = []
-        self._path = folder / PLAN_ROWS
+        self._path = self.folder / PLAN_ROWS
         self._file: IO[bytes] = self._temp.open("wb")
         self._writer = pq.ParquetWriter(self._file, plan_schema(), compression="zstd", version="2.6")
 
     @property
     def _temp(self) -> Path:
-        return self._path.with_name(self._path.name + TEMP_ENDING)
+        return temp_path(self._path)
 
     def add(self, planned: PlannedRow) -> None:
         """Add a row to the open shard of its kind."""
@@ -211,7 +215,11 @@ class PlanWriter:
         raise InputError(say_twice(rows[0], rows[1]))
 
     def commit(self, identity: Identity, record: Mapping[str, Any], gone: Sequence[Mapping[str, Any]]) -> Generation:
-        """Write the ledger of what is gone and the plan's record, which makes the plan valid."""
+        """Write the ledger of what is gone and the plan's record, and give the folder its name: one plan can have it.
+
+        Raises:
+            FileExistsError: another process has planned this generation.
+        """
         lines = "".join(canonical_json(dict(row)) + "\n" for row in gone)
         commit_bytes(self.folder / GONE, lines.encode("ascii"))
         whole = {
@@ -223,7 +231,14 @@ class PlanWriter:
             "gone": len(gone),
         }
         commit_json(self.folder / PLAN, whole)
-        return Generation(self.folder, whole)
+        try:
+            os.rename(self.folder, self.final)  # noqa: PTH104  # as commit_file
+        except OSError as error:
+            if not self.final.exists():
+                raise
+            raise FileExistsError(f"{self.final}: planned by another process") from error
+        sync_folder(self.final.parent)
+        return Generation(self.final, whole)
 
 
 def say_twice(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 from bindsearch.embed.batching import modalities_of
 from bindsearch.embed.changes import KnownUnits
 from bindsearch.embed.decoding import Cut, has_spans
+from bindsearch.embed.lease import SILENCE_S
+from bindsearch.embed.place import Place
 from bindsearch.embed.plan import PlannedRow, PlanWriter, fingerprint, span_item
 from bindsearch.embed.report import NOT_IN_SPACE, EmbedReport
 from bindsearch.embed.worker import Task
@@ -38,10 +40,14 @@ class EmbedOptions:
         window_s: cut long recordings in spans of this length; None is each modality's own rule.
         batch_size: items a forward pass; fixed in the plan.
         shard_size: items a shard, the unit of commit; fixed in the plan.
-        workers: decode processes; 0 decodes in this one, None takes one a CPU, at most 8.
+        workers: decode processes; 0 decodes in this one, None takes one a CPU, at most 8, shared by the processes of
+            this machine.
         max_bad: share of bad inputs above which `EmbedReport.check_bad` raises.
         item_limit_s: wall time that decoding one item may take.
         dry_run: make the plan, report it, write nothing.
+        place: which of several processes this one is.
+        join: help with what others have planned, plan nothing.
+        silence_s: seconds without a sign of life after which another machine's process counts as dead.
     """
 
     modality: str | None = None
@@ -53,10 +59,13 @@ class EmbedOptions:
     max_bad: float = 0.1
     item_limit_s: float = 30.0
     dry_run: bool = False
+    place: Place = field(default_factory=Place)
+    join: bool = False
+    silence_s: float = SILENCE_S
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        for name in ("batch_size", "shard_size", "item_limit_s"):
+        for name in ("batch_size", "shard_size", "item_limit_s", "silence_s"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name}: expected a number above 0, got {getattr(self, name)}.")
         if self.window_s is not None and not self.window_s > 0:
@@ -65,11 +74,11 @@ class EmbedOptions:
             raise InputError(f"workers: expected 0 or more, got {self.workers}.")
 
     def worker_count(self) -> int:
-        """Resolve `workers`."""
+        """Resolve `workers`; None shares the CPUs among the processes on this machine."""
         if self.workers is not None:
             return self.workers
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(8, cpus)
+        return min(8, max(1, cpus // self.place.local_count))
 
 
 @dataclass
@@ -109,7 +118,8 @@ class Planner:
         started = time.perf_counter()
         done = [Generation.load(folder) for folder in generation_folders(self.folder)]
         known = KnownUnits(self.folder, done, listing.origins)
-        writer = PlanWriter(where / f"g{len(done) + 1:04d}", self.options.shard_size)
+        with full_disk_said(where):
+            writer = PlanWriter(where / f"g{len(done) + 1:04d}", self.options.shard_size)
         try:
             with full_disk_said(writer.folder):
                 found = self._plan_items(listing, known, writer)

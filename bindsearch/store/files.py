@@ -6,7 +6,9 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+import socket
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -20,29 +22,47 @@ TEMP_ENDING = ".tmp"
 _FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "too big"}
 
 
-def commit_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+Guard = Callable[[], None]
+"""Called right before a file gets its name; raises where this process may no longer give it."""
+
+
+def writer_mark() -> str:
+    """Give what this process's temporary names begin with: two processes on one folder never share one."""
+    host = hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()
+    return f"{host}-{os.getpid():x}"
+
+
+def temp_path(path: Path) -> Path:
+    """Give the temporary name of a file or folder: WRITER~NAME.tmp beside it."""
+    return path.with_name(f"{writer_mark()}~{path.name}{TEMP_ENDING}")
+
+
+def commit_file(path: Path, write: Callable[[IO[bytes]], Any], guard: Guard | None = None) -> None:
     """Write a file under a temporary name, flush it to the disk, and give it its name.
 
     Args:
         path: the file; replaced if it is there.
         write: puts the content into an open binary file.
+        guard: called between writing and renaming; what it raises leaves what was there before.
 
     Raises:
         BindSearchError: the disk is full; the temporary file is removed and what was there before stays.
     """
     with full_disk_said(path):
-        _commit_file(path, write)
+        _commit_file(path, write, guard)
 
 
-def _commit_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    temp = path.with_name(path.name + TEMP_ENDING)
+def _commit_file(path: Path, write: Callable[[IO[bytes]], Any], guard: Guard | None) -> None:
+    temp = temp_path(path)
     try:
         with temp.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if guard is not None:
+            guard()
         os.replace(temp, path)  # noqa: PTH105  # the crash tests step in here, at the call itself
-    except OSError:
+    except BaseException:
         temp.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
@@ -65,19 +85,19 @@ def full_disk_said(path: Path) -> Iterator[None]:
         ) from error
 
 
-def commit_bytes(path: Path, data: bytes) -> dict[str, Any]:
+def commit_bytes(path: Path, data: bytes, guard: Guard | None = None) -> dict[str, Any]:
     """Commit bytes as a file; see `commit_file`.
 
     Returns:
         {"bytes": size, "sha256": hexadecimal}, for a done-file.
     """
-    commit_file(path, lambda file: file.write(data))
+    commit_file(path, lambda file: file.write(data), guard)
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def commit_json(path: Path, value: Any) -> None:
+def commit_json(path: Path, value: Any, guard: Guard | None = None) -> None:
     """Commit a JSON-able value as readable JSON, the same bytes for the same value."""
-    commit_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode("ascii"))
+    commit_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode("ascii"), guard)
 
 
 def sync_folder(path: Path) -> None:
@@ -95,16 +115,26 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def sweep_temps(folder: Path) -> int:
-    """Remove the temporary files that a killed run left in a folder.
+def sweep_temps(folder: Path, living: Callable[[], Container[str]] = frozenset) -> int:
+    """Remove the temporary files and folders that killed processes left in a folder.
+
+    Args:
+        folder: not searched deeper.
+        living: gives the marks (`writer_mark`) of processes that may be writing there. It is called after the folder
+            was listed, so that who came later is no loser.
 
     Returns:
         How many there were.
     """
     found = list(folder.glob(f"*{TEMP_ENDING}"))
-    for path in found:
-        path.unlink()
-    return len(found)
+    spared = living() if found else ()
+    left = [path for path in found if path.name.partition("~")[0] not in spared]
+    for path in left:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return len(left)
 
 
 def read_parquet(source: Any, columns: Sequence[str] | None = None, row_group: int | None = None) -> pa.Table:

@@ -12,7 +12,7 @@ import numpy as np
 
 from bindsearch.config import canonical_json
 from bindsearch.errors import BindSearchError, InputError, MissingInputError
-from bindsearch.store.files import commit_bytes, commit_json
+from bindsearch.store.files import Guard, commit_bytes, commit_json
 from bindsearch.store.generation import Generation, generation_folders
 from bindsearch.store.identity import MANIFEST, Manifest
 from bindsearch.store.shard import Shard, item_schema
@@ -244,16 +244,20 @@ class EmbeddingStore:
         return out
 
 
-def commit_store(folder: Path) -> EmbeddingStore:
+def commit_store(folder: Path, guard: Guard | None = None) -> EmbeddingStore:
     """Make all generations in a folder the ones that readers see: write the ledger of bad inputs, then the manifest.
+
+    Args:
+        folder: of the store.
+        guard: see `files.commit_file`.
 
     Raises:
         BindSearchError: the disk is full.
     """
     store = EmbeddingStore.open(folder, partial=True)
     lines = "".join(canonical_json(row) + "\n" for row in store.bad())
-    commit_bytes(folder / LEDGER, lines.encode("ascii"))
-    commit_json(folder / MANIFEST, store.manifest.to_json())
+    commit_bytes(folder / LEDGER, lines.encode("ascii"), guard)
+    commit_json(folder / MANIFEST, store.manifest.to_json(), guard)
     return store
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.errors import BindSearchError, InputError
-from bindsearch.store.files import commit_bytes, commit_json, read_json, read_parquet
+from bindsearch.store.files import Guard, commit_bytes, commit_json, read_json, read_parquet
 from bindsearch.store.identity import FORMAT, FORMAT_VERSION, Identity, check_format
 from bindsearch.types import check_shape
 
@@ -150,6 +150,7 @@ def commit_shard(
     good: Sequence[Mapping[str, Any]],
     bad: Sequence[Mapping[str, Any]],
     identity: Identity,
+    guard: Guard | None = None,
 ) -> Shard:
     """Write a shard: vectors, then the table, then the done-file, which is the commit point.
 
@@ -160,6 +161,7 @@ def commit_shard(
         good: n rows of the item table, row i for vector i.
         bad: rows of bad inputs.
         identity: recorded in the table and the done-file.
+        guard: see `files.commit_file`.
 
     Returns:
         The shard as committed. The same input gives the same bytes.
@@ -172,8 +174,8 @@ def commit_shard(
     half = vectors.astype(np.float16)
     check_unit(half, name)
     files = {
-        f"{name}.npy": commit_bytes(folder / f"{name}.npy", npy_bytes(half)),
-        f"{name}.parquet": commit_bytes(folder / f"{name}.parquet", _parquet_bytes([*good, *bad], identity)),
+        f"{name}.npy": commit_bytes(folder / f"{name}.npy", npy_bytes(half), guard),
+        f"{name}.parquet": commit_bytes(folder / f"{name}.parquet", _parquet_bytes([*good, *bad], identity), guard),
     }
     done = {
         "format": FORMAT,
@@ -184,7 +186,7 @@ def commit_shard(
         "bad": len(bad),
         "files": files,
     }
-    commit_json(folder / (name + DONE_ENDING), done)
+    commit_json(folder / (name + DONE_ENDING), done, guard)
     return Shard(folder, name, len(good), len(bad), identity.dim, files)
 
 
