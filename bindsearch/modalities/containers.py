@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
@@ -19,7 +20,14 @@ CONTAINERS = (
 )
 """Demuxers that are used. Playlists, image sequences and others that open further files or URLs are not among them."""
 
+SEEK_FRAMES = 12
+"""A seek has to spare more frames than this."""
+SKIPPABLE = ("h264",)
+"""Decoders told to pass over frames that are marked as no reference for others. HEVC is not among them: there the mark
+speaks of one temporal layer alone."""
+
 _MAX_FRAMES = 5_000_000
+_BACK_S, _LOOK_PACKETS = 3, 500
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class FrameTimes:
 
     Attributes:
         pts: of each frame, in order of display and in the stream's time base; its number where `timed` is False.
-        keys: of the key frames, sorted.
+        keys: of the key frames that decoding can begin at, sorted.
         timed: whether every frame has a time of its own.
         rate_hz: average frames a second.
     """
@@ -73,11 +81,12 @@ def read_times(container: Any, name: str) -> FrameTimes:
     import av
 
     stream = container.streams.video[0]
+    codec, head = stream.codec_context.name, bytes(stream.codec_context.extradata or b"")
     times: list[tuple[int | None, bool]] = []
     try:
         for packet in container.demux(stream):
             if packet.size and not getattr(packet, "is_discard", False):
-                times.append((packet.pts, packet.is_keyframe))
+                times.append((packet.pts, packet.is_keyframe and _starts_afresh(packet, codec, head)))
             if len(times) > _MAX_FRAMES:
                 raise DecodeError(name, f"more than {_MAX_FRAMES} frames")
     except av.FFmpegError:
@@ -96,39 +105,125 @@ def read_times(container: Any, name: str) -> FrameTimes:
 
 
 def seek_frames(container: Any, scan: FrameTimes, wanted: Sequence[int], rotate: bool) -> dict[int, np.ndarray]:
-    """Decode single frames, each from the key frame before it.
+    """Decode single frames, each from the key frame before it, passing over frames that no other frame is built from.
 
     Args:
-        container: from `open_container`, at any place.
-        scan: of the same container.
+        container: from `open_container`, at any place; its decoder not used yet.
+        scan: of the same container; `timed`, with a key frame.
         wanted: frame numbers in order of display, sorted.
         rotate: turn frames as the display matrix says.
 
     Returns:
-        Frame number -> (H, W, 3) uint8; fewer than wanted where seeking is not exact: then use `read_frames`.
+        Frame number -> (H, W, 3) uint8, the same bytes as of `read_frames`; fewer than wanted where that is not sure
+        (a time is missing, a frame is marked as damaged, the decoder gave another one): then use `read_frames`.
     """
     import av
 
     stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1  # decode workers are one a core already; threads cost a sixth more
     found: dict[int, np.ndarray] = {}
-    decoder, position = None, -1
     try:
-        for index in wanted:
-            target = scan.pts[index]
-            key = scan.keys[max(bisect.bisect_right(scan.keys, target) - 1, 0)]
-            if decoder is None or key > position:
-                container.seek(key, stream=stream)
-                decoder = container.decode(stream)
-            for frame in decoder:
-                position = frame.pts if frame.pts is not None else -1
-                if position >= target:
-                    break
-            if position != target:
-                return found
-            found[index] = _to_rgb(frame, rotate)
+        for key, indices in stretches(scan, wanted):
+            targets = {scan.pts[index]: index for index in indices}
+            if not _decode_stretch(stream, _packets_from(container, stream, key), targets, rotate, found):
+                break
     except av.FFmpegError:
-        return found
+        pass
     return found
+
+
+def stretches(scan: FrameTimes, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Divide frames in stretches that are each decoded from one key frame.
+
+    A stretch ends where the next frame's key frame lies more than SEEK_FRAMES beyond: a seek that spares fewer costs
+    more than it saves.
+
+    Args:
+        scan: `timed`, with a key frame.
+        wanted: frame numbers, sorted.
+
+    Returns:
+        Time of the key frame and the frames wanted, of each stretch.
+    """
+    parts: list[tuple[int, list[int]]] = []
+    for index in wanted:
+        key = scan.keys[max(bisect.bisect_right(scan.keys, scan.pts[index]) - 1, 0)]
+        spared = bisect.bisect_left(scan.pts, key) - (parts[-1][1][-1] if parts else -SEEK_FRAMES - 1)
+        if not parts or spared > SEEK_FRAMES:
+            parts.append((key, [index]))
+        else:
+            parts[-1][1].append(index)
+    return parts
+
+
+def _packets_from(container: Any, stream: Any, key: int) -> Iterator[Any]:
+    """Yield the packets from a key frame on; nothing where the container does not get there.
+
+    A seek in a stream without an index may end behind the key frame asked for: then once more from well before it.
+    """
+    for back_s in (0, _BACK_S):
+        container.seek(key - int(back_s / stream.time_base), stream=stream)
+        packets = container.demux(stream)
+        for packet in itertools.islice(packets, _LOOK_PACKETS):
+            if packet.pts == key:
+                yield packet
+                yield from packets
+                return
+
+
+def _decode_stretch(
+    stream: Any, packets: Iterator[Any], targets: dict[int, int], rotate: bool, found: dict[int, np.ndarray]
+) -> bool:
+    """Decode up to the last target (time -> frame number); False where one is missed."""
+    context, last = stream.codec_context, max(targets)
+    passing_over = "NONREF" if context.name in SKIPPABLE else "DEFAULT"
+    for packet in packets:
+        context.skip_frame = "DEFAULT" if packet.pts in targets else passing_over
+        for frame in packet.decode():
+            if frame.pts is None or frame.is_corrupt:
+                return False
+            if frame.pts in targets:
+                found[targets[frame.pts]] = _to_rgb(frame, rotate)
+            if frame.pts >= last:
+                return frame.pts == last and all(index in found for index in targets.values())
+    return False
+
+
+def _starts_afresh(packet: Any, codec: str, head: bytes) -> bool:
+    """Say whether nothing after a key frame is built from anything before it.
+
+    H.264 and HEVC also mark pictures as key frames from which decoding recovers after a while (open groups of pictures,
+    intra refresh); what is decoded from there can differ without a sign. Only IDR pictures count here.
+
+    Args:
+        packet: of the key frame.
+        codec: FFmpeg's name.
+        head: the stream's extra data, which says how units are divided.
+
+    Source: ITU-T H.264, table 7-1 (type 5); ITU-T H.265, table 7-1 (types 19, 20).
+    """
+    if codec not in ("h264", "hevc"):
+        return True
+    data = bytes(packet)
+    mask, shift, types, where = (0x1F, 0, (5,), 4) if codec == "h264" else (0x3F, 1, (19, 20), 21)
+    places = _behind_lengths(data, (head[where] & 3) + 1) if head[:1] == b"\1" and len(head) > where else _marked(data)
+    return any((data[at] >> shift) & mask in types for at in places)
+
+
+def _marked(data: bytes) -> Iterator[int]:
+    """Yield where units begin that have start codes before them."""
+    at = data.find(b"\0\0\1")
+    while 0 <= at < len(data) - 3:
+        yield at + 3
+        at = data.find(b"\0\0\1", at + 3)
+
+
+def _behind_lengths(data: bytes, width: int) -> Iterator[int]:
+    """Yield where units begin that have their lengths before them, in so many bytes."""
+    at = width
+    while at < len(data):
+        yield at
+        at += int.from_bytes(data[at - width : at], "big") + width
 
 
 def read_frames(container: Any, scan: FrameTimes, wanted: Sequence[int], rotate: bool) -> dict[int, np.ndarray]:

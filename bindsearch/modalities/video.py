@@ -11,7 +11,14 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 from bindsearch.errors import DecodeError, InputError
 from bindsearch.modalities.base import Modality, ModalityConfig, check_media, check_positive
 from bindsearch.modalities.clips import clip_starts, windows
-from bindsearch.modalities.containers import FrameTimes, open_container, read_frames, read_times, seek_frames
+from bindsearch.modalities.containers import (
+    SEEK_FRAMES,
+    FrameTimes,
+    open_container,
+    read_frames,
+    read_times,
+    seek_frames,
+)
 from bindsearch.modalities.image import CLIP_MEAN, CLIP_STD, normalise
 from bindsearch.registry import MODALITIES
 from bindsearch.sources import Source
@@ -19,8 +26,6 @@ from bindsearch.types import Media, Span
 
 if TYPE_CHECKING:
     import numpy as np
-
-_SEEK_FRAMES = 250
 
 
 @dataclass(frozen=True)
@@ -151,13 +156,21 @@ def resize_short_side(frames: np.ndarray, size_px: int) -> np.ndarray:
         new = math.floor(height / width * size_px), size_px
     else:
         new = size_px, math.floor(width / height * size_px)
-    low, high, weight = _neighbours(height, new[0])
-    rows = frames[:, low].astype(np.float32)
-    rows += weight[:, None, None] * (frames[:, high].astype(np.float32) - rows)
-    low, high, weight = _neighbours(width, new[1])
-    left = rows[:, :, low]
-    left += weight[:, None] * (rows[:, :, high] - left)
-    return left
+    top, bottom, down = _neighbours(height, new[0])
+    left, right, across = _neighbours(width, new[1])
+    edges = []
+    for column in (left, right):  # only the levels that are looked at become floats
+        upper = frames[:, top[:, None], column].astype(np.float32)
+        lower = frames[:, bottom[:, None], column].astype(np.float32)
+        lower -= upper
+        lower *= down[:, None, None]
+        lower += upper
+        edges.append(lower)
+    scaled, other = edges
+    other -= scaled
+    other *= across[:, None]
+    scaled += other
+    return scaled
 
 
 def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -298,7 +311,8 @@ def _plan(name: str, frames: int, rate_hz: float, config: VideoConfig, span: Spa
 
 
 def _worth_seeking(scan: FrameTimes, plan: VideoPlan) -> bool:
-    return scan.timed and len(scan.keys) > 1 and plan.wanted[-1] > _SEEK_FRAMES
+    """Say whether single frames can be told apart by their times, and anything is spared by it."""
+    return scan.timed and bool(scan.keys) and plan.wanted[-1] > SEEK_FRAMES
 
 
 def _same_size(frames: list[np.ndarray], name: str) -> list[np.ndarray]:
