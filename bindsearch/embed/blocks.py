@@ -1,4 +1,4 @@
-"""Cut a stream of items in jobs: most go one by one, media that are made go in blocks, since many are made quicker."""
+"""Cut a stream of items in jobs: large files alone, small ones together, media that are made in blocks of their own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from bindsearch.types import Item
 BLOCK_BYTES = 48 << 20
 """Of one block: what is made, and the arrays decoded from it."""
 LONGEST = 1024
+SMALL_BYTES = 64 << 10
+"""Size of a file up to which it travels with others."""
+SMALL_TOGETHER = {"text": 64, "image": 16, "depth": 16, "thermal": 16, "features": 64}
+"""How many small items of a modality travel together: what one message costs is then a small part of what they cost."""
+_TEXT_BYTES = 16 << 10  # of texts on one message, which has to fit in a link that nobody reads
 _FIRST = 32
 
 
@@ -31,19 +36,29 @@ def _bytes_of(item: Item) -> int:
         return 0
 
 
+def _together(item: Item) -> int:
+    """Tell how many items such as this one travel together; 1 is alone."""
+    if isinstance(item, FusedItem | BrokenItem) or item.span is not None or item.size_bytes is None:
+        return 1
+    limit = _TEXT_BYTES // 4 if item.literal is not None else SMALL_BYTES
+    return SMALL_TOGETHER.get(item.modality, 1) if item.size_bytes <= limit else 1
+
+
 class Blocks:
-    """Takes items from a stream, made ones of one modality together.
+    """Takes items from a stream, made ones of one modality together, and small ones.
 
     A block is twice as long as the one before, up to LONGEST and to BLOCK_BYTES: a short run is spread over all
     workers, a long one is quick. What is read ahead is at most one item.
 
     Attributes:
         making: the block taken last was made media.
+        together: how many items of the kind taken last travel together.
     """
 
     def __init__(self, items: Iterable[Item]) -> None:
         """Take nothing yet."""
         self.making = False
+        self.together = 1
         self._items = iter(items)
         self._held: Item | None = None
         self._modality, self._length, self._nbytes = "", _FIRST, 0
@@ -56,7 +71,9 @@ class Blocks:
             return ()
         self.making = is_made(first)
         if not self.making:
-            return (first,)
+            self.together = _together(first)
+            return (first,) if self.together == 1 else self._small(first)
+        self.together = 1
         if first.modality != self._modality:
             self._modality, self._length, self._nbytes = first.modality, _FIRST, 0
         block, nbytes = [first], _bytes_of(first)
@@ -71,6 +88,20 @@ class Blocks:
                 break
             block.append(item)
         self._length = min(2 * self._length, LONGEST, max(1, BLOCK_BYTES // max(self._nbytes, 1)))
+        return tuple(block)
+
+    def _small(self, first: Item) -> tuple[Item, ...]:
+        """Take small items of one modality, beginning with a given one."""
+        block, nbytes = [first], len(first.literal or "")
+        while len(block) < self.together:
+            item = next(self._items, None)
+            if item is None:
+                break
+            nbytes += len(item.literal or "")
+            if item.modality != first.modality or _together(item) == 1 or nbytes > _TEXT_BYTES or is_made(item):
+                self._held = item
+                break
+            block.append(item)
         return tuple(block)
 
     def note(self, modality: str, nbytes: int) -> None:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bindsearch.embed.blocks import is_made
 from bindsearch.errors import BindSearchError, DecodeError, InputError, UnsupportedError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 COUNTED_NOTES = ("truncated",)
+NO_MEMORY = "needs more memory than there is"
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -50,6 +51,11 @@ class Decoded:
     seconds: float
     preprocess_seconds: float = 0.0
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the arrays."""
+        return sum(array.nbytes for array in self.arrays)
+
 
 @dataclass(frozen=True)
 class Failed:
@@ -66,6 +72,7 @@ class Failed:
     reason: str
     sha256: str | None = None
     seconds: float = 0.0
+    nbytes: ClassVar[int] = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ class Cut:
     """The spans that a recording is cut in; none means: take the whole."""
 
     spans: tuple[Span, ...]
+    nbytes: ClassVar[int] = 0
 
 
 Outcome = Decoded | Failed | Cut
@@ -132,7 +140,7 @@ def cut_item(item: Item, configs: Mapping[str, Any], window_s: float | None) -> 
         return Cut(tuple(modality.spans(source_of(item), configs[item.modality], window_s)))
 
     outcome = _guarded(item, cut)
-    return Cut(()) if isinstance(outcome, Failed) else outcome
+    return Cut(()) if isinstance(outcome, Failed) and outcome.reason != NO_MEMORY else outcome
 
 
 def warm_up(item: Item, configs: Mapping[str, Any]) -> None:
@@ -166,7 +174,7 @@ def _guarded(item: Item, work: Any) -> Outcome:
     except ImportError:
         raise  # a package is missing: every item would fail
     except MemoryError:
-        stage, reason = "decode", "needs more memory than there is"
+        stage, reason = "decode", NO_MEMORY
     except Exception as error:  # the readers of foreign formats raise anything on hostile bytes
         stage, reason = "decode", f"{type(error).__name__}: {error}"
     reason = _ADDRESS.sub("", " ".join(reason.split()))[:500]

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
+import os
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from bindsearch.embed.decoding import Outcome, cut_item, decode_items, warm_up
+from bindsearch.embed.arena import Arena, Piece
+from bindsearch.embed.decoding import NO_MEMORY, Failed, Outcome, cut_item, decode_items, warm_up
 from bindsearch.errors import BindSearchError
 from bindsearch.types import Item
 
 _GRACE_S = 10.0
-_PIECE = 32  # outcomes of a block that are sent together
+_PIECE, _PIECE_BYTES, _PIECE_S = 32, 16 << 20, 0.2  # outcomes of a block that are sent together
+OUT_OF_MEMORY = 12
+"""Exit code of a worker that ran out of memory over an item."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +55,34 @@ class Job:
         number: of the first item in the stream.
         items: in order.
         tries: how many deaths of workers it has seen.
+        made: its items are made together; else they are small things that only travel together.
     """
 
     number: int
     items: tuple[Item, ...]
     tries: int = 0
+    made: bool = False
+
+    @property
+    def limits(self) -> int:
+        """How many items' time it may take: things that are made together come all at once at the end."""
+        return len(self.items) if self.made else 1
+
+    def singles(self) -> list[Job]:
+        """Give a job for each item."""
+        return [Job(self.number + place, (item,)) for place, item in enumerate(self.items)]
 
     def rest(self, done: int) -> Job:
         """Give what is left of it after so many items."""
-        return Job(self.number + done, self.items[done:], self.tries)
+        return Job(self.number + done, self.items[done:], self.tries, self.made)
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, memory: int | None = None) -> None:
     """Be a worker: take a task and jobs from a link, send back what comes of them, until the link closes.
 
     Args:
         descriptor: of the link's socket.
+        memory: descriptor of what is shared with the parent, if anything is.
     """
     for ignored in (signal.SIGINT, signal.SIGTERM):  # the parent finishes its shard and then ends its workers
         signal.signal(ignored, signal.SIG_IGN)
@@ -76,10 +92,10 @@ def serve(descriptor: int) -> None:
     logging.getLogger("bindsearch").propagate = False
     link: Any = connection.Connection(descriptor)
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
-        _serve(link)
+        _serve(link, None if memory is None else Arena(memory))
 
 
-def _serve(link: Any) -> None:
+def _serve(link: Any, arena: Arena | None) -> None:
     task: Task | None = None
     warm: set[str] = set()
     link.send(("ready", None))
@@ -88,6 +104,7 @@ def _serve(link: Any) -> None:
         if isinstance(message, Task):
             task, warm = message, set()
             continue
+        left = 0
         try:
             if task is None:
                 raise BindSearchError("a job came before its task")
@@ -100,11 +117,31 @@ def _serve(link: Any) -> None:
             outcomes = task.do(message.items)
             left = len(message.items)
             while left:
-                piece = list(itertools.islice(outcomes, _PIECE))
+                piece = _next_piece(outcomes)
+                if not message.tries and any(_lacked_memory(outcome) for outcome in piece):
+                    os._exit(OUT_OF_MEMORY)  # others may have taken it: the item is tried once more, in a fresh process
                 left -= len(piece)
                 if not left:
                     signal.setitimer(signal.ITIMER_REAL, 0)
-                link.send(("done", piece))
+                link.send(("done", Piece(piece) if arena is None else arena.pack(piece)))
         except Exception as error:  # no fault of an item: said in the parent
+            if isinstance(error, MemoryError) and left:
+                os._exit(OUT_OF_MEMORY)
             link.send(("fatal", f"{type(error).__name__}: {error}"))
             return
+
+
+def _next_piece(outcomes: Iterator[Outcome]) -> list[Outcome]:
+    """Take what is to be sent together: until it is many, or large, or took long."""
+    piece: list[Outcome] = []
+    nbytes, until_s = 0, time.monotonic() + _PIECE_S
+    for outcome in outcomes:
+        piece.append(outcome)
+        nbytes += outcome.nbytes
+        if len(piece) == _PIECE or nbytes > _PIECE_BYTES or time.monotonic() > until_s:
+            break
+    return piece
+
+
+def _lacked_memory(outcome: Outcome) -> bool:
+    return isinstance(outcome, Failed) and outcome.reason == NO_MEMORY

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from multiprocessing import Pipe, connection
 from typing import Any
 
+from bindsearch.embed.arena import Arena, make_memory
 from bindsearch.embed.blocks import Blocks
-from bindsearch.embed.decoding import Decoded, Failed, Outcome
-from bindsearch.embed.worker import Job, Task
+from bindsearch.embed.decoding import Failed, Outcome
+from bindsearch.embed.worker import OUT_OF_MEMORY, Job, Task
 from bindsearch.errors import BindSearchError
 from bindsearch.types import Item
 
@@ -25,7 +26,7 @@ START_LIMIT_S = 120.0
 """Wall time that a worker may take to start, and to load what a modality needs, before its first item begins."""
 BUFFER_BYTES = 256 << 20
 """Decoded arrays that may wait for the model; beyond this no further item is handed out."""
-_DEPTH, _DEEP, _SHORT_BYTES = 2, 32, 4096  # items that one worker holds at a time; more of short texts
+_DEPTH = 2  # jobs that one worker holds at a time
 _TRIES = 2
 _EARLY_DEATHS = 3
 
@@ -36,6 +37,7 @@ class _Worker:
 
     process: subprocess.Popen[bytes]
     link: Any
+    arena: Arena | None = None
     jobs: deque[Job] = field(default_factory=deque)
     since_s: float = field(default_factory=time.monotonic)
     ready: bool = False
@@ -45,7 +47,7 @@ class _Worker:
         """Tell when to give up on it."""
         if self.ready and not self.jobs:
             return float("inf")
-        return self.since_s + (item_limit_s * len(self.jobs[0].items) if self.began else START_LIMIT_S)
+        return self.since_s + (item_limit_s * self.jobs[0].limits if self.began else START_LIMIT_S)
 
     def turn(self, began: bool) -> None:
         """Note that the job in hand begins, or that the one before has ended."""
@@ -56,6 +58,8 @@ class _Worker:
         self.process.kill()
         code = self.process.wait()
         self.link.close()
+        if code == OUT_OF_MEMORY:
+            return "out of memory"
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
@@ -101,7 +105,7 @@ class DecodePool:
             blocks = Blocks(items)
             while block := blocks.take():
                 for item, outcome in zip(block, task.do(block), strict=True):
-                    blocks.note(item.modality, _nbytes(outcome))
+                    blocks.note(item.modality, outcome.nbytes)
                     yield item, outcome
             return
         run = self._run = _Run(self, iter(items), task)
@@ -122,17 +126,20 @@ class DecodePool:
     def start_worker(self, task: Task) -> _Worker:
         """Start one more process; it takes jobs at once and does them when it is ready."""
         ours, theirs = Pipe()
-        serve = f"from bindsearch.embed.worker import serve; serve({theirs.fileno()})"
+        memory = make_memory()
+        serve = f"from bindsearch.embed.worker import serve; serve({theirs.fileno()}, {memory})"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {serve}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), *([] if memory is None else [memory])],
             env=environment,
         )
         theirs.close()
-        worker = _Worker(process, ours)
+        worker = _Worker(process, ours, None if memory is None else Arena(memory))
+        if memory is not None:
+            os.close(memory)  # the mapping stays
         worker.link.send(task)
         self.workers.append(worker)
         return worker
@@ -167,7 +174,7 @@ class _Run:
                     return
                 item, outcome = self._done.pop(self._taken)
                 self._taken += 1
-                self._bytes -= _nbytes(outcome)
+                self._bytes -= outcome.nbytes
                 self._wake()
             yield item, outcome
 
@@ -230,7 +237,7 @@ class _Run:
             self._exhausted = True
             return None
         self._given += len(items)
-        return Job(self._given - len(items), items)
+        return Job(self._given - len(items), items, made=self._blocks.making and len(items) > 1)
 
     def _has_room(self) -> bool:
         """Say whether more may be handed out: within the window, or of blocks one more than there are workers."""
@@ -239,7 +246,8 @@ class _Run:
         if not ahead or waiting_bytes > BUFFER_BYTES:
             return not ahead
         jobs = sum(len(worker.jobs) for worker in self._pool.workers)
-        return ahead < self._pool.window or (self._blocks.making and jobs <= self._pool.size)
+        room = max(self._pool.window, _DEPTH * (self._pool.size + 1) * self._blocks.together)
+        return ahead < room or (self._blocks.making and jobs <= self._pool.size)
 
     def _take_in(self) -> None:
         """Wait for a message, the bell or a deadline, and take in what is there."""
@@ -269,10 +277,11 @@ class _Run:
             worker.turn(began=True)
         elif what == "done":
             job = worker.jobs.popleft()
-            self._settle(job, value)
-            if len(value) < len(job.items):
-                worker.jobs.appendleft(job.rest(len(value)))
-            worker.turn(began=len(value) < len(job.items))
+            outcomes = value.outcomes if worker.arena is None else worker.arena.unpack(value)
+            self._settle(job, outcomes)
+            if len(outcomes) < len(job.items):
+                worker.jobs.appendleft(job.rest(len(outcomes)))
+            worker.turn(began=len(outcomes) < len(job.items))
         else:
             raise BindSearchError(f"a decode worker cannot go on: {value}")
 
@@ -281,9 +290,9 @@ class _Run:
         with self._state:
             for place, outcome in enumerate(outcomes):
                 self._done[job.number + place] = job.items[place], outcome
-                self._bytes += _nbytes(outcome)
+                self._bytes += outcome.nbytes
             self._state.notify_all()
-        self._blocks.note(job.items[0].modality, _nbytes(outcomes[0]))
+        self._blocks.note(job.items[0].modality, outcomes[0].nbytes)
 
     def _check_deadlines(self) -> None:
         now_s = time.monotonic()
@@ -294,11 +303,14 @@ class _Run:
                 raise BindSearchError(
                     f"a decode worker did not start within {START_LIMIT_S:g} s. Try --workers 0 to see why."
                 )
-            limit_s = self._task.item_limit_s
-            outcome = Failed("worker", f"took longer than {limit_s:g} s", None, now_s - worker.since_s)
-            job = worker.jobs.popleft()
-            self._settle(job, [outcome] * len(job.items))
+            job, since_s = worker.jobs.popleft(), worker.since_s
             self._remove(worker)
+            if len(job.items) > 1 and not job.made:  # one by one, each with a limit of its own
+                self._waiting.extendleft(reversed(job.singles()))
+                continue
+            limit_s = self._task.item_limit_s
+            outcome = Failed("worker", f"took longer than {limit_s:g} s", None, now_s - since_s)
+            self._settle(job, [outcome] * len(job.items))
 
     def _bury(self, worker: _Worker) -> None:
         """Take over the jobs of a worker that died."""
@@ -312,8 +324,7 @@ class _Run:
             job = self._waiting.popleft()
             job.tries += 1
             if len(job.items) > 1:  # one by one, so that one at fault takes no other with it
-                singles = [Job(job.number + place, (item,)) for place, item in enumerate(job.items)]
-                self._waiting.extendleft(reversed(singles))
+                self._waiting.extendleft(reversed(job.singles()))
             elif job.tries < _TRIES:
                 self._waiting.appendleft(job)
             else:
@@ -331,14 +342,7 @@ class _Run:
 def _depth_of(job: Job) -> int:
     """Tell how many jobs a worker may hold when it is given this one.
 
-    A block goes to an idle worker alone: its message is larger than what a link holds, and one who is busy sending
-    results does not read.
+    A block of made media goes to an idle worker alone: its message is larger than what a link holds, and one who is
+    busy sending results does not read.
     """
-    if len(job.items) > 1:
-        return 1
-    short = job.items[0].modality == "text" and (job.items[0].size_bytes or 0) <= _SHORT_BYTES
-    return _DEEP if short else _DEPTH
-
-
-def _nbytes(outcome: Outcome) -> int:
-    return sum(array.nbytes for array in outcome.arrays) if isinstance(outcome, Decoded) else 0
+    return 1 if job.made else _DEPTH
