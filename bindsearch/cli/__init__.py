@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from bindsearch.cli import (
+    asking,
     caching,
     classify,
     evaluate,
@@ -30,6 +31,7 @@ ORDER = (
     "index",
     "query",
     "cache",
+    "ask",
     "classify",
     "probe",
     "evaluate",
@@ -39,6 +41,7 @@ ORDER = (
     "export",
     "import",
     "train",
+    "train-llm",
     "world",
     "doctor",
     "config",
@@ -68,6 +71,7 @@ app.command("embed")(walk.embed)
 app.add_typer(indexing.index_app, name="index")
 app.command("query")(walk.query)
 app.add_typer(caching.cache_app, name="cache")
+app.command("ask")(asking.ask)
 app.add_typer(classify.classify_app, name="classify")
 app.command("probe")(classify.probe)
 app.command("evaluate")(evaluate.evaluate)
@@ -77,6 +81,7 @@ app.add_typer(spaces.models_app, name="models")
 app.command("export")(exchange.export_embeddings)
 app.command("import")(exchange.import_embeddings)
 app.command("train")(training.train)
+app.command("train-llm")(asking.train_llm)
 app.add_typer(worlds.world_app, name="world")
 app.command("doctor")(machine.doctor)
 app.add_typer(machine.config_app, name="config")

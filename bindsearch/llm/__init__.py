@@ -15,10 +15,13 @@ _WHERE = {
     "AdapterLlama": "bindsearch.llm.model",
     "Connection": "bindsearch.llm.base",
     "Connector": "bindsearch.llm.base",
+    "Dialogue": "bindsearch.llm.dialogue",
     "LlavaConnector": "bindsearch.llm.llava",
+    "Pair": "bindsearch.llm.pair",
     "Sampling": "bindsearch.llm.generate",
     "inspect_adapter": "bindsearch.llm.checkpoints",
     "load": "bindsearch.llm.model",
+    "load_pair": "bindsearch.llm.pair",
     "load_projector": "bindsearch.llm.llava_files",
     "save_adapter": "bindsearch.llm.checkpoints",
 }

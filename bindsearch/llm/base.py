@@ -101,6 +101,15 @@ class Connection(ABC):
         """
         return {"input_ids": ids, "attention_mask": mask}
 
+    def training_inputs(self, ids: torch.Tensor, labels: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Give the arguments of the Llama for rows padded on the right, and their labels, inside `inject`.
+
+        Args:
+            ids: (B, L) int64. Not modified.
+            labels: (B, L) int64. Not modified.
+        """
+        return {"input_ids": ids}, labels
+
     def close(self) -> None:
         """Remove the hooks."""
         while self._handles:

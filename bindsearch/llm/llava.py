@@ -266,14 +266,28 @@ class LlavaConnection(Connection):
         Raises:
             InputError: nothing is injected, or a row without a tag, which would not read it.
         """
-        if self.state is None:
-            raise InputError("llava: nothing is injected. Open a request first: with connection.inject(embeddings):")
-        if not bool(((ids == IMAGE_ID) & mask.bool()).any(dim=1).all()):
-            raise InputError(f"llava: a prompt without {IMAGE_TAG} would not read what is injected. Write it there.")
-        features = list(self.state)
-        if len(features) == 1 and len(ids) > 1:
-            features = features * len(ids)
+        features = self._features(ids, mask.bool())
         made = splice(ids, features, self.llama.get_input_embeddings(), mask, rules=SpliceRules("left"))
         if made.mask is None:
             raise InputError("llava: the splice gave no mask.")
         return {"inputs_embeds": made.embeddings, "attention_mask": made.mask}
+
+    def training_inputs(self, ids: torch.Tensor, labels: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Splice what was injected into rows padded on the right, and IGNORED into their labels; see the base class.
+
+        Raises:
+            InputError: as of `inputs`.
+        """
+        features = self._features(ids, torch.ones_like(ids, dtype=torch.bool))
+        made = splice(ids, features, self.llama.get_input_embeddings(), labels=labels)
+        if made.labels is None:
+            raise InputError("llava: the splice gave no labels.")
+        return {"inputs_embeds": made.embeddings}, made.labels
+
+    def _features(self, ids: torch.Tensor, kept: torch.Tensor) -> list[torch.Tensor]:
+        if self.state is None:
+            raise InputError("llava: nothing is injected. Open a request first: with connection.inject(embeddings):")
+        if not bool(((ids == IMAGE_ID) & kept).any(dim=1).all()):
+            raise InputError(f"llava: a prompt without {IMAGE_TAG} would not read what is injected. Write it there.")
+        features = list(self.state)
+        return features * len(ids) if len(features) == 1 and len(ids) > 1 else features

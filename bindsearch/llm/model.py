@@ -178,7 +178,7 @@ class AdapterLlama:
         if len(given) != 1:
             raise InputError(f"answer: expected one embedding, got {len(given)}. For several: answers(...).")
         if stream:
-            return self._pieces(given, question, context, sampling or Sampling())
+            return self.pieces(given, self.prompt(question, context), sampling or Sampling())
         return self.answers(given, [question], [context], sampling)[0]
 
     def answers(
@@ -202,10 +202,23 @@ class AdapterLlama:
         """Give the ids of a question's prompt."""
         return self.tokenizer.encode(alpaca(question, context))
 
-    def _pieces(self, given: torch.Tensor, question: str, context: str, sampling: Sampling) -> Iterator[str]:
+    def pieces(self, embeddings: torch.Tensor | FloatArray, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
+        """Go on with a prompt, giving pieces of text as they come.
+
+        Args:
+            embeddings: (1, d) floats. Not modified.
+            prompt: ids, beginning with the start token.
+            sampling: how tokens are drawn.
+
+        Raises:
+            ShapeError, InputError: as `answer`.
+        """
+        given = torch.as_tensor(embeddings)
+        if len(given) != 1:
+            raise InputError(f"pieces: expected one embedding, got {len(given)}.")
         ids: list[int] = []
         said = ""
-        for token in stream(self.connection, given, self.prompt(question, context), sampling, self.tokenizer.eos):
+        for token in stream(self.connection, given, prompt, sampling, self.tokenizer.eos):
             ids.append(token)
             text = self.tokenizer.decode(ids)
             if not text.endswith(_REPLACEMENT):  # a character may take several tokens

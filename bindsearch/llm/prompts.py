@@ -5,6 +5,9 @@ from __future__ import annotations
 _ALONE = "Below is an instruction that describes a task. "
 _PAIRED = "Below is an instruction that describes a task, paired with an input that provides further context. "
 _WRITE = "Write a response that appropriately completes the request.\n\n"
+INSTRUCTION = "### Instruction:\n"
+RESPONSE = "\n\n### Response:"
+START = _ALONE + _WRITE + INSTRUCTION
 
 
 def alpaca(instruction: str, context: str = "") -> str:
@@ -19,5 +22,10 @@ def alpaca(instruction: str, context: str = "") -> str:
 
     Source: golden generation.
     """
-    given = f"### Input:\n{context}\n\n" if context else ""
-    return f"{_PAIRED if context else _ALONE}{_WRITE}### Instruction:\n{instruction}\n\n{given}### Response:"
+    given = f"\n\n### Input:\n{context}" if context else ""
+    return f"{_PAIRED if context else _ALONE}{_WRITE}{INSTRUCTION}{instruction}{given}{RESPONSE}"
+
+
+def next_turn(question: str) -> str:
+    """Write a question that follows an answer in the same conversation: what comes after the answer's end token."""
+    return f"\n\n{INSTRUCTION}{question}{RESPONSE}"

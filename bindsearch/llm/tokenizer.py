@@ -47,7 +47,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Give the ids of a prompt: the start token, then its pieces, no end token."""
-        return [self.bos, *self._model.encode(text)]
+        return [self.bos, *self.pieces(text)]
+
+    def pieces(self, text: str) -> list[int]:
+        """Give the ids of a text without a start or end token."""
+        return list(self._model.encode(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Give the text of ids; bytes that make no character become U+FFFD."""

@@ -5,12 +5,41 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from bindsearch.config import from_json_dict
 from bindsearch.errors import InputError, MissingInputError, UnknownNameError
 
 FALSE_NEGATIVES = ("mask", "positive", "keep")
 STYLES = ("varied", "plain", "full")
+
+
+class Schedule(Protocol):
+    """What an optimiser and its learning rate need of a stage's numbers."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Full rate."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Of matrices and kernels."""
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps in which the rate rises."""
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Of AdamW."""
+
+    @property
+    def final_rate(self) -> float:
+        """Share of the rate at the end."""
 
 
 @dataclass(frozen=True)

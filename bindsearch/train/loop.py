@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from bindsearch.config import content_hash, to_json_dict
 from bindsearch.train.checkpoint import load_checkpoint, save_checkpoint
-from bindsearch.train.config import StageConfig
+from bindsearch.train.config import Schedule, StageConfig
 from bindsearch.train.loss import info_nce
 from bindsearch.train.processes import gather_rows, own_rows, rank, sum_gradients
 
@@ -106,7 +106,7 @@ def _numbers(tower: nn.Module) -> Any:
     return to_json_dict(config) if config is not None else {k: list(v.shape) for k, v in tower.state_dict().items()}
 
 
-def learning_rate(config: StageConfig, step: int) -> float:
+def learning_rate(config: Schedule, step: int) -> float:
     """Give the rate of a step (from 0): linear warm-up, then a cosine down to `final_rate` of the full rate."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
@@ -115,7 +115,7 @@ def learning_rate(config: StageConfig, step: int) -> float:
     return config.learning_rate * (config.final_rate + (1 - config.final_rate) * cosine)
 
 
-def build_optimiser(towers: dict[str, nn.Module], config: StageConfig) -> torch.optim.AdamW:
+def build_optimiser(towers: dict[str, nn.Module], config: Schedule) -> torch.optim.AdamW:
     """Build AdamW; matrices and kernels decay, tables, norms, biases and scales do not."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []

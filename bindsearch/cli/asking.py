@@ -1,0 +1,308 @@
+"""`bindsearch ask` and `bindsearch train-llm`: a language model that reads the joint space."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bindsearch.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    PresetOption,
+    QuietOption,
+    SpaceOption,
+    open_space,
+    print_json,
+    say,
+)
+from bindsearch.errors import BindSearchError, InputError
+from bindsearch.registry import MODALITIES
+
+if TYPE_CHECKING:
+    from bindsearch.cache import VisualCache
+    from bindsearch.llm import AdapterLlama, Sampling
+    from bindsearch.llm.pair import Pair
+    from bindsearch.query import Embedding, TermSpec
+    from bindsearch.types import FloatArray
+
+_SEEN = ("image", "video")
+"""What the image tower encodes: a model trained on pictures reads it as it is."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a question is about: terms, their mixture as the model reads it, and the cached images that moved it."""
+
+    specs: tuple[TermSpec, ...]
+    parts: list[Embedding]
+    vector: FloatArray
+    neighbours: list[dict[str, Any]]
+
+    def facts(self) -> dict[str, Any]:
+        terms = [{"modality": spec.kind, "what": str(spec.value), "weight": spec.weight} for spec in self.specs]
+        return {"space_id": self.parts[0].identity.space_id, "terms": terms, "cached": self.neighbours}
+
+
+def ask(
+    question: Annotated[str | None, typer.Argument(help="What to ask; with --chat the first question.")] = None,
+    pair: Annotated[
+        Path | None, typer.Option(help="Folder of a Llama with its connector.  [default: the bundled mini-talk]")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="A released adapter instead, such as 7B.pth; with --llama and --space.")
+    ] = None,
+    llama: Annotated[Path | None, typer.Option(help="Folder of the Llama that --adapter was made for.")] = None,
+    cache: Annotated[Path | None, typer.Option("--cache", help="Visual cache that moves the embedding.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Leave the embedding as it is.")] = False,
+    cache_size: Annotated[int | None, typer.Option(min=1, help="Neighbours of the cache.")] = None,
+    inverse_temperature: Annotated[float | None, typer.Option(min=0, help="Of the cache's softmax.")] = None,
+    cache_weight: Annotated[float | None, typer.Option(min=0, max=1, help="Of what the cache adds.")] = None,
+    show_cached: Annotated[bool, typer.Option("--show-cached", help="Say which cached images carried it.")] = False,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Picture (PNG) of what was asked about and of those images.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Go on asking: one question a line of stdin.")] = False,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of one answer, at most.")] = 256,
+    seed: Annotated[int | None, typer.Option(help="Repeats an answer that is drawn.")] = None,
+    space: SpaceOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    preset: PresetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    **terms: list[str],
+) -> None:
+    """Ask a language model about pictures, sounds, depth, heat or motion, or a mixture of them.
+
+    A term may end in a weight: waves.wav@0.5. Extra: llm. Write-up: docs/llm.md.
+    """
+    from bindsearch.llm import Sampling
+
+    wanted = [(name, text) for name, texts in terms.items() for text in texts or ()]
+    if not wanted:
+        raise InputError("Nothing to ask about: give at least one --image, --audio, --depth, --thermal, --imu, ...")
+    if question is None and not chat:
+        raise InputError('No question: bindsearch ask "What is it?" --image cat.jpg, or --chat to ask several.')
+    if no_cache and cache is not None:
+        raise InputError("--cache and --no-cache: say one of them.")
+    found, model = _load_model(pair, adapter, llama, device, dtype)
+    blend = (cache_size, inverse_temperature, cache_weight)
+    how = (space or (found.manifest.space if found else None), device, dtype, preset)
+    opened = None if no_cache else _open_cache(cache, wanted, found)
+    asked = _mixed(wanted, how, found, opened, blend)
+    if show_cached and not quiet:
+        _say_cached(asked.neighbours)
+    sampling = Sampling(max_new_tokens, temperature, seed=seed)
+    answers = list(_answers(model, asked, _questions(question, chat), sampling, as_json, quiet))
+    if sheet is not None:
+        say(f"wrote {_write_sheet(asked, answers, sheet)}")
+    if as_json:
+        name = found.manifest.name if found else str(adapter)
+        print_json({"pair": name, **asked.facts(), "answers": answers})
+
+
+def _load_model(
+    pair: Path | None, adapter: Path | None, llama: Path | None, device: str | None, dtype: str | None
+) -> tuple[Pair | None, AdapterLlama]:
+    """Load the pair, or an adapter with its Llama."""
+    from bindsearch.config import setting
+    from bindsearch.llm.pair import load_pair
+
+    where = _torch_device(setting("device", device))
+    kind = setting("dtype", dtype)
+    if adapter is None and llama is None:
+        loaded = load_pair(pair, "float32" if kind == "auto" else kind, where)
+        return loaded, loaded.model
+    if adapter is None or llama is None or pair is not None:
+        raise InputError("--adapter and --llama belong together, without --pair.")
+    from bindsearch.llm import load
+
+    return None, load(adapter, llama, "bfloat16" if kind == "auto" else kind, where)
+
+
+def _torch_device(name: str) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _mixed(
+    wanted: list[tuple[str, str]],
+    how: tuple[str | None, str | None, str | None, str | None],
+    pair: Pair | None,
+    cache: VisualCache | None,
+    blend: tuple[int | None, float | None, float | None],
+) -> _Asked:
+    """Embed terms, mix them by weight, and move the mixture with a cache where there is one."""
+    from bindsearch.cache import mix
+    from bindsearch.query import parse_terms
+    from bindsearch.search import Request, build_queries
+
+    specs = parse_terms(wanted)
+    parts = build_queries([Request((spec,)) for spec in specs], None, lambda: open_space(*how))
+    for part in parts:
+        if pair is not None:
+            pair.check_space(str(part.identity.space_id))
+        if cache is not None:
+            cache.check(part)
+    vector = mix([part.vector for part in parts], [spec.weight for spec in specs])
+    if cache is None:
+        return _Asked(specs, parts, vector, [])
+    own = cache.enhancement
+    size = min(own.cache_size if blend[0] is None else blend[0], len(cache) if blend[0] is None else sys.maxsize)
+    sharpness = own.inverse_temperature if blend[1] is None else blend[1]
+    weight = own.weight if blend[2] is None else blend[2]
+    neighbours = cache.explain(vector, size, sharpness)[0]["neighbours"]
+    return _Asked(specs, parts, cache.enhance(vector, size, sharpness, weight), neighbours)
+
+
+def _open_cache(folder: Path | None, wanted: list[tuple[str, str]], pair: Pair | None) -> VisualCache | None:
+    """Open the cache that was named, else the bundled one where something is no picture and the space is its own."""
+    from bindsearch.cache import VisualCache
+    from bindsearch.cache.bundled import SPACE, bundled_cache
+
+    if folder is not None:
+        return VisualCache.open(folder)
+    seen = all(name in _SEEN for name, _ in wanted)
+    return None if seen or pair is None or pair.manifest.space != SPACE else bundled_cache()
+
+
+def _questions(first: str | None, chat: bool) -> Iterator[str]:
+    """Give the questions: the first one, then the lines of stdin."""
+    if first is not None:
+        yield first
+    lines: Iterable[str] = sys.stdin if chat else ()
+    for line in lines:
+        if line.strip():
+            yield line.strip()
+
+
+def _answers(
+    model: AdapterLlama, asked: _Asked, questions: Iterator[str], sampling: Sampling, as_json: bool, quiet: bool
+) -> Iterator[dict[str, Any]]:
+    """Answer one question after another, printing as the answer comes; give each with its time."""
+    from bindsearch.llm import Dialogue
+
+    dialogue = Dialogue(model, asked.vector, sampling)
+    for question in questions:
+        began, pieces = time.monotonic(), []
+        for piece in dialogue.ask(question):
+            pieces.append(piece)
+            if not as_json:
+                typer.echo(piece, nl=False)
+                sys.stdout.flush()
+        if not as_json:
+            typer.echo("")
+        seconds = time.monotonic() - began
+        if not quiet and not as_json:
+            say(f"({seconds:.2f} s)")
+        yield {"question": question, "answer": "".join(pieces).strip(), "seconds": round(seconds, 3)}
+
+
+def _say_cached(neighbours: list[dict[str, Any]]) -> None:
+    """Say which cached images carried an answer, the weightiest first."""
+    if not neighbours:
+        say("no cached images: name a cache with --cache.")
+    for each in neighbours:
+        say(f"{each['weight']:.3f}  {each['key']}")
+
+
+def _write_sheet(asked: _Asked, answers: list[dict[str, Any]], path: Path) -> Path:
+    """Draw what was asked about, and the cached images, under the questions and answers."""
+    from bindsearch.preview import preview_term
+    from bindsearch.sheet import Row, Tile, contact_sheet
+
+    title = " · ".join(f"{one['question']} {one['answer']}" for one in answers)
+    presets = {part.terms[0].modality: "default" for part in asked.parts}
+    terms = [
+        Tile(preview_term(part.terms[0], presets), f"{spec.weight:g} {spec.kind}", part.terms[0].label)
+        for part, spec in zip(asked.parts, asked.specs, strict=True)
+    ]
+    hits = [
+        Tile(_preview_cached(each["source"] or each["key"]), f"{each['weight']:.2f}", each["key"])
+        for each in asked.neighbours
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet([Row(title, terms, hits)]).save(path, "PNG")
+    return path
+
+
+def _preview_cached(name: str) -> Any:
+    """Show a cached image: a file, or an address that is drawn again."""
+    from bindsearch.makers import maker_of
+    from bindsearch.preview import SIZE_PX, Preview, preview
+    from bindsearch.sources import Source
+
+    maker = maker_of(name)
+    try:
+        source = Source.of(name if maker is None else maker.for_viewing(name, SIZE_PX))
+    except BindSearchError as error:
+        return Preview(name, "image", trouble=str(error))
+    return preview(source, "image", None, "default", name)
+
+
+def train_llm(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; the same command goes on in it.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Numbers of the run (.json).  [default: those of the bundled pair]")
+    ] = None,
+    llama: Annotated[
+        Path | None, typer.Option(help="Train a connector for this Llama (a folder); it stays as it is.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Conversations in LLaVA's JSON, instead of the world's instructions.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of their images.  [default: that of --data]")] = None,
+    pair: Annotated[Path | None, typer.Option(help="Where the pair is written.  [default: OUTPUT/pair]")] = None,
+    stage: Annotated[str | None, typer.Option(help="Stop after this stage, write no pair.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights and batches.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch.  [default: one a core]")] = None,
+    space: SpaceOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a language model to read the joint space, on images and text alone.
+
+    Without --llama a tiny one is made from nothing, with its tokenizer. Kill it at any moment: the same command goes
+    on, and ends with the same weights. Extra: llm. Write-up: docs/llm.md.
+    """
+    from bindsearch.train.answer_config import read_run_config
+    from bindsearch.train.answer_pair import make_pair
+    from bindsearch.train.answer_run import AnswerSources
+
+    numbers = read_run_config(config, seed=seed, space=space, llama=llama is not None, data=data is not None)
+    sources = AnswerSources(llama, data, images)
+    note: Callable[[str], None] = (lambda line: None) if quiet else say  # noqa: ARG005
+    report = make_pair(numbers, output, sources, pair or output / "pair", stage, threads, note)
+    if as_json:
+        print_json(report)
+    elif not quiet:
+        for name, value in report.items():
+            typer.echo(f"{name}: {value}")
+
+
+def _with_terms(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option a modality, in place of **terms."""
+    signature = inspect.signature(function, eval_str=True)
+    plain = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    made = []
+    for name in MODALITIES.built_in:
+        what = "Words" if name == "text" else f"{name} file"
+        option = typer.Option(f"--{name}", help=f"{what}; repeatable; @0.3 at the end is a weight.", show_default=False)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        made.append(inspect.Parameter(name, kind, default=None, annotation=Annotated[list[str], option]))
+    function.__signature__ = signature.replace(parameters=[*plain, *made])  # type: ignore[attr-defined]
+    function.__annotations__ = {each.name: each.annotation for each in (*plain, *made)}
+    return function
+
+
+_with_terms(ask)

@@ -1,0 +1,116 @@
+"""From numbers to a pair: run the stages, write curves, and the folder that `bindsearch ask` reads."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bindsearch.config import to_json_dict
+from bindsearch.errors import UnknownNameError
+from bindsearch.llm.pair import LLAMA, PairManifest, pair_bytes, save_pair
+from bindsearch.models.spaces import load_space
+from bindsearch.train.answer_config import AnswerConfig
+from bindsearch.train.answer_run import AnswerSources, Ready, prepare_run, train_pair
+from bindsearch.train.curves import plot_curves
+
+CURVES = "curves.json"
+
+
+def make_pair(
+    config: AnswerConfig,
+    folder: Path,
+    sources: AnswerSources,
+    output: Path,
+    only: str | None = None,
+    threads: int | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train, or go on, and write the pair.
+
+    Args:
+        config: numbers of the run.
+        folder: of checkpoints, data, embeddings, log and curves.
+        sources: a Llama and conversations of one's own, where there are any.
+        output: folder of the pair.
+        only: stop after this stage, and write no pair.
+        threads: of torch; None leaves them.
+        say: where lines go; they go into the folder's train.log as well.
+
+    Returns:
+        What came out, for people and JSON.
+
+    Raises:
+        UnknownNameError: no stage of that name.
+        MissingExtraError: transformers or sentencepiece is not installed.
+        MismatchError: the folder holds a run of other numbers.
+    """
+    if only is not None and only not in [stage.name for stage in config.stages]:
+        raise UnknownNameError("stage", only, [stage.name for stage in config.stages])
+    if threads is not None:
+        torch.set_num_threads(threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with (folder / "train.log").open("a", encoding="utf-8") as log:
+
+        def note(line: str) -> None:
+            say(line)
+            log.write(f"{time.strftime('%H:%M:%S', time.gmtime())} {line}\n")
+            log.flush()
+
+        ready = prepare_run(config, folder, load_space(config.space), sources, note)
+        stages = train_pair(ready, only)
+        written = {"config": to_json_dict(config), "stages": stages, "seconds": round(time.monotonic() - began)}
+        (folder / CURVES).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        plot_curves(stages, (folder / CURVES).with_suffix(".svg"))
+        report: dict[str, Any] = {
+            "folder": str(folder),
+            "stages": {name: one["curve"][-1:] for name, one in stages.items()},
+        }
+        report["seconds"] = {name: one["seconds"] for name, one in stages.items()}
+        if only is None:
+            manifest = write_pair(ready, output)
+            report |= {"pair": str(output), "bytes": pair_bytes(output), "space_id": manifest.space_id}
+            note(f"wrote {output}: {pair_bytes(output)} bytes, reads {manifest.space_id}")
+    return report
+
+
+def write_pair(ready: Ready, output: Path) -> PairManifest:
+    """Write what was trained: the pair; of LLaVA's connector the projector as its users keep it."""
+    config = ready.config
+    counted = {"llama": ready.llama, "connector": ready.connector}
+    source = {
+        "made_by": "bindsearch train-llm",
+        "seed": config.seed,
+        "stages": [f"{stage.name}: {stage.steps} steps of {stage.batch}" for stage in config.stages],
+        "parameters": {name: sum(value.numel() for value in part.parameters()) for name, part in counted.items()},
+    }
+    own = ready.sources.llama
+    manifest = PairManifest(
+        name=output.resolve().name,
+        space=config.space,
+        space_id=ready.space.space_id,
+        connector=config.connector.kind,
+        llama=LLAMA if own is None else str(own.resolve()),
+        source=source,
+    )
+    if config.connector.kind == "llava":
+        return _write_projector(ready, output, manifest)
+    tokenizer = ready.chat.tokenizer.path if own is None else None
+    return save_pair(output, manifest, ready.connector, ready.llama, ready.lora, tokenizer)
+
+
+def _write_projector(ready: Ready, output: Path, manifest: PairManifest) -> PairManifest:
+    from bindsearch.llm.tiny import save_llama
+
+    output.mkdir(parents=True, exist_ok=True)
+    state = {f"model.{key}": value.half() for key, value in ready.connector.state_dict().items()}
+    torch.save(state, output / "mm_projector.bin")
+    if ready.sources.llama is None:
+        save_llama(ready.llama, output / LLAMA, torch.float16)
+        (output / LLAMA / "tokenizer.model").write_bytes(ready.chat.tokenizer.path.read_bytes())
+    return manifest
