@@ -1,19 +1,19 @@
 """The visual cache against the reference's loop: a batch of 256 embeddings moved towards their ten nearest of N images.
 
-python -m benchmarks.bench_enhance --rows 20000        # a trial: prints, writes nothing
+python -m benchmarks.bench_enhance --rows 100000       # a trial: results/enhance-100000.json
 python -m benchmarks.bench_enhance                     # 3,000,000 x 1024: results/enhance.json, scoreboard
 
 The reference answers rightly for one query alone, so that a batch is a loop: IndexFlatIP search, one reconstruct a
-neighbour, the blend. Ours takes the batch at once, by an exact index and by approximate ones, whose settings are the
-cheapest of a sweep on other queries that reach an overlap of 0.99. Each part runs in a process of its own, with its
-resident memory (of which mapped files may be dropped). Wall time counts on a quiet machine, CPU time on a busy one.
-Vectors and queries: benchmarks/vectors.py; queries are the hard ones, from beyond the rows' region.
+neighbour, the blend. Ours takes the batch at once over one index (lists of product codes, byte codes beside the rows):
+exactly, by the byte codes; and approximately, with the settings that `cache tune` chose on other queries for an overlap
+of 0.99 and moved embeddings within 1e-3 of exact. Each part runs in a process of its own, with its resident memory (of
+which mapped files may be dropped). Wall time counts on a quiet machine, CPU time on a busy one. Vectors and queries:
+benchmarks/vectors.py; queries are the hard ones, from beyond the rows' region, unless --queries says otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import resource
@@ -27,18 +27,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.record import spread, write_result, write_score
-from benchmarks.vectors import Law, write_rows
+from benchmarks.vectors import QUERIES, Law, write_queries, write_rows
 
 if TYPE_CHECKING:
-    from bindsearch.cache import VisualCache
     from bindsearch.types import FloatArray
 
 COMMAND = "python -m benchmarks.bench_enhance"
-FULL, BATCH, TUNE = 3_000_000, 256, 256
+FULL, BATCH = 3_000_000, 256
 K, T, W = 10, 20.0, 0.5
-EXACT = ("bytes", "faiss-flat")
-APPROXIMATE = ("ivf-rabitq", "rabitq")
-OVERLAP = 0.99
+PARTS = ("reference", "exact", "approximate")
+OVERLAP, ERROR, TUNED_ON = 0.99, 1e-3, 2000
 LOOPED = 32
 """Queries that the reference's loop is timed on: each takes the same work."""
 RUNS = 5
@@ -92,65 +90,60 @@ def reference(store: Path, queries: FloatArray) -> dict[str, Any]:
     }
 
 
-def ours(store: Path, folder: Path, backend: str, queries: FloatArray, tune: FloatArray) -> dict[str, Any]:
-    """Enhance the whole batch at once over one index; built where it is not there yet."""
-    from bindsearch.cache import VisualCache
+def build(store: Path, folder: Path, queries: Path) -> dict[str, Any]:
+    """Build the index and choose its settings, where that is not done yet; gives what it took."""
+    from bindsearch.cache.recipe import Tuning
+    from bindsearch.cache.tuning import retune_cache
     from bindsearch.index.build import build_index
     from bindsearch.index.recipe import Recipe
 
-    built = None
-    if not (folder / "index.json").exists():
-        recipe = Recipe(backend, "float32" if backend == "faiss-flat" else "float16")
-        built = clock(lambda: build_index(store, folder, recipe))[:2]
+    done = folder.with_suffix(".json")
+    if done.exists():
+        found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        return found
+    recipe = Recipe("ivf-pq", "float16", byte_codes=True)
+    built = clock(lambda: build_index(store, folder, recipe, force=True))[:2]
+    tuned = clock(lambda: retune_cache(folder, [queries], Tuning(overlap=OVERLAP, error=ERROR, count=TUNED_ON)))
+    sizes = {str(path.name): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    found = {
+        "built_s": {"wall": built[0], "cpu": built[1]},
+        "tuned_s": {"wall": tuned[0], "cpu": tuned[1]},
+        "tuned": tuned[2],
+        "bytes": {name: size for name, size in sizes.items() if size > 1 << 20},
+        "memory": memory(),
+    }
+    done.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return found
+
+
+def ours(folder: Path, exact: bool, queries: FloatArray) -> dict[str, Any]:
+    """Enhance the whole batch at once."""
+    from bindsearch.cache import VisualCache
+
     cache = VisualCache.open(folder)
-    settings = None if backend in EXACT else cheapest(cache, tune)
-    before, cpu, _ = clock(lambda: cache.enhance(queries, K, T, W, settings))
-    times = [clock(lambda: cache.enhance(queries, K, T, W, settings)) for _ in range(RUNS)]
-    found = cache.retrieve(queries, K, T, settings)
+    before, cpu, _ = clock(lambda: cache.enhance(queries, K, T, W, exact=exact))
+    times = [clock(lambda: cache.enhance(queries, K, T, W, exact=exact)) for _ in range(RUNS)]
+    found = cache.retrieve(queries, K, T, exact=exact)
     held = memory()
     true = cache.retrieve(queries, K, T, exact=True)
     moved, right = times[0][2], cache.enhance(queries, K, T, W, exact=True)
-    overlap = np.mean([np.isin(a, b).mean() for a, b in zip(found.ids, true.ids, strict=True)])
+    overlaps = np.array([np.isin(a, b).mean() for a, b in zip(found.ids, true.ids, strict=True)])
+    cosines = (moved.astype(np.float64) * right).sum(axis=1)
     return {
-        "settings": settings,
         "wall_ms_a_query": spread([1e3 * each[0] / len(queries) for each in times]),
         "cpu_ms_a_query": spread([1e3 * each[1] / len(queries) for each in times]),
         "first_call_s": {"wall": before, "cpu": cpu},
-        "overlap": float(overlap),
-        "worst_cosine": float((moved.astype(np.float64) * right).sum(axis=1).min()),
-        "mean_cosine": float((moved.astype(np.float64) * right).sum(axis=1).mean()),
-        "built_s": None if built is None else {"wall": built[0], "cpu": built[1]},
+        "overlap": float(overlaps.mean()),
+        "worst_cosine": float(cosines.min()),
+        "mean_cosine": float(cosines.mean()),
         "memory": held,
         "rows": right[:LOOPED].tolist(),
     }
 
 
-def cheapest(cache: VisualCache, tune: FloatArray) -> dict[str, int]:
-    """Choose the settings that reach the overlap for the least CPU time, by doubling each knob."""
-    import bindsearch.cache.rows as rows
-
-    assert isinstance(cache.rows, rows.IndexRows)
-    knobs: dict[str, int] = {}
-    for segment in cache.rows.snapshot.segments:
-        knobs |= segment.index.settings
-    true = cache.retrieve(tune, K, T, exact=True).ids
-    best: tuple[float, dict[str, int]] | None = None
-    for factors in itertools.product((0.25, 0.5, 1, 2, 4, 8), repeat=len(knobs)):
-        settings = {
-            name: max(1, int(value * factor)) for (name, value), factor in zip(knobs.items(), factors, strict=True)
-        }
-        cpu, found = clock(lambda: cache.retrieve(tune, K, T, settings).ids)[1:]  # noqa: B023
-        overlap = float(np.mean([np.isin(a, b).mean() for a, b in zip(found, true, strict=True)]))
-        if overlap >= OVERLAP + 0.002 and (best is None or cpu < best[0]):
-            best = (cpu, settings)
-    if best is None:
-        raise SystemExit(f"no settings of {', '.join(knobs)} reach an overlap of {OVERLAP}")
-    return best[1]
-
-
 def run_part(arguments: argparse.Namespace, part: str) -> dict[str, Any]:
     """Run one part in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.bench_enhance", "--part", part]
+    command = [sys.executable, "-m", "benchmarks.bench_enhance", "--part", part, "--queries", arguments.queries]
     command += ["--rows", str(arguments.rows), "--dim", str(arguments.dim), "--folder", str(arguments.folder)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -160,36 +153,44 @@ def run_part(arguments: argparse.Namespace, part: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print, and at the full size write JSON and scores."""
+    """Measure, print, write JSON, and at the full size scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=FULL)
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--folder", type=Path, default=Path("runs/enhance"))
-    parser.add_argument("--approximate", nargs="*", default=APPROXIMATE)
-    parser.add_argument("--part", help="of the measurement, in this process")
+    parser.add_argument("--queries", choices=tuple(QUERIES), default="hard")
+    parser.add_argument("--part", choices=("build", *PARTS), help="of the measurement, in this process")
     arguments = parser.parse_args()
     law = Law(dim=arguments.dim)
     home = arguments.folder / f"{arguments.rows}x{arguments.dim}"
     home.mkdir(parents=True, exist_ok=True)
-    store = write_rows(home / "embeddings", arguments.rows, law)
-    queries = law.queries("hard", BATCH, "fresh")
+    store, index = write_rows(home / "embeddings", arguments.rows, law), home / f"index-{arguments.queries}"
+    queries = law.queries(arguments.queries, BATCH, "fresh")
     if arguments.part == "reference":
         print(json.dumps(reference(store, queries)))
-        return
-    if arguments.part:
-        tune = law.queries("hard", TUNE, "tune")
-        print(json.dumps(ours(store, home / arguments.part, arguments.part, queries, tune)))
-        return
-    parts = {part: run_part(arguments, part) for part in ("reference", *EXACT, *arguments.approximate)}
-    result = compare(parts)
+    elif arguments.part == "build":
+        asked = write_queries(arguments.folder / f"queries-{arguments.dim}", TUNED_ON, law)
+        print(json.dumps(build(store, index, asked["tune", arguments.queries])))
+    elif arguments.part:
+        print(json.dumps(ours(index, arguments.part == "exact", queries)))
+    else:
+        built = run_part(arguments, "build")
+        finish(arguments, {part: run_part(arguments, part) for part in PARTS}, built)
+
+
+def finish(arguments: argparse.Namespace, parts: dict[str, Any], built: dict[str, Any]) -> None:
+    """Print and keep what was measured."""
+    result = {"rows": arguments.rows, "dim": arguments.dim, "queries": arguments.queries, "built": built}
+    result |= compare(parts)
     print(json.dumps(result, indent=1))
-    if arguments.rows != FULL:
-        print(f"a trial: nothing written ({arguments.rows} rows, not {FULL})")
+    full = (arguments.rows, arguments.dim) == (FULL, 1024)
+    ending = "" if arguments.queries == "hard" else f"-{arguments.queries}"
+    write_result("enhance" + ending if full else f"enhance-{arguments.rows}{ending}", result)
+    if not full:
         return
-    write_result("enhance", result)
-    for name, target in ((EXACT[0], 150), (arguments.approximate[0], 700)):
+    for name, target in (("exact", 150), ("approximate", 700)):
         found = result["parts"][name]
-        title = f"enhance: batch of {BATCH} over {FULL:,} x {arguments.dim}, {name}, against the reference's loop"
+        title = f"enhance: batch of {BATCH} over {FULL:,} x 1024, {name}, against the reference's loop{ending}"
         write_score(title, found["times_faster_wall"], "times", f">= {target}", COMMAND, found["wall_ms_a_query"])
 
 

@@ -40,6 +40,7 @@ LAYERS = [
     ("train",),
     ("preview",),
     ("sheet",),
+    ("carriers",),
     ("render",),
     ("verdicts",),
     ("doctor",),

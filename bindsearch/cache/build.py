@@ -19,6 +19,7 @@ import numpy as np
 from bindsearch.cache.duplicates import find_duplicates
 from bindsearch.cache.features import FeatureSource, layout_of
 from bindsearch.cache.recipe import CacheRecipe, CacheRecord
+from bindsearch.cache.tuning import tune_snapshot
 from bindsearch.errors import InputError, MissingInputError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.build import build_index
@@ -30,10 +31,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from bindsearch.index.snapshot import Snapshot
     from bindsearch.index.source import VectorSource
     from bindsearch.types import FloatArray, IntArray
 
 BLOCK_ROWS = 4096
+_FIRST_SPARE = 1.002
+"""How much more than is to stay is embedded at first: listing three million scenes again takes minutes."""
 _SPARE = 1.02
 """How much more than the missing share is embedded in the next round."""
 
@@ -49,14 +53,17 @@ class Inputs:
         load: gives the space that media are embedded in, by name; called only where something is embedded.
         embed_progress: whether embedding draws a bar.
         workers: processes that decode; None: one a CPU, at most 8.
+        queries: stores of embeddings like those that the cache will move, to tune an approximate index on; empty: the
+            recipe's.
     """
 
     sources: tuple[str, ...] = ()
     embeddings: Path | None = None
     space_id: str | None = None
     load: Callable[[str | None], Any] | None = None
-    embed_progress: bool = False
+    embed_progress: bool | Callable[[Any], None] = False
     workers: int | None = None
+    queries: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +127,17 @@ def build_cache(
     if recipe.keep is not None and found["kept"] > recipe.keep:
         mask[np.flatnonzero(mask)[recipe.keep :]] = False
         found["kept"] = recipe.keep
-    folder = build_index(Kept(source, mask), output, recipe.index, force, progress=progress)
-    record = record_of(recipe, name, found)
+    measured: dict[str, Any] = {}
+
+    def judge(snapshot: Snapshot) -> dict[str, Any]:
+        if all(segment.index.exact for segment in snapshot.segments):
+            return {}
+        tuned, facts = tune_snapshot(snapshot, recipe, _queries(inputs, output, recipe))
+        measured.update(facts)
+        return tuned
+
+    folder = build_index(Kept(source, mask), output, recipe.index, force, judge=judge, progress=progress)
+    record = replace(record_of(recipe, name, found), measured=measured)
     if folder.count != record.kept:
         raise InputError(f"{name}: changed while it was read: {record.kept} rows were to be kept, {folder.count} came.")
     record.save(output)
@@ -137,7 +153,8 @@ def _gathered(
         raise MissingInputError(
             "cache: nothing to build it from. Name a source: bindsearch cache build IMAGES -o CACHE"
         )
-    target, last = recipe.keep or 0, recipe.keep or 0
+    target = recipe.keep or 0
+    last = math.ceil(target * _FIRST_SPARE)
     while True:
         named = tuple(source.replace("{last}", str(last)) for source in sources)
         source, name = open_embeddings(replace(inputs, sources=named), output, recipe)
@@ -166,6 +183,18 @@ def open_embeddings(inputs: Inputs, output: Path, recipe: CacheRecipe) -> tuple[
         if layout := layout_of(first):
             return FeatureSource(first, layout, inputs.space_id, recipe.modality), str(first)
     return _embedded(inputs, output, recipe)
+
+
+def _queries(inputs: Inputs, output: Path, recipe: CacheRecipe) -> tuple[Path, ...]:
+    """Give the stores of held-out queries: those named, else the recipe's, embedded beside the cache."""
+    if inputs.queries or not recipe.tuning.queries or inputs.load is None:
+        return inputs.queries
+    from bindsearch.embed import EmbedOptions, run_embed
+
+    folder = output.with_name(output.name + ".queries")
+    options = EmbedOptions(workers=inputs.workers)
+    run_embed([recipe.tuning.queries], folder, inputs.load(recipe.space), options=options).check_bad()
+    return (folder,)
 
 
 def _embedded(inputs: Inputs, output: Path, recipe: CacheRecipe) -> tuple[VectorSource, str]:

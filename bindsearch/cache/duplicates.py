@@ -8,7 +8,6 @@ threshold is missed with a probability of about MISS.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import TYPE_CHECKING
 
@@ -91,16 +90,22 @@ def plan_tables(threshold: float, norm: float) -> tuple[int, int]:
 
 
 def _same_bytes(rows: FloatArray) -> IntArray:
-    """Point each row that equals an earlier one, as float16, at it."""
-    witness = np.full(rows.shape[0], -1, dtype=np.int64)
+    """Point each row that equals an earlier one, as float16, at it. Takes 16 bytes a row."""
+    count, dim = rows.shape
+    odd = np.random.default_rng(_SEED).integers(0, 2**63, dim, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    hashes = np.empty(count, dtype=np.uint64)
+    for start in range(0, count, _BLOCK_ROWS):
+        block = np.ascontiguousarray(rows[start : start + _BLOCK_ROWS], dtype=np.float16).view(np.uint16)
+        hashes[start : start + _BLOCK_ROWS] = block.astype(np.uint64) @ odd  # modulo 2**64
+    order = np.argsort(hashes, kind="stable")
+    again = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    witness = np.full(count, -1, dtype=np.int64)
     first: dict[bytes, int] = {}
-    for start in range(0, rows.shape[0], _BLOCK_ROWS):
-        block = np.ascontiguousarray(rows[start : start + _BLOCK_ROWS], dtype=np.float16)
-        for place, row in enumerate(block, start=start):
-            digest = hashlib.blake2b(row.data, digest_size=16).digest()
-            earlier = first.setdefault(digest, place)
-            if earlier != place:
-                witness[place] = earlier
+    for place in np.unique(np.concatenate([order[again], order[again + 1]])).tolist():
+        row = np.ascontiguousarray(rows[place], dtype=np.float16).tobytes()
+        earlier = first.setdefault(row, place)
+        if earlier != place:
+            witness[place] = earlier
     return witness
 
 

@@ -29,6 +29,35 @@ class Enhancement:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """How exactly an approximate index must serve its cache; see `tuning.tune_snapshot`.
+
+    Attributes:
+        queries: source of held-out queries, embedded where nobody names any, as "world:validation:0..400#text,audio".
+        overlap: share of the true neighbours to find at least.
+        error: largest 1 - cosine, over held-out queries, between an embedding as moved and as exact search moves it.
+        count: held-out queries a modality.
+    """
+
+    queries: str = ""
+    overlap: float = 0.99
+    error: float = 1e-3
+    count: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            InputError: an overlap beyond 0 to 1, an error not above 0, or fewer than 20 queries.
+        """
+        if not 0 < self.overlap < 1 or not self.error > 0 or self.count < 20:
+            raise InputError(
+                "cache recipe: tuning expected an overlap between 0 and 1, an error above 0 and 20 queries or more, "
+                f"got {self.overlap}, {self.error}, {self.count}."
+            )
+
+
+@dataclass(frozen=True)
 class CacheRecipe:
     """What a cache is made by.
 
@@ -41,6 +70,7 @@ class CacheRecipe:
         near_duplicate: least cosine at which an item repeats an earlier one and is left out; None: only equal rows.
         index: what the index is built by.
         enhancement: what a user of the cache blends with, where nobody says.
+        tuning: how exactly an approximate index must serve it.
     """
 
     source: str = ""
@@ -50,6 +80,7 @@ class CacheRecipe:
     near_duplicate: float | None = 0.999
     index: Recipe = field(default_factory=lambda: Recipe("faiss-flat"))
     enhancement: Enhancement = field(default_factory=Enhancement)
+    tuning: Tuning = field(default_factory=Tuning)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be kept.
@@ -74,6 +105,7 @@ class CacheRecord:
         repeated: of these, left out as near duplicates.
         others: items of other modalities, left out.
         kept: items that went into the cache.
+        measured: of an approximate index, a modality of held-out queries each; see `tuning.tune_snapshot`.
     """
 
     recipe: CacheRecipe
@@ -82,6 +114,7 @@ class CacheRecord:
     repeated: int
     others: int
     kept: int
+    measured: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 

@@ -35,6 +35,10 @@ CacheArgument = Annotated[Path, typer.Argument(help="Folder of the cache; any in
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of the cache, an index.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
 RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="What it is made by: indexes/visual-cache.json.")]
+QueriesOption = Annotated[
+    list[Path] | None,
+    typer.Option("--queries", help="Embeddings like those that it will move: an approximate index is tuned on them."),
+]
 SpaceIdOption = Annotated[str | None, typer.Option(help="Space of the features, where the file doesn't say.")]
 
 
@@ -55,6 +59,7 @@ def cache_build(
     embeddings: Annotated[
         Path | None, typer.Option(help="Where images are embedded to; default: beside the cache.")
     ] = None,
+    queries: QueriesOption = None,
     space_id: SpaceIdOption = None,
     space: SpaceOption = None,
     device: DeviceOption = None,
@@ -85,6 +90,7 @@ def cache_build(
         lambda name: open_space(space or name, device, dtype, None),
         not quiet,
         setting("workers", workers),
+        tuple(queries or ()),
     )
     record = build_cache(output, inputs, made, force)
     if as_json:
@@ -94,6 +100,32 @@ def cache_build(
             f"{output}: {record.kept} images; {record.repeated} of {record.seen} repeated earlier ones; "
             f"{record.others} items of other modalities left out. Next: bindsearch cache info {output}"
         )
+
+
+@cache_app.command("tune")
+def cache_tune(
+    cache: CacheArgument,
+    queries: QueriesOption = None,
+    overlap: Annotated[float, typer.Option(help="Share of the true neighbours to find at least.")] = 0.99,
+    error: Annotated[float, typer.Option(help="Largest 1 - cosine of a moved embedding to exact search's.")] = 1e-3,
+    held_out: Annotated[int, typer.Option("--held-out", min=20, help="Queries a modality to tune on.")] = 500,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose an approximate cache's search settings anew, on embeddings like those that it will move."""
+    from bindsearch.cache.recipe import Tuning
+    from bindsearch.cache.tuning import retune_cache
+
+    measured = retune_cache(cache, tuple(queries or ()), Tuning("", overlap, error, held_out))
+    if as_json:
+        print_json(measured)
+        return
+    for name, found in measured.items():
+        say(
+            f"{name}: overlap {found['overlap']:.4f}, largest error {found['largest_error']:.1e} over "
+            f"{found['queries']} queries of {found['source']}, {found['search_ms']:.2f} ms a query"
+        )
+    if not measured:
+        say(f"{cache}: its index is exact; there is nothing to choose.")
 
 
 @cache_app.command("info")

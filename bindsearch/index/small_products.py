@@ -5,6 +5,7 @@ numkong chooses its kernels by the processor at run time (AMX, VNNI, AVX2, NEON)
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ R = TypeVar("R")
 
 _GATHER_BYTES = 1 << 20
 _PRODUCT_BYTES = 16 << 20
+_THREADED_QUERIES = 16
+"""Fewer are not worth starting threads for."""
 
 
 def thread_count() -> int:
@@ -108,9 +111,23 @@ def score_places(rows: Any, queries: FloatArray, places: IntArray) -> FloatArray
         (q, m) float32, -inf for none. Of float16 rows the queries are rounded to float16 as well: off by up to 2^-11
         of the score, which ranks candidates; the base class scores the best of them exactly.
     """
+    scores = np.empty(places.shape, dtype=np.float32)
+    count = places.shape[0]
+    parts = 2 * thread_count() if count >= _THREADED_QUERIES else 1
+    edges = [count * part // parts for part in range(parts + 1)]
+
+    def score(part: tuple[int, int]) -> None:
+        _score_part(rows, queries[slice(*part)], places[slice(*part)], scores[slice(*part)])
+
+    in_threads(score, itertools.pairwise(edges)) if parts > 1 else score((0, count))
+    scores[places < 0] = -np.inf
+    return scores
+
+
+def _score_part(rows: Any, queries: FloatArray, places: IntArray, scores: FloatArray) -> None:
+    """Score the candidates of some queries in one thread; see `score_places`. Overwrites `scores`."""
     import numkong
 
-    scores = np.empty(places.shape, dtype=np.float32)
     step = max(1, _GATHER_BYTES // (rows.shape[1] * rows.itemsize))  # gathered rows stay in the second cache
     buffer = np.empty((min(step, places.shape[1]), rows.shape[1]), dtype=rows.dtype)
     small = queries.astype(rows.dtype)
@@ -122,5 +139,3 @@ def score_places(rows: Any, queries: FloatArray, places: IntArray) -> FloatArray
             np.take(rows, part, axis=0, out=block, mode="clip")  # -1 reads row 0
             found = block @ small[number] if packed is None else np.asarray(numkong.dots_packed(block, packed))[:, 0]
             scores[number, start : start + step] = found
-    scores[places < 0] = -np.inf
-    return scores

@@ -1,0 +1,136 @@
+"""Search settings of a cache, chosen by what comes out of it: moved embeddings, asked for as users will ask.
+
+Settings are tuned on held-out queries of the modalities that will ask, as those of any index. An overlap is not enough
+for a cache: one first neighbour that is missed weighs up to half of the sum. So the overlap asked for is raised until
+no held-out embedding comes out farther than `error` from where exact search moves it (docs/adr/0155).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bindsearch.cache.recipe import CacheRecipe, CacheRecord, Enhancement, Tuning
+from bindsearch.cache.rows import IndexRows
+from bindsearch.cache.visual import VisualCache
+from bindsearch.index.commit import commit, writing
+from bindsearch.index.folder import IndexFolder
+from bindsearch.index.heldout import held_out
+from bindsearch.index.plan import knobs_of
+from bindsearch.index.sizes import stored_read_bytes
+from bindsearch.index.tune import CONFIDENCE, Sample, Tuned, Tuner, snapshot_search
+from bindsearch.index.tuned import most_demanding
+
+if TYPE_CHECKING:
+    from bindsearch.index.snapshot import Snapshot
+    from bindsearch.index.source import VectorSource
+    from bindsearch.types import FloatArray
+
+LOG = logging.getLogger(__name__)
+HIGHEST = 0.9999
+"""Overlaps above this are not aimed at: a sample of some hundred queries cannot tell them apart."""
+
+
+def tune_snapshot(
+    snapshot: Snapshot,
+    recipe: CacheRecipe,
+    queries: Sequence[str | Path | VectorSource] = (),
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Choose the settings of a cache.
+
+    Args:
+        snapshot: of its index.
+        recipe: says how exactly, and with which numbers embeddings are moved.
+        queries: stores of embeddings like those that will be moved; none: rows of the index itself.
+
+    Returns:
+        What the manifest holds as `tuned`; and what was measured, a modality each, for the cache's record:
+        overlap, largest and mean error (1 - cosine), queries, milliseconds a query. Both empty for exact indexes.
+
+    Raises:
+        MissingInputError, MismatchError: as `held_out`.
+    """
+    knobs = knobs_of(snapshot)
+    if knobs.exact:
+        return {}, {}
+    cache = VisualCache(IndexRows(snapshot, recipe.modality))
+    numbers = replace(recipe.enhancement, cache_size=min(recipe.enhancement.cache_size, len(cache)))
+    found: dict[str, Tuned] = {}
+    measured: dict[str, Any] = {}
+    for sample in held_out(snapshot, queries, numbers.cache_size, recipe.tuning.count):
+        tuner = Tuner(snapshot_search(snapshot, sample.selectors), sample, knobs, numbers.cache_size)
+        tuned, errors = _raised(cache, sample, tuner, recipe.tuning, numbers)
+        point = tuned.chosen or tuned.best
+        found[sample.modality] = tuned
+        measured[sample.modality] = {
+            "overlap": round(point.overlap, 5),
+            "largest_error": float(errors.max()),
+            "mean_error": float(errors.mean()),
+            "queries": len(sample),
+            "source": sample.source,
+            "settings": point.settings,
+            "search_ms": round(point.ms, 4),
+        }
+        if errors.max() > recipe.tuning.error:
+            LOG.warning(
+                "%s: %s embeddings come out up to %.1e from where exact search moves them, %.0e was asked for. "
+                "Exact: cache enhance --exact, or build with --backend bytes",
+                snapshot.path, sample.modality, errors.max(), recipe.tuning.error,
+            )  # fmt: skip
+    tuned_facts = {
+        "k": numbers.cache_size,
+        "confidence": CONFIDENCE,
+        "asked": {"recall": recipe.tuning.overlap, "error": recipe.tuning.error},
+        "settings": most_demanding((each.chosen or each.best).settings for each in found.values()),
+        "modalities": {modality: each.to_json(numbers.cache_size) for modality, each in found.items()},
+        "read_bytes": stored_read_bytes(snapshot.manifest),
+    }
+    return tuned_facts, measured
+
+
+def _raised(
+    cache: VisualCache, sample: Sample, tuner: Tuner, wanted: Tuning, numbers: Enhancement
+) -> tuple[Tuned, FloatArray]:
+    """Raise the overlap until the moved embeddings are near enough; gives the settings and each query's error."""
+    right = cache.enhance(
+        sample.queries, numbers.cache_size, numbers.inverse_temperature, numbers.weight, exact=True
+    ).astype(np.float64)
+    overlap = wanted.overlap
+    while True:
+        tuned = tuner(overlap)
+        settings = (tuned.chosen or tuned.best).settings
+        moved = cache.enhance(sample.queries, numbers.cache_size, numbers.inverse_temperature, numbers.weight, settings)
+        errors = 1 - (moved * right).sum(axis=1)
+        if errors.max() <= wanted.error or tuned.chosen is None or overlap >= HIGHEST:
+            return tuned, errors
+        overlap = min(HIGHEST, 1 - (1 - overlap) / 2)
+
+
+def retune_cache(path: str | Path, queries: Sequence[str | Path] = (), tuning: Tuning | None = None) -> dict[str, Any]:
+    """Choose the settings of a cache that is there anew; rows and codes stay as they are.
+
+    Args:
+        path: the cache.
+        queries: as in `tune_snapshot`.
+        tuning: what to reach; None: as its recipe says.
+
+    Returns:
+        What was measured, a modality each; it stands in the cache's record, where there is one.
+    """
+    folder = IndexFolder.open(path)
+    record = CacheRecord.load(folder.path)
+    recipe = CacheRecipe() if record is None else record.recipe
+    recipe = replace(recipe, tuning=tuning or recipe.tuning)
+    with writing(folder.path):
+        folder.reload()
+        tuned, measured = tune_snapshot(folder.snapshot, recipe, queries)
+        manifest = folder.manifest
+        commit(folder.path, replace(manifest, tuned=tuned or None, generation=manifest.generation + 1))
+        if record is not None:
+            replace(record, recipe=recipe, measured=measured).save(folder.path)
+    return measured

@@ -1,0 +1,100 @@
+"""Settings of an approximate cache: chosen by how near moved embeddings come to where exact search moves them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from bindsearch.cache import VisualCache
+from bindsearch.cache.build import Inputs, build_cache
+from bindsearch.cache.recipe import CacheRecipe, CacheRecord, Tuning
+from bindsearch.cache.tuning import retune_cache
+from bindsearch.cli import run
+from bindsearch.errors import InputError
+from bindsearch.exchange import import_store
+from bindsearch.index.recipe import Recipe
+
+DIM = 48
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def store(folder, rows, modality):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    values = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), DIM)
+    names = [f"{modality}/{number}" for number in range(len(rows))]
+    table = pa.table({"key": names, "modality": [modality] * len(rows), "embedding": values})
+    pq.write_table(table, folder.with_suffix(".parquet"))
+    import_store(folder.with_suffix(".parquet"), folder, space_id="toy@0123456789ab")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A cache of 6,000 rows in 60 lists, tuned on 300 sounds that lie beside the pictures; its record, the sounds."""
+    home = tmp_path_factory.mktemp("tuned")
+    rng = np.random.default_rng(3)
+    centres = rng.standard_normal((40, DIM))
+    rows = unit(centres[rng.integers(0, 40, 6000)] + 0.5 * rng.standard_normal((6000, DIM)))
+    gap = rng.standard_normal(DIM)
+    sounds = unit(centres[rng.integers(0, 40, 600)] + 1.2 * rng.standard_normal((600, DIM)) + 0.5 * gap)
+    images, asked = store(home / "images", rows, "image"), store(home / "sounds", sounds[:300], "audio")
+    recipe = CacheRecipe(
+        near_duplicate=None,
+        index=Recipe("ivf-pq", "float16", {"nlist": 60}),
+        tuning=Tuning(overlap=0.9, error=1e-3, count=300),
+    )
+    record = build_cache(home / "cache", Inputs((str(images),), queries=(asked,)), recipe)
+    return home / "cache", record, sounds, asked
+
+
+def errors(cache, vectors, settings=None):
+    right = cache.enhance(vectors, exact=True).astype(np.float64)
+    return 1 - (cache.enhance(vectors, settings=settings) * right).sum(axis=1)
+
+
+def test_moved_embeddings_are_as_near_as_the_recipe_says(built):
+    path, record, sounds, _ = built
+    cache = VisualCache.open(path)
+    assert errors(cache, sounds[:300]).max() <= 1e-3
+    assert np.quantile(errors(cache, sounds[300:]), 0.99) <= 1e-3
+    assert errors(cache, sounds[:300], {"nprobe": 1, "rerank": 10}).max() > 1e-2  # it is no matter of course
+    found = record.measured["audio"]
+    assert found["largest_error"] == pytest.approx(errors(cache, sounds[:300]).max(), abs=1e-7)
+    assert CacheRecord.load(path) == record
+    tuned = cache.index.manifest.tuned
+    assert tuned["settings"] == found["settings"] == tuned["modalities"]["audio"]["settings"]
+    assert found["overlap"] > 0.9  # what was asked for was not enough, and was raised
+
+
+def test_tuning_anew_builds_nothing(built, capsys):
+    path, record, _, asked = built
+    before = {each: each.stat().st_mtime_ns for each in path.rglob("vectors.npy")}
+    loose = retune_cache(path, [asked], Tuning(overlap=0.5, error=0.5, count=300))
+    assert loose["audio"]["largest_error"] > record.measured["audio"]["largest_error"]
+    assert VisualCache.open(path).index.manifest.tuned["settings"] == loose["audio"]["settings"]
+    assert run(["cache", "tune", str(path), "--queries", str(asked), "--overlap", "0.9", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["audio"]["largest_error"] <= 1e-3
+    assert CacheRecord.load(path).measured == again
+    assert {each: each.stat().st_mtime_ns for each in path.rglob("vectors.npy")} == before
+
+
+def test_an_exact_cache_has_nothing_to_choose(tmp_path, capsys):
+    np.save(tmp_path / "rows.npy", unit(np.random.default_rng(0).standard_normal((50, 8))))
+    record = build_cache(tmp_path / "cache", Inputs((str(tmp_path / "rows.npy"),), space_id="toy@0123456789ab"))
+    assert record.measured == {}
+    assert run(["cache", "tune", str(tmp_path / "cache")]) == 0
+    assert "exact" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [{"overlap": 1.0}, {"error": 0.0}, {"count": 5}])
+def test_tuning_that_cannot_be_meant_is_refused(wrong):
+    with pytest.raises(InputError, match="tuning expected"):
+        Tuning(**wrong)
