@@ -25,9 +25,11 @@ DEFAULTS: dict[str, Any] = {
     "device": "auto",
     "dtype": "auto",
     "preset": "default",
+    "speed": "fast",
     "workers": None,
     "offline": False,
     "cache_dir": None,
+    "text_cache_mb": 256,
 }
 
 
@@ -121,11 +123,11 @@ def setting_with_origin(name: str, flag: Any = None) -> tuple[Any, str]:
 def _from_text(name: str, text: str) -> Any:
     if isinstance(DEFAULTS[name], bool):
         return text.strip().lower() not in ("", "0", "false", "no", "off")
-    if name == "workers":
+    if name in ("workers", "text_cache_mb"):
         try:
             return int(text)
         except ValueError as error:
-            raise InputError(f"BINDSEARCH_WORKERS: expected a whole number, got {text!r}.") from error
+            raise InputError(f"BINDSEARCH_{name.upper()}: expected a whole number, got {text!r}.") from error
     return text
 
 

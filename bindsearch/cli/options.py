@@ -17,9 +17,16 @@ SpaceOption = Annotated[
     typer.Option("--space", help="bindsearch-mini, imagebind-huge, open_clip:ARCH/TAG, or a folder with space.json."),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-DtypeOption = Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float64.")]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option("--dtype", help="auto (float32), float32, bfloat16, float64, or fast: what the machine is quick at."),
+]
 PresetOption = Annotated[
     str | None, typer.Option("--preset", help="Preprocessing: default, reference, or a named one.")
+]
+SpeedOption = Annotated[
+    str | None,
+    typer.Option("--speed", help="fast, plain, single, or switches: fast,int8=on,last_block=off (docs/speed.md)."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no notes.")]
@@ -62,15 +69,27 @@ def print_facts(facts: dict[str, Any], as_json: bool) -> None:
 
 
 def open_space(
-    name: str | None, device: str | None, dtype: str | None, preset: str | Mapping[str, str] | None
+    name: str | None,
+    device: str | None,
+    dtype: str | None,
+    preset: str | Mapping[str, str] | None,
+    switches: str | None = None,
 ) -> Space:
-    """Load a space from flags, falling back to the settings; an index's preset ids are taken as they are."""
-    from bindsearch.config import setting
+    """Load a space from flags, falling back to the settings; an index's preset ids are taken as they are.
+
+    `switches` is "single" for a process that encodes one thing: laying weights out for many would cost more than it.
+    A setting `speed` other than the default wins over that; a flag given by the person wins over both.
+    """
+    from bindsearch.config import DEFAULTS, setting
     from bindsearch.models.spaces import load_space
 
+    chosen = setting("speed", None if switches == "single" else switches)
+    if switches == "single" and chosen == DEFAULTS["speed"]:
+        chosen = switches
     return load_space(
         setting("space", name),
         device=setting("device", device),
         dtype=setting("dtype", dtype),
         preset=setting("preset", preset),
+        switches=chosen,
     )

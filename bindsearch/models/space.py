@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bindsearch.errors import InputError, MismatchError, ShapeError, UnknownNameError
+from bindsearch.models.clips import aligned, distinct
 from bindsearch.models.manifest import SpaceCard
+from bindsearch.models.switches import Switches
 from bindsearch.registry import MODALITIES
 
 if TYPE_CHECKING:
     import torch
 
     from bindsearch.modalities.base import Modality, ModalityConfig
+    from bindsearch.models.text_cache import TextCache
     from bindsearch.query import Embedding
     from bindsearch.types import FloatArray
 
 TowerLoader = Callable[[str, "torch.dtype", "torch.device"], "torch.nn.Module"]
 """(tower, dtype, device) -> module in eval mode: (N, ...) -> (N, d), with a `check(x)` that raises ShapeError."""
 
-DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float64": "float64"}
+FAST = "fast"
+"""The dtype that means bfloat16 where the device has instructions for it, else float32."""
+DTYPES = {
+    "float32": "float32",
+    "fp32": "float32",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float64": "float64",
+    FAST: FAST,
+}
 CLIPS_AT_ONCE = 64
+"""Clips of one forward pass of a tower that does not say it itself."""
 _OTHER_SPACES = "--space imagebind-huge reads all seven; --space tiny, of random weights, shows how a file is read."
 _PROJECTED = "Features need the projector that `bindsearch train` made for them: --space RUN/space."
 _HOW_SHAPES_READ = "B items, S clips each; a still has S = 1"
@@ -34,9 +47,20 @@ _HOW_SHAPES_READ = "B items, S clips each; a still has S = 1"
 class Towers:
     """The loaded towers of a space; loading is done once a tower, whatever the number of threads that ask."""
 
-    def __init__(self, load: TowerLoader, names: Sequence[str], dtype: str, device: str) -> None:
-        """Load nothing yet."""
-        self.dtype_name, self.device_name = dtype, device
+    def __init__(
+        self, load: TowerLoader, names: Sequence[str], dtype: str, device: str, switches: Switches | None = None
+    ) -> None:
+        """Load nothing yet.
+
+        Args:
+            load: see `TowerLoader`.
+            names: of the towers.
+            dtype: a value of DTYPES.
+            device: "auto", "cpu", "cuda", "cuda:1".
+            switches: how towers are made fast; None takes the defaults.
+        """
+        self.asked_dtype, self.device_name = dtype, device
+        self.switches = switches or Switches()
         self._load = load
         self._locks = {name: threading.Lock() for name in names}
         self._modules: dict[str, torch.nn.Module] = {}
@@ -50,13 +74,24 @@ class Towers:
                     import torch
 
                     torch.backends.cudnn.allow_tf32 = False  # convolutions would else keep 10 bits of float32
-                self._modules[name] = self._load(name, self.dtype, device)
+                from bindsearch.models.quick import quicken
+
+                self._modules[name] = quicken(self._load(name, self.dtype, device), self.switches)
             return self._modules[name]
 
     @property
     def loaded(self) -> tuple[str, ...]:
         """Names of the towers that are in memory."""
         return tuple(sorted(self._modules))
+
+    @cached_property
+    def dtype_name(self) -> str:
+        """Name of the numbers that towers compute in; "fast" is resolved by what the device is quick at."""
+        if self.asked_dtype != FAST:
+            return self.asked_dtype
+        from bindsearch.models.packed import fast_dtype
+
+        return str(fast_dtype(self.device)).removeprefix("torch.")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,12 +131,19 @@ class Space:
         towers: its encoders.
         preset: preprocessing, see `with_preset`.
         location: name or folder that `load_space` takes to get this space again.
+        texts: opens the cache that `embed` looks texts up in, when it is first used; None: texts are always computed.
     """
 
     def __init__(
-        self, card: SpaceCard, towers: Towers, preset: str | Mapping[str, str] = "default", location: str = ""
+        self,
+        card: SpaceCard,
+        towers: Towers,
+        preset: str | Mapping[str, str] = "default",
+        location: str = "",
+        texts: Callable[[], TextCache | None] | None = None,
     ) -> None:
         self.card, self.location = card, location or card.name
+        self._texts = texts
         self._towers = towers
         self._presets = _presets(card, preset)
         self._configs: dict[str, ModalityConfig] = {}
@@ -134,6 +176,11 @@ class Space:
     def dtype(self) -> str:
         """Numbers that the towers compute in; recorded in artefacts, not part of an id."""
         return self._towers.dtype_name
+
+    @property
+    def switches(self) -> Switches:
+        """How the towers are made fast."""
+        return self._towers.switches
 
     @property
     def device(self) -> str:
@@ -187,7 +234,7 @@ class Space:
                 modality: a mapping, or "default,depth=sunrgbd". A name may carry its hash ("default:1a2b3c4d"):
                 then the resolved numbers must be the same.
         """
-        return Space(self.card, self._towers, preset, self.location)
+        return Space(self.card, self._towers, preset, self.location, self._texts)
 
     def encode(self, modality: str, x: np.ndarray[Any, Any]) -> FloatArray:
         """Encode items to the joint space.
@@ -251,6 +298,14 @@ class Space:
         items = [kind.preprocess(kind.decode(kind.source_of(thing), config), config) for thing in sources]
         if not items:
             return np.zeros((0, self.dim), dtype=np.float32)
+        if modality == "text" and self._texts is not None and (cache := self._texts()) is not None:
+            from bindsearch.models.text_cache import embed_texts
+
+            return embed_texts(cache, items, self.dim, self._embed_clips)
+        return self._embed_clips(modality, items)
+
+    def _embed_clips(self, modality: str, items: Sequence[np.ndarray[Any, Any]]) -> FloatArray:
+        """Encode items of (S, ...) clips each to (n, d) float32 unit rows."""
         clips = self._unit_clips(modality, np.concatenate(items))
         ends = np.cumsum([len(item) for item in items])
         means = [part.mean(axis=0, dtype=np.float64) for part in np.split(clips, ends[:-1])]
@@ -323,17 +378,28 @@ class Space:
         import torch
 
         tower = self._towers[self._tower_name(modality)]
-        device, dtype = self._towers.device, self._towers.dtype
+        device, dtype = self._towers.device, getattr(tower, "input_dtype", self._towers.dtype)
+        back = None
+        if self._towers.switches.once:
+            first, back = distinct(clips)
+            clips = clips if back is None else clips[first]
         rows = np.empty((len(clips), self.dim), dtype=np.float32)
         with torch.inference_mode():
-            for start in range(0, len(clips), CLIPS_AT_ONCE):
-                x = torch.from_numpy(np.ascontiguousarray(clips[start : start + CLIPS_AT_ONCE]))
+            for chosen in self._batches(tower, clips):
+                x = torch.from_numpy(aligned(clips, chosen))
                 x = x.to(device, dtype if x.is_floating_point() else x.dtype)
                 if modality == "image":
                     x = x.unsqueeze(2)  # (N, 3, 1, H, W): a picture is a clip of one frame
                 unit = torch.nn.functional.normalize(tower(x).double(), dim=-1, eps=1e-12)
-                rows[start : start + len(x)] = unit.float().cpu().numpy()
-        return rows
+                rows[chosen] = unit.float().cpu().numpy()
+        return rows if back is None else rows[back]
+
+    def _batches(self, tower: Any, clips: np.ndarray[Any, Any]) -> Iterable[np.ndarray[Any, Any]]:
+        """Give the numbers of the clips of each forward pass."""
+        if hasattr(tower, "batches"):
+            return tower.batches(clips)  # type: ignore[no-any-return]
+        order = np.arange(len(clips))
+        return (order[start : start + CLIPS_AT_ONCE] for start in range(0, len(clips), CLIPS_AT_ONCE))
 
 
 def _unit(rows: FloatArray) -> FloatArray:

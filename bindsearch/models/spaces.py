@@ -16,6 +16,7 @@ from bindsearch.models.architecture import load_architecture, load_preprocess
 from bindsearch.models.manifest import FILE, Parent, SpaceManifest, TowerRecord, joined_card, load_manifest
 from bindsearch.models.releases import releases
 from bindsearch.models.space import DTYPES, Space, TowerLoader, Towers
+from bindsearch.models.switches import Switches, switches_of
 from bindsearch.registry import SPACES
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from bindsearch.models.bind import Tower
     from bindsearch.models.manifest import SpaceCard
+    from bindsearch.models.text_cache import TextCache
 
 __all__ = ["Family", "Space", "info", "list_spaces", "load_space", "path"]
 
@@ -62,6 +64,7 @@ def load_space(
     device: str = "auto",
     dtype: str = "auto",
     preset: str | Mapping[str, str] = "default",
+    switches: str | Switches = "fast",
 ) -> Space:
     """Open a space; no tower is loaded before it is used.
 
@@ -70,18 +73,30 @@ def load_space(
             "open_clip:ViT-B-32/laion2b_s34b_b79k"), a folder with space.json, or the name of such a folder in the
             cache.
         device: "auto", "cpu", "cuda", "cuda:1".
-        dtype: "auto" (float32), "float32", "bfloat16" or "float64": what the towers compute in.
+        dtype: "auto" (float32), "float32", "bfloat16" or "float64": what the towers compute in; "fast" is bfloat16 on
+            devices with instructions for it, else float32.
         preset: preprocessing, see `Space.with_preset`.
+        switches: which tricks make the towers fast: "fast" (all that change no more than the last bits), "plain",
+            "single" (a process that encodes one thing), or "fast,int8=on", see `models.switches`.
 
     Raises:
-        UnknownNameError: no such space, dtype or preset.
+        UnknownNameError: no such space, dtype, preset or switch.
         WeightsError: its weights are not at hand; the message says how to get them.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, ("auto", *DTYPES))
     opened = _open(str(name_or_path))
-    towers = Towers(opened.load, tuple(opened.card.tower_ids), COMPUTE if dtype == "auto" else DTYPES[dtype], device)
-    return Space(opened.card, towers, preset, opened.location)
+    computed = COMPUTE if dtype == "auto" else DTYPES[dtype]
+    tricks = switches_of(switches)
+    towers = Towers(opened.load, tuple(opened.card.tower_ids), computed, device, tricks)
+
+    def texts() -> TextCache | None:
+        from bindsearch.models.text_cache import open_text_cache
+
+        tower = opened.card.tower_ids[opened.card.towers["text"]]
+        return open_text_cache(tower, opened.stored_dtype, computed, device, tricks)
+
+    return Space(opened.card, towers, preset, opened.location, texts)
 
 
 def _open(name: str) -> Opened:
@@ -148,7 +163,8 @@ def _join(own: Opened, parent: Parent, folder: Path) -> Opened:
     def load(name: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
         return (own if name in own.card.towers.values() else base).load(name, dtype, device)
 
-    return Opened(joined_card(own.card, base.card), load, own.location, own.stored_dtype)
+    stored = own.stored_dtype if own.stored_dtype == base.stored_dtype else f"{own.stored_dtype}+{base.stored_dtype}"
+    return Opened(joined_card(own.card, base.card), load, own.location, stored)
 
 
 def tiny_manifest(seed: int) -> SpaceManifest:
