@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
 
 
 def embed(
-    sources: Annotated[list[str], typer.Argument(help="Folders, files, @lists, manifests, tars, world:0..1000, or -.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the embeddings; a second run resumes.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder of the embeddings; a second run resumes, or joins one at work."),
+    ],
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Folders, files, @lists, manifests, tars, world:0..1000, or -.")
+    ] = None,
     space: SpaceOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -49,13 +55,41 @@ def embed(
         float, typer.Option("--item-limit", min=0.1, help="Seconds that one item may take.")
     ] = 30.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes to be; default: one a GPU.", show_default=False)
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="i/n: be one of n that are started by hand; torchrun and SLURM say it in their variables."),
+    ] = None,
+    join: Annotated[bool, typer.Option("--join", help="Help a run on this folder; needs no sources.")] = False,
+    silence_s: Annotated[
+        float, typer.Option("--silence", min=1.0, help="Seconds until a silent process elsewhere counts as dead.")
+    ] = 60.0,
+    status: Annotated[
+        bool, typer.Option("--status", help="Say who works on the folder and on what, and stop.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Embed media files into a store of shards; what is broken is reported and skipped."""
+    """Embed media files into a store of shards; what is broken is reported and skipped.
+
+    The same command, started once more on this or another machine that shares the folder, joins the run: each takes
+    shards that nobody has, and what a dead one leaves is taken over (docs/many.md).
+    """
+    if status:
+        _print_status(output, as_json)
+        return
+    from bindsearch.cli.several import helpers, own_device, process_count
     from bindsearch.config import setting
     from bindsearch.embed import EmbedOptions, run_embed
+    from bindsearch.embed.place import Place
 
+    place = Place.of(shard, os.environ)
+    device = setting("device", device)
+    count = process_count(processes, place, device) if not dry_run else 1
+    if count > 1:
+        place = Place(1, count, 0, count)
     options = EmbedOptions(
         modality=modality,
         text_column=text_column,
@@ -66,20 +100,36 @@ def embed(
         max_bad=max_bad,
         item_limit_s=item_limit_s,
         dry_run=dry_run,
+        place=place,
+        join=join,
+        silence_s=silence_s,
     )
     if (output / "index.json").is_file():
         raise InputError(f"{output}: holds an index. Name another folder for the embeddings, such as run/embeddings.")
     if modalities is not None:
         from bindsearch.makers import narrow
 
-        sources = [narrow(source, modalities.split(",")) for source in sources]
-    loaded = open_space(space, device, dtype, preset)
-    report = run_embed(sources, output, loaded, options=options, progress=not quiet)
+        sources = [narrow(source, modalities.split(",")) for source in sources or ()]
+    given = {"space": space, "device": device, "dtype": dtype, "preset": preset, "workers": workers}
+    given |= {"item-limit": item_limit_s, "silence": silence_s, "max-bad": 1.0}
+    loaded = open_space(space, own_device(device, place), dtype, preset)
+    with helpers(output, count, [f"--{name}={value}" for name, value in given.items() if value is not None]):
+        report = run_embed(sources or (), output, loaded, options=options, progress=not quiet)
     if as_json:
         print_json(report.to_json())
     elif not quiet:
         typer.echo(report.to_text())
     report.check_bad()
+
+
+def _print_status(output: Path, as_json: bool) -> None:
+    from bindsearch.embed.status import folder_status, status_text
+
+    status = folder_status(output)
+    if as_json:
+        print_json(status)
+    else:
+        typer.echo(status_text(status))
 
 
 def query(
@@ -170,7 +220,11 @@ def query(
         wanted,
         many=many,
         load=lambda: open_space(
-            space or found.manifest.space_name, device, dtype, preset or dict(found.manifest.preset_ids)
+            space or found.manifest.space_name,
+            device,
+            dtype,
+            preset or dict(found.manifest.preset_ids),
+            "single" if many is None else None,
         ),
         k=k,
         where=where,

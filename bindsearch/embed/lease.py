@@ -172,6 +172,10 @@ class Crew:
             self._file_of(self.me.name).unlink()
         self._clean()
 
+    def path_of(self, member: Member) -> Path:
+        """Give the file whose modification time is a member's heartbeat."""
+        return self._file_of(member.name)
+
     def _file_of(self, member: str) -> Path:
         return self.folder / (member + MEMBER_ENDING)
 
@@ -219,7 +223,7 @@ class Crew:
 
     def others(self) -> list[Member]:
         """List the other members that are alive."""
-        found = [member for member in self._members() if member.name != self.me.name and self.is_alive(member)]
+        found = [member for member in self.members() if member.name != self.me.name and self.is_alive(member)]
         self.met.update(member.name for member in found if member.task == self.me.task)
         return found
 
@@ -227,7 +231,8 @@ class Crew:
         """Give the marks of the processes that may have temporary files here."""
         return {self.me.writer, *(member.writer for member in self.others())}
 
-    def _members(self) -> Iterator[Member]:
+    def members(self) -> Iterator[Member]:
+        """Yield all members that have not left, dead or alive."""
         for path in sorted(self.folder.glob(f"*{MEMBER_ENDING}")):
             member = self._member(path.name.removesuffix(MEMBER_ENDING))
             if member is not None:
