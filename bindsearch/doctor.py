@@ -56,7 +56,7 @@ def examine() -> list[Finding]:
     Returns:
         Findings in the order in which a person wants to read them.
     """
-    return [*_machine(), *_wheels(), *_devices(), *_openmp(), *_caches(), *_spaces()]
+    return [*machine(), *_wheels(), *_devices(), *_openmp(), *_caches(), *_spaces()]
 
 
 def problems(findings: list[Finding]) -> list[str]:
@@ -64,7 +64,8 @@ def problems(findings: list[Finding]) -> list[str]:
     return [finding.problem for finding in findings if finding.problem]
 
 
-def _machine() -> list[Finding]:
+def machine() -> list[Finding]:
+    """Say what the machine is: Python, system, cores and their vector units, memory. Imports nothing."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     flags = _cpu_flags()
     useful = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags]
@@ -173,6 +174,7 @@ def _openmp() -> list[Finding]:
 def _caches() -> list[Finding]:
     folder = cache_dir()
     lines = [Finding("cache", "bindsearch", f"{folder} ({_size(folder)})")]
+    lines.append(Finding("cache", "texts", _texts()))
     parent = next(path for path in (folder, *folder.parents) if path.exists())
     lines.append(Finding("cache", "free disk", f"{shutil.disk_usage(parent).free / 2**30:.1f} GiB"))
     lines.extend(Finding("setting", "file", f"{path}") for path in config_files() if path.is_file())
@@ -180,6 +182,18 @@ def _caches() -> list[Finding]:
         value, origin = setting_with_origin(name)
         lines.append(Finding("setting", name, f"{value} (from {origin})"))
     return lines
+
+
+def _texts() -> str:
+    """Say how many embeddings of texts are kept."""
+    from bindsearch.models.text_cache import open_text_cache
+
+    cache = open_text_cache()
+    if cache is None:
+        return "switched off (text_cache_mb is 0)"
+    count, size_bytes = cache.size()
+    limit = cache.limit_bytes / 2**20
+    return f"{cache.folder}: {count} embeddings of texts, {size_bytes / 2**20:.1f} MiB of at most {limit:.0f}"
 
 
 def _size(folder: Path) -> str:

@@ -18,13 +18,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bindsearch.preview import Panel, Preview, preview_hit, preview_term
 from bindsearch.search import Answers, Hits, display_key
 from bindsearch.search.hits import percent_text
 from bindsearch.types import Hit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from bindsearch.preview import Panel, Preview
 
 PAGE_BYTES = 32 << 20
 """Upper limit of the pictures and sounds on one page; what comes later is left out and says so."""
@@ -243,6 +244,8 @@ def _content(answers: Answers, limit_bytes: int) -> dict[str, Any]:
 
 
 def _answer(hits: Hits, answers: Answers, budget: PageBudget) -> dict[str, Any]:
+    from bindsearch.preview import preview_hit  # a table and JSON show no pictures and start without them
+
     best = max((abs(hit.score) for hit in hits), default=1.0) or 1.0
     rows = []
     for hit in hits:
@@ -291,6 +294,8 @@ def _terms(hits: Hits, budget: PageBudget) -> list[dict[str, Any]]:
 
 def term_previews(hits: Hits, with_clip: bool = False) -> list[tuple[Any, Preview]]:
     """Show the terms of the query of some hits: pairs of term and preview."""
+    from bindsearch.preview import preview_hit, preview_term
+
     if hits.query is None:
         return []
     found = []
@@ -366,6 +371,7 @@ def _tile_head(hit: Hit) -> str:
 
 def write_sheet(found: Hits | Answers, path: str | Path) -> Path:
     """Write a contact sheet as PNG; see `sheet.contact_sheet`. Folders on the way are made."""
+    from bindsearch.preview import preview_hit
     from bindsearch.sheet import Row, Tile, contact_sheet
 
     path = Path(path)

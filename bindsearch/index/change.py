@@ -24,7 +24,7 @@ from bindsearch.index.commit import write_ids
 from bindsearch.index.manifest import Manifest, SegmentEntry, sum_counts
 from bindsearch.index.segment import LEDGER_COLUMNS, Segment, count_values, write_segment
 from bindsearch.index.snapshot import Snapshot
-from bindsearch.index.source import VectorSource, check_dim, check_known, identity_of
+from bindsearch.index.source import BLOCK_ROWS, VectorSource, check_dim, check_known, identity_of
 from bindsearch.index.upkeep import segments_to_fold
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
     BoolArray = NDArray[np.bool_]
     from bindsearch.types import IntArray
-
-BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 _WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu11", "faiss-gpu-cu12")
-_SMALL_BYTES = 32 << 20
+_SMALL_BYTES = 512 << 20
+_scanned_bytes = 0  # by numpy, in this process
 _is_orphan = False
 
 
@@ -38,8 +39,9 @@ class FaissFlatIndex(FlatIndex):
     """Exact search by FAISS; see `IndexBackend`.
 
     Attributes:
-        small_bytes: as long as faiss is not loaded, a scan of fewer bytes (rows times queries) is done by numpy: its
-            import costs more CPU time than such a scan. The answers are the same numbers (docs/adr/0041).
+        small_bytes: as long as faiss is not loaded, numpy does the scans until they come to so many bytes (rows times
+            queries, over all indexes of the process): the import costs more CPU time than numpy loses on them. The
+            answers are the same numbers (docs/adr/0041, 0146).
     """
 
     name: ClassVar[str] = "faiss-flat"
@@ -49,7 +51,7 @@ class FaissFlatIndex(FlatIndex):
         self, queries: FloatArray, fetch: int, mask: BoolArray | None, settings: SearchSettings
     ) -> tuple[FloatArray, IntArray]:
         """See `IndexBackend._scan`."""
-        small = "faiss" not in sys.modules and self._rows.nbytes * queries.shape[0] < self.small_bytes
+        small = "faiss" not in sys.modules and _takes(self._rows.nbytes * queries.shape[0], self.small_bytes)
         if small or self._rows.dtype != np.float32:  # FAISS reads rows of float32 alone in place
             return super()._scan(queries, fetch, mask, settings)
         faiss = load_faiss()
@@ -68,6 +70,16 @@ class FaissFlatIndex(FlatIndex):
                 selector,
             )
         return scores, places
+
+
+def _takes(size_bytes: int, small_bytes: int) -> bool:
+    """Say whether numpy does a scan of so many bytes, and count it."""
+    global _scanned_bytes
+    with _threshold_lock:
+        if _scanned_bytes + size_bytes >= small_bytes:
+            return False
+        _scanned_bytes += size_bytes
+        return True
 
 
 _threshold_lock = threading.Lock()

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindsearch.errors import MismatchError
-from bindsearch.index import change
 from bindsearch.index.base import Progress, no_progress
-from bindsearch.index.change import BLOCK_ROWS, Added
 from bindsearch.index.commit import commit, sweep, writing
 from bindsearch.index.manifest import Manifest, read_manifest
 from bindsearch.index.snapshot import Snapshot
-from bindsearch.index.source import VectorSource, open_source
+from bindsearch.index.source import BLOCK_ROWS, VectorSource, open_source
 
 if TYPE_CHECKING:
+    from bindsearch.index.change import Added
     from bindsearch.types import IntArray
 
 
@@ -99,6 +98,8 @@ class IndexFolder:
                 centred and has no mean of a modality that is added.
             InputError: a bad vector, an id twice; or another process has been changing the index for a minute.
         """
+        from bindsearch.index import change  # whoever only searches does without the writing half
+
         source, name = open_source(embeddings)
         with self._changing():
             manifest, done = change.add(self.snapshot, source, name, block_rows)
@@ -116,6 +117,8 @@ class IndexFolder:
         Returns:
             How many items were removed.
         """
+        from bindsearch.index import change
+
         with self._changing():
             manifest, removed = change.remove(self.snapshot, ids)
             self._commit(manifest)
@@ -123,6 +126,8 @@ class IndexFolder:
 
     def compact(self, block_rows: int = BLOCK_ROWS, progress: Progress = no_progress) -> None:
         """Write the living rows as one segment, built by the index's recipe; removed ones take no more room."""
+        from bindsearch.index import change
+
         with self._changing():
             self._commit(change.compact(self.snapshot, block_rows, progress))
 

@@ -12,13 +12,13 @@ import numpy as np
 
 from bindsearch.errors import InputError, MismatchError, MissingInputError
 from bindsearch.index.base import Progress, no_progress
-from bindsearch.index.change import BLOCK_ROWS, conform, joint_schema, living, same_rows
+from bindsearch.index.change import conform, joint_schema, living, same_rows
 from bindsearch.index.commit import check_output, commit, last_generation, writing
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.segment import write_segment
 from bindsearch.index.snapshot import Snapshot
-from bindsearch.index.source import check_dim
+from bindsearch.index.source import BLOCK_ROWS, check_dim
 from bindsearch.store import UNKNOWN
 
 if TYPE_CHECKING:

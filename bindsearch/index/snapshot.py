@@ -16,7 +16,7 @@ from bindsearch.index.centring import Centring
 from bindsearch.index.checks import unit_queries
 from bindsearch.index.manifest import Manifest, read_manifest
 from bindsearch.index.recipe import SearchSettings, check_settings
-from bindsearch.index.segment import REQUIRED_COLUMNS, Segment
+from bindsearch.index.segment import REQUIRED_COLUMNS, Segment, take_rows
 from bindsearch.index.upkeep import advice
 from bindsearch.index.verify import verify_snapshot
 
@@ -210,7 +210,8 @@ class Snapshot:
                 parts.append(segment.table(places[here], columns))
                 order.append(here)
         joined = parts[0] if len(parts) == 1 else pa.concat_tables(parts, promote_options="permissive")
-        return joined.take(pa.array(np.argsort(np.concatenate(order)), type=pa.int64()))
+        places = np.argsort(np.concatenate(order))
+        return joined if np.array_equal(places, np.arange(places.size)) else take_rows(joined, places)
 
     def column_names(self) -> tuple[str, ...]:
         """List the columns of the item tables, those of any segment."""

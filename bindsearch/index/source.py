@@ -14,6 +14,9 @@ from bindsearch.store import UNKNOWN
 if TYPE_CHECKING:
     from bindsearch.index.segment import Block
 
+BLOCK_ROWS = 4096
+"""Rows that changes of an index hold in memory at once, unless told otherwise."""
+
 
 class VectorSource(Protocol):
     """What an index is built from; `bindsearch.store.EmbeddingStore` is one."""

@@ -14,12 +14,13 @@ import numpy as np
 
 from bindsearch.errors import InputError, MismatchError
 from bindsearch.index.base import Progress, no_progress
-from bindsearch.index.change import BLOCK_ROWS, joint_schema, living
+from bindsearch.index.change import joint_schema, living
 from bindsearch.index.commit import commit
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.manifest import sync_folder
 from bindsearch.index.segment import write_segment
 from bindsearch.index.snapshot import Snapshot
+from bindsearch.index.source import BLOCK_ROWS
 from bindsearch.store.files import full_disk_said
 
 if TYPE_CHECKING:

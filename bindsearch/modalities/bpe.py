@@ -19,7 +19,7 @@ import importlib.resources
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -100,22 +100,27 @@ class Tokenizer:
             InputError: the map is not sorted, lacks the bytes or marks, or is not closed.
             WeightsError: the merges file is damaged.
         """
-        lines = _merge_lines()
-        tokens = _byte_symbols()
-        if id_map is None:
-            self._ranks = dict(zip(lines, range(len(lines)), strict=True))
-            tokens += "\n".join(lines).replace(" ", "").split("\n")
-        else:
+        self._lines = _merge_lines()
+        if id_map is not None:
             _check_id_map(id_map)
-            kept = [lines[number - BYTE_IDS] for number in id_map[BYTE_IDS:-2]]
-            self._ranks = {line: rank for rank, line in enumerate(kept)}
-            tokens += [line.replace(" ", "") for line in kept]
-            self._check_closed(tokens)
-        self._tokens = [*tokens, START_TEXT, END_TEXT]
-        self._ids = {token: number for number, token in enumerate(self._tokens)}
-        self.id_map, self.size = id_map, len(self._tokens)
+            self._lines = [self._lines[number - BYTE_IDS] for number in id_map[BYTE_IDS:-2]]
+        self._ranks = dict(zip(self._lines, range(len(self._lines)), strict=True))
+        self._bytes = {symbol: number for number, symbol in enumerate(_byte_symbols())}
+        if id_map is not None:
+            self._check_closed(self._tokens)
+        self.id_map, self.size = id_map, BYTE_IDS + len(self._lines) + 2
         self.start, self.end, self.pad = self.size - 2, self.size - 1, 0
         self._words: dict[str, tuple[int, ...]] = {}
+
+    @cached_property
+    def _tokens(self) -> list[str]:
+        """All tokens in the order of their ids; encoding does without them, which saves half of the start."""
+        merged = "\n".join(self._lines).replace(" ", "").split("\n") if self._lines else []
+        return [*_byte_symbols(), *merged, START_TEXT, END_TEXT]
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {token: number for number, token in enumerate(self._tokens)}
 
     def _check_closed(self, tokens: list[str]) -> None:
         known = set(tokens)
@@ -141,7 +146,7 @@ class Tokenizer:
         """
         for word in split_words(clean(text), parse_specials):
             if parse_specials and word in (START_TEXT, END_TEXT):
-                yield self._ids[word]
+                yield self.start if word == START_TEXT else self.end
             else:
                 yield from self._word_ids(word[:longest_word])
 
@@ -160,17 +165,21 @@ class Tokenizer:
     def _word_ids(self, word: str) -> tuple[int, ...]:
         known = self._words.get(word)
         if known is None:
-            known = tuple(self._ids[part] for part in self._merge(word))
+            known = tuple(self._merge(word))
             if len(self._words) < 50_000 and len(word) < 64:
                 self._words[word] = known
         return known
 
-    def _merge(self, word: str) -> list[str]:
-        """Merge the byte symbols of a word, lowest rank first, all its places from left to right."""
+    def _merge(self, word: str) -> list[int]:
+        """Merge the byte symbols of a word, lowest rank first, all its places from left to right; gives the ids.
+
+        A merge of rank r makes the token of id 512 + r.
+        """
         table = _symbol_of_byte()
         parts = [table[value] for value in word.encode("utf-8", "surrogatepass")]
         parts[-1] += WORD_END
         ranks = self._ranks
+        ids = [self._bytes[part] for part in parts]
         while len(parts) > 1:
             pairs = [f"{left} {right}" for left, right in pairwise(parts)]
             best = min(pairs, key=lambda pair: ranks.get(pair, VOCABULARY_SIZE))
@@ -178,16 +187,19 @@ class Tokenizer:
                 break
             left, right = best.split(" ")
             merged: list[str] = []
+            numbers: list[int] = []
             at = 0
             while at < len(parts):
                 if at + 1 < len(parts) and parts[at] == left and parts[at + 1] == right:
                     merged.append(left + right)
+                    numbers.append(BYTE_IDS + ranks[best])
                     at += 2
                 else:
                     merged.append(parts[at])
+                    numbers.append(ids[at])
                     at += 1
-            parts = merged
-        return parts
+            parts, ids = merged, numbers
+        return ids
 
 
 @lru_cache(maxsize=8)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from bindsearch.config import setting_with_origin
 from bindsearch.errors import InputError, MissingInputError
-from bindsearch.index.change import Added
 from bindsearch.index.checks import unit_queries
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.identity import Identity
@@ -31,6 +30,7 @@ from bindsearch.search.where import Filter
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from bindsearch.index.change import Added
     from bindsearch.index.manifest import Manifest
     from bindsearch.index.snapshot import Snapshot
     from bindsearch.types import FloatArray
