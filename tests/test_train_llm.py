@@ -1,0 +1,334 @@
+"""Training a language model on conversations: what is learned, exact resume, three connectors, the pair, `ask`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from bindsearch.cli import run
+from bindsearch.errors import InputError, MismatchError, MissingExtraError, MissingInputError, WeightsError
+from bindsearch.llm.conversations import Conversation, Turn, write_conversations
+from bindsearch.llm.pair import load_pair, pair_bytes, read_manifest
+from bindsearch.llm.tiny import TinyConfig
+from bindsearch.models.spaces import load_space
+from bindsearch.train.answer_config import (
+    AnswerConfig,
+    AnswerStageConfig,
+    ConnectorConfig,
+    load_answer_config,
+    read_run_config,
+)
+from bindsearch.train.answer_measure import answer_all, measure_answers
+from bindsearch.train.answer_pair import make_pair
+from bindsearch.train.answer_run import AnswerSources, _stage, prepare_run, train_pair
+from bindsearch.train.answers import AnswerBatch, answer_loss, draw_batch, only_these_learn
+from bindsearch.train.picture_rows import embed_scenes, named_rows
+from bindsearch.world.image import render_images
+from bindsearch.world.scene import sample, split_seeds
+
+TINY = TinyConfig(width=32, layers=2, heads=2, inner=48, pieces=620)
+CONNECTORS = {
+    "imagebind-llm": ConnectorConfig("imagebind-llm", hidden=48),
+    "llama-adapter-v2": ConnectorConfig("llama-adapter-v2", hidden=32, depth=1, heads=2, tokens=3),
+    "llava": ConnectorConfig("llava"),
+}
+
+
+def numbers(steps: int = 4, connector: str = "imagebind-llm", trains: tuple[str, ...] = ("connector", "llama")):
+    common = {"steps": steps, "batch": 8, "warmup_steps": 2, "learning_rate": 0.01}
+    return AnswerConfig(
+        stages=(
+            AnswerStageConfig("reading", "reading", trains=("llama",), turns=3, **common),
+            AnswerStageConfig("captions", "captions", trains=("connector",), turns=1, **common),
+            AnswerStageConfig("asking", "instructions", trains=trains, turns=4, noise=0.1, shortest=0.5, **common),
+        ),
+        llama=TINY,
+        connector=CONNECTORS[connector],
+        scenes=60,
+        validation=4,
+        measure_every=100,
+    )
+
+
+@pytest.fixture(scope="module")
+def space():
+    return load_space("bindsearch-mini")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, space):
+    """A folder with data and embeddings that runs of this file share."""
+    folder = tmp_path_factory.mktemp("run")
+    prepare_run(numbers(), folder, space, AnswerSources(), lambda line: None)
+    return folder
+
+
+def ready_in(home, folder, space, config, sources=AnswerSources()):
+    for name in ("data", "embeddings", "tokenizer.model"):
+        if (home / name).exists() and not (folder / name).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to(home / name)
+    return prepare_run(config, folder, space, sources, lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def trained(home, space):
+    ready = prepare_run(numbers(), home, space, AnswerSources(), lambda line: None)
+    train_pair(ready)
+    return ready
+
+
+def weights(ready):
+    parts = {"llama": ready.llama, "connector": ready.connector}
+    return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+
+
+def test_a_stopped_run_ends_with_the_same_bits(trained, home, space, tmp_path):
+    for after in (2, 7, 11):  # in each of the three stages
+        left, ready = {"steps": after}, ready_in(home, tmp_path, space, numbers())
+
+        def stopped(left=left):
+            left["steps"] -= 1
+            return left["steps"] <= 0
+
+        train_pair(ready, stopped=stopped)
+    ready = ready_in(home, tmp_path, space, numbers())
+    train_pair(ready)
+    again = weights(ready)
+    assert all(torch.equal(value, again[key]) for key, value in weights(trained).items())
+
+
+def test_another_runs_checkpoint_is_refused(home, trained, space, tmp_path):
+    folder = tmp_path / "other"
+    ready_in(home, folder, space, numbers())
+    (folder / "reading.safetensors").write_bytes((home / "reading.safetensors").read_bytes())
+    config = dataclasses.replace(numbers(), seed=5)
+    with pytest.raises(MismatchError, match="written by configuration"):
+        train_pair(ready_in(home, folder, space, config))
+
+
+def test_only_answers_are_learned(trained):
+    talk = _stage(trained, trained.config.stages[2], []).talk
+    row, learned = talk.chat.row(talk.conversations[0].turns[:3])
+    said = [turn.answer for turn in talk.conversations[0].turns[:3]]
+    tokenizer = talk.chat.tokenizer
+    parts, now = [], []
+    for token, is_answer in zip(row, learned, strict=True):
+        if is_answer and token == tokenizer.eos:
+            parts.append(tokenizer.decode(now))
+            now = []
+        elif is_answer:
+            now.append(token)
+    assert parts == said and not now
+    batch = draw_batch(talk, trained.config.stages[2], np.random.default_rng(0))
+    kept = batch.labels != -100
+    assert torch.equal(batch.labels[kept], batch.ids[kept]) and 0 < kept.float().mean() < 0.5
+    assert batch.features is not None and float(batch.features.norm(dim=1).max()) < 3
+
+
+@pytest.mark.parametrize("kind", sorted(CONNECTORS))
+def test_the_loss_is_the_librarys_and_padding_does_not_count(home, space, tmp_path, kind):
+    ready = ready_in(home, tmp_path, space, numbers(connector=kind))
+    talk = _stage(ready, ready.config.stages[2], []).talk
+    batch = draw_batch(talk, ready.config.stages[2], np.random.default_rng(1))
+    with torch.no_grad():
+        for parameter in ready.connector.parameters():  # no gate is shut
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+        whole = answer_loss(ready.connection, batch)
+        total = count = 0.0
+        for row in range(len(batch.ids)):
+            end = int((batch.labels[row] != -100).nonzero()[-1]) + 1
+            ids, labels = batch.ids[row : row + 1, :end], batch.labels[row : row + 1, :end]
+            alone = AnswerBatch(ids, labels, batch.features[row : row + 1])
+            learned = int((labels != -100).sum())
+            total, count = total + float(answer_loss(ready.connection, alone)) * learned, count + learned
+            with ready.connection.inject(alone.features):
+                inputs = ready.connection.inputs(ids, torch.ones_like(ids))
+                theirs = ready.llama(**inputs, labels=labels).loss
+            assert float(theirs) == pytest.approx(float(answer_loss(ready.connection, alone)), abs=1e-5)
+    assert float(whole) == pytest.approx(total / count, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", sorted(CONNECTORS))
+def test_every_connector_learns_and_what_is_frozen_stays(home, space, tmp_path, kind):
+    config = numbers(3, kind, ("connector",))
+    config = dataclasses.replace(config, stages=config.stages[1:], validation=0)
+    ready = ready_in(home, tmp_path, space, config)
+    before = {key: value.clone() for key, value in weights(ready).items()}
+    train_pair(ready)
+    moved = {key for key, value in weights(ready).items() if not torch.equal(value, before[key])}
+    unused = {key for key in before if key.startswith("connector.gates.0") and kind == "llama-adapter-v2"}
+    assert moved == {key for key in before if key.startswith("connector.")} - unused
+    rows = ready.features(embed_scenes(space, "image", sample(split_seeds("test", 3))))
+    assert len(answer_all(ready.connection, ready.chat, rows, ["What is it?"] * 3)) == 3
+
+
+def test_norms_and_lora_can_be_trained_alone(home, space, tmp_path):
+    config = numbers(2, trains=("norms", "lora"))
+    config = dataclasses.replace(
+        config, stages=config.stages[2:], validation=0, connector=dataclasses.replace(config.connector, lora_rank=2)
+    )
+    ready = ready_in(home, tmp_path, space, config)
+    before = {key: value.clone() for key, value in weights(ready).items()}
+    train_pair(ready)
+    moved = {key for key, value in weights(ready).items() if not torch.equal(value, before[key])}
+    assert moved == {key for key in before if key.startswith("llama.") and "norm" in key}
+    assert ready.lora is not None and all(float(v.abs().sum()) > 0 for v in ready.lora.parameters())
+    with pytest.raises(InputError, match="lora_rank"):
+        bare = dataclasses.replace(config, connector=CONNECTORS["imagebind-llm"])
+        train_pair(ready_in(home, tmp_path / "bare", space, bare))
+
+
+def test_only_the_stages_parts_get_gradients(trained):
+    stage = _stage(trained, trained.config.stages[1], [])
+    only_these_learn(stage.connection, stage.parts)
+    assert all(parameter.requires_grad for parameter in trained.connector.parameters())
+    assert not any(parameter.requires_grad for parameter in trained.llama.parameters())
+
+
+def test_measured_shares_are_over_scenes_that_have_the_attribute(trained, space):
+    scenes = sample(split_seeds("validation", 12))
+    rows = trained.features(embed_scenes(space, "image", scenes))
+    figures = measure_answers(trained.connection, trained.chat, rows, scenes, ("subject", "place"))
+    there = int((scenes.place >= 0).sum())
+    assert set(figures) == {"subject", "place"} and there < 12
+    assert abs(figures["place"] * there - round(figures["place"] * there)) < 0.01
+
+
+@pytest.fixture(scope="module")
+def pair(trained, home):
+    output = home / "pair"
+    report = make_pair(numbers(), home, AnswerSources(), output, say=lambda line: None)
+    assert report["bytes"] == pair_bytes(output) and set(report["seconds"]) == {"reading", "captions", "asking"}
+    return output
+
+
+def test_the_pair_answers_as_what_was_trained(pair, trained, space):
+    loaded = load_pair(pair)
+    loaded.check_space(space.space_id)
+    rows = embed_scenes(space, "image", sample(split_seeds("test", 4)))
+    ids = torch.tensor([loaded.model.prompt("What is it?")] * 4)
+    with trained.connection.inject(torch.from_numpy(rows)), torch.no_grad():
+        ours = trained.llama(input_ids=ids).logits
+    theirs = loaded.model.logits(rows, ids)
+    assert float((ours - theirs).abs().max()) < 0.02 * float(ours.std())  # weights in float16
+    assert read_manifest(pair).trained_on == ("image", "text")
+
+
+def test_pairs_that_are_not_whole_are_refused(pair, tmp_path, space):
+    with pytest.raises(MismatchError, match="bindsearch-mini@"):
+        load_pair(pair).check_space("other@123")
+    with pytest.raises(MissingInputError, match=r"pair\.json"):
+        load_pair(tmp_path)
+    for name in ("pair.json", "adapter.safetensors"):
+        (tmp_path / name).write_bytes((pair / name).read_bytes())
+    with pytest.raises(WeightsError, match=r"llama/.*missing"):
+        load_pair(tmp_path)
+    (tmp_path / "adapter.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(WeightsError, match=r"adapter\.safetensors: expected SHA-256"):
+        load_pair(tmp_path)
+    (tmp_path / "pair.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(WeightsError, match="expected format"):
+        load_pair(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    from PIL import Image
+
+    path = tmp_path_factory.mktemp("pictures") / "scene.png"
+    Image.fromarray(render_images(sample(split_seeds("test", 1)), 64)[0]).save(path)
+    return path
+
+
+def test_ask_prints_the_answer_and_nothing_else(pair, picture, capsys):
+    assert run(["ask", "What is it?", "--image", str(picture), "--pair", str(pair), "--max-new-tokens", "5"]) == 0
+    plain = capsys.readouterr().out
+    asked = ["ask", "What is it?", "--image", f"{picture}@0.5", "--pair", str(pair), "--json", "--max-new-tokens", "5"]
+    assert run(asked) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert plain.strip() == answer["answers"][0]["answer"]  # one term: its weight cancels
+    assert answer["terms"] == [{"modality": "image", "what": str(picture), "weight": 0.5}] and answer["cached"] == []
+
+
+def test_chat_reads_the_turns_before(pair, picture, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("What colour is it?\n\nHow many are there?\n"))
+    assert run(["ask", "What is it?", "--chat", "--image", str(picture), "--pair", str(pair), "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)["answers"]
+    assert [one["question"] for one in answers] == ["What is it?", "What colour is it?", "How many are there?"]
+    model = load_pair(pair).model
+    from bindsearch.llm.conversations import Chat
+
+    chat = Chat(model.tokenizer)
+    turns = [Turn(one["question"], one["answer"]) for one in answers[:1]]
+    prompt = chat.prompt(turns, "What colour is it?")
+    alone = chat.prompt((), "What colour is it?")
+    assert len(prompt) > len(alone) and prompt[0] == alone[0] == model.tokenizer.bos
+    assert prompt.count(model.tokenizer.eos) == 1
+    assert len(chat.prompt(turns * 200, "What colour is it?")) <= 256
+
+
+def test_ask_says_what_is_missing(pair, picture, capsys, monkeypatch):
+    assert run(["ask", "What is it?", "--pair", str(pair)]) == 2
+    assert "--image, --audio" in capsys.readouterr().err
+    assert run(["ask", "--image", str(picture)]) == 2
+    assert "No question" in capsys.readouterr().err
+    both = ["ask", "What?", "--image", str(picture), "--pair", str(pair), "--cache", "x", "--no-cache"]
+    assert run(both) == 2
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else find(name))
+    capsys.readouterr()
+    assert run(["ask", "What is it?", "--image", str(picture), "--pair", str(pair)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "pip install 'bindsearch[llm]'" in said and len(said.splitlines()) == 1
+    with pytest.raises(MissingExtraError):
+        load_pair(pair)
+
+
+def test_a_users_own_llama_and_conversations(pair, picture, tmp_path, capsys):
+    data = [
+        Conversation(str(n), (Turn("What is it?", "A kite."), Turn("Sure?", "Yes.")), picture.name) for n in range(3)
+    ]
+    path = picture.parent / "talk.json"
+    write_conversations(path, [*data, Conversation("text", (Turn("Hi", "Hello."),))])
+    config = tmp_path / "run.json"
+    stage = {"name": "own", "task": "instructions", "steps": 2, "batch": 2, "trains": ["connector", "norms"]}
+    config.write_text(json.dumps({"connector": {"hidden": 16}, "stages": [stage]}), encoding="utf-8")
+    llama, output = pair / "llama", tmp_path / "out"
+    before = {file.name: file.read_bytes() for file in llama.iterdir()}
+    told = ["train-llm", "-o", str(output), "--config", str(config), "--llama", str(llama), "--data", str(path)]
+    assert run([*told, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pair"] == str(output / "pair")
+    assert {file.name: file.read_bytes() for file in llama.iterdir()} == before
+    assert not (output / "pair" / "llama").exists()
+    answer = ["ask", "What is it?", "--image", str(picture), "--pair", str(output / "pair"), "--max-new-tokens", "3"]
+    assert run(answer) == 0
+    assert run([*told, "--stage", "none"]) == 2
+    assert "'none'" in capsys.readouterr().err
+
+
+def test_embeddings_are_made_once(space, tmp_path):
+    names = [f"world:{n},kind=mixed#image" for n in range(5)]
+    lines: list[str] = []
+    first = named_rows(space, tmp_path, names, lines.append)
+    again = named_rows(space, tmp_path, names, lines.append)
+    assert len(lines) == 1 and first.dtype == np.float16 and np.array_equal(first, again)
+    expected = embed_scenes(space, "image", sample(split_seeds("train", 5), "mixed"))
+    assert np.abs(first.astype(np.float32) - expected).max() < 1e-3
+
+
+def test_packaged_numbers_can_be_read():
+    config = read_run_config(None, seed=4)
+    assert config.seed == 4 and [stage.task for stage in config.stages] == ["reading", "captions", "instructions"]
+    own = read_run_config(None, llama=True, data=True)
+    assert [stage.task for stage in own.stages] == ["instructions"] and "llama" not in own.stages[0].trains
+    with pytest.raises(MissingInputError):
+        load_answer_config("nowhere.json")
+    with pytest.raises(InputError, match="shortest"):
+        AnswerStageConfig("x", "captions", 1, shortest=0.0)
