@@ -248,7 +248,7 @@ def _judge(kind: str, fault: dict[str, Any], words: str) -> str:
         "memory": code == 1 and "worker" in words,  # it ran out before its first item: the run ends and says so
         "oom": False,
         "worker": False,
-        "starve": True,
+        "starve": died != signal.SIGABRT or "alloc" in words,
     }
     return "" if allowed[kind] else f"{kind} ended it with {code}, {died}: {words}"
 

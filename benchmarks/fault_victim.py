@@ -23,6 +23,7 @@ from bindsearch.embed.place import Place
 STAGES = ("listing", "plan", "decode", "model", "write", "commit")
 BATCH, SHARD, WINDOW_S = 16, 40, 2.0
 CGROUPS = Path("/sys/fs/cgroup/memory")
+HANGS_S = 300.0
 _SLOW_US = 40_000
 
 
@@ -77,7 +78,7 @@ class Victim:
     def wait(self) -> tuple[int | None, int | None]:
         """Wait for its end; give the exit code or the signal that ended it."""
         if self.status is None:
-            _, self.status = os.waitpid(self.pid, 0)
+            self.status = self._reap()
             os.close(self.events)
             if self.strace is not None:
                 self.strace.terminate()
@@ -88,6 +89,18 @@ class Victim:
             os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
             os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
         )
+
+    def _reap(self) -> int:
+        """Wait for its end; one that hangs is killed by SIGABRT, which no fault sends."""
+        until_s = time.monotonic() + HANGS_S
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return status
+            if time.monotonic() > until_s:
+                os.kill(self.pid, signal.SIGABRT)
+                until_s += HANGS_S
+            time.sleep(0.005)
 
     def _await_session(self, limit_s: float = 40.0) -> None:
         """Wait until nothing of its session is left: workers end with their parent.

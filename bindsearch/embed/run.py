@@ -182,14 +182,14 @@ class _Run:
             lease.settle()
 
     def _nobody_plans(self, since_s: float) -> bool:
-        """Wait for others to plan something; True where nobody is left who could.
+        """Wait for others to plan something; True where nobody is left who could, and something was made.
 
         Raises:
             MissingInputError: nobody came.
         """
         if any(member.task is not None for member in self.crew.others()):
             self.joined = True
-        elif self.joined or self.begun:
+        elif self.joined or self.begun or self._finished():
             return True
         elif time.monotonic() - since_s > JOIN_LIMIT_S:
             raise MissingInputError(
@@ -284,6 +284,8 @@ class _Run:
         self.begun.add(generation.name)
         names, made = generation.shard_names, 0
         while pending:
+            if self.planner.interrupted.is_set():
+                raise KeyboardInterrupt
             if self.crew.free(f"{generation.name}-{names[number]}" for number in pending):
                 made += self._work(generation, pending)
             else:
