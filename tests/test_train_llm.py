@@ -69,12 +69,12 @@ def home(tmp_path_factory, space):
     return folder
 
 
-def ready_in(home, folder, space, config, sources=AnswerSources()):
+def ready_in(home, folder, space, config):
     for name in ("data", "embeddings", "tokenizer.model"):
         if (home / name).exists() and not (folder / name).exists():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).symlink_to(home / name)
-    return prepare_run(config, folder, space, sources, lambda line: None)
+    return prepare_run(config, folder, space, AnswerSources(), lambda line: None)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ UNKNOWN = -2
 """What `read_answer` gives where an answer names nothing of the attribute, or several things."""
 YES, NO = 1, 0
 _NOTHING, _NOWHERE = "Nothing.", "I cannot tell."
-_DEFAULT = (*ATTRIBUTES, *ATTRIBUTES[:2], *CLOSED, "is_subject", *PAIRS, "describe")
+_DEFAULT = (*ATTRIBUTES, "subject", "colour", "motion", *CLOSED, *PAIRS, "describe")
 _NAMED = re.compile(r"{.*?}")
 
 
