@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bindsearch.types import IntArray
 
 BROKEN_KIND = "broken"
+_IDS_AT_ONCE, _PASSES = 1 << 18, 16
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,12 @@ class PlanWriter:
         self.folder.mkdir(parents=True)
         self.shards: list[dict[str, Any]] = []
         self._open: dict[str, list[dict[str, Any]]] = {}
-        self._ids: list[IntArray] = []
+        self._count = 0
         self._path = self.folder / PLAN_ROWS
         self._file: IO[bytes] = self._temp.open("wb")
-        self._writer = pq.ParquetWriter(self._file, plan_schema(), compression="zstd", version="2.6")
+        self._writer = pq.ParquetWriter(
+            self._file, plan_schema(), compression="zstd", version="2.6", write_statistics=False
+        )
 
     @property
     def _temp(self) -> Path:
@@ -175,7 +178,7 @@ class PlanWriter:
 
         rows = self._open.pop(kind)
         self._writer.write_table(pa.Table.from_pylist(rows, schema=plan_schema()), row_group_size=len(rows))
-        self._ids.append(np.fromiter((row["id"] for row in rows), dtype=np.int64))
+        self._count += len(rows)
         number = sum(shard["kind"] == kind for shard in self.shards)
         self.shards.append({"name": f"{kind}-{number:05d}", "kind": kind, "items": len(rows)})
 
@@ -194,13 +197,12 @@ class PlanWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        ids = np.concatenate([np.empty(0, dtype=np.int64), *self._ids])
-        found, counts = np.unique(ids, return_counts=True)
-        if (counts > 1).any():
-            self._refuse(int(found[np.argmax(counts > 1)]))
+        twice = first_twice(self._temp, self._count)
+        if twice is not None:
+            self._refuse(twice)
         os.replace(self._temp, self._path)  # noqa: PTH105  # as commit_file
         sync_folder(self.folder)
-        return len(ids)
+        return self._count
 
     def abandon(self) -> None:
         """Remove the folder of a plan that will not be committed."""
@@ -239,6 +241,29 @@ class PlanWriter:
             raise FileExistsError(f"{self.final}: planned by another process") from error
         sync_folder(self.final.parent)
         return Generation(self.final, whole)
+
+
+def first_twice(path: Path, rows: int) -> int | None:
+    """Find an id that stands twice in a plan's rows, or None; memory does not grow with the rows, up to 4 million.
+
+    Args:
+        path: of the rows.
+        rows: how many there are.
+    """
+    import pyarrow.parquet as pq
+
+    passes = min(max(1, -(-rows // _IDS_AT_ONCE)), _PASSES)
+    for turn in range(passes):
+        parts: list[IntArray] = []
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(_IDS_AT_ONCE // 4, columns=["id"], use_threads=False):
+                ids = batch.column(0).to_numpy()
+                parts.append(ids[ids % passes == turn])
+        mine = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
+        again = np.flatnonzero(mine[1:] == mine[:-1])
+        if again.size:
+            return int(mine[again[0]])
+    return None
 
 
 def say_twice(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:

@@ -314,6 +314,8 @@ class _Run:
                         writer.put(partial(self._commit, generation, lease, shards[number]["name"], rows))
                     if self.planner.interrupted.is_set():
                         raise KeyboardInterrupt
+                with self._timed("write"):
+                    writer.wait()
         finally:
             outcomes.close()
             for _, lease in taken:
