@@ -56,6 +56,11 @@ class Sloth(Modality[SlothConfig]):
             if not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+        elif what == "lacks":  # no memory the first time only, as when another process has taken it
+            marker = Path(argument)
+            if not marker.exists():
+                marker.touch()
+                raise MemoryError
         elif what == "memory":
             raise MemoryError
         elif what == "bug":

@@ -74,11 +74,11 @@ def sources(tmp_path_factory):
 
 
 def digests(folder):
-    """Checksum of every file but the lock, whose presence is no content."""
+    """Checksum of every file: temporary files, leases and whatever else a killed run has left count too."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "run.lock"
+        if path.is_file()
     }
 
 

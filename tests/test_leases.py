@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from hostile import picture_bytes
 
+from bindsearch.cli.several import own_device, process_count
 from bindsearch.embed import EmbedOptions, run_embed
 from bindsearch.embed import run as running
 from bindsearch.embed.lease import FOLDER, Crew, LostLeaseError, Member, is_running, started
@@ -202,6 +203,22 @@ def test_places_share_out_the_shards_and_the_cpus():
     alone, fourth = EmbedOptions(), EmbedOptions(place=Place(1, 4, 0, 4))
     assert fourth.worker_count() == max(1, min(8, len(os.sched_getaffinity(0)) // 4))
     assert alone.worker_count() >= fourth.worker_count()
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    import torch
+
+    assert own_device("cpu", Place(2, 4, 1, 4, True)) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert process_count(None, Place(), "auto") == process_count(None, Place(), "cuda") == 4
+    assert process_count(None, Place(), "cpu") == process_count(None, Place(), "cuda:1") == 1
+    assert process_count(2, Place(), "cuda") == 2
+    assert process_count(None, Place(2, 8, 1, 4, True), "cuda") == 1
+    assert [own_device("cuda", Place(1, 4, local, 4)) for local in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert own_device("auto", Place(6, 8, 5, 8, True)) == "cuda:1"  # more processes than GPUs share them
+    assert own_device("cuda:3", Place(2, 4, 1, 4, True)) == "cuda:3"
+    assert own_device("auto", Place()) == "auto"
 
 
 # ---------------------------------------------------------------- runs

@@ -75,6 +75,14 @@ def test_a_death_is_forgiven_once(tmp_path):
     assert outcomes[3].reason == "its decode worker was killed 2 times (exit code 3)"
 
 
+def test_memory_that_is_lacking_once_is_asked_for_again(tmp_path):
+    deeds = ["fine 1", f"lacks {tmp_path / 'marker'}", "memory", "fine 2"]
+    with DecodePool(1) as pool:
+        outcomes = [outcome for _, outcome in pool.map(sloths(tmp_path / "in", *deeds), task())]
+    assert [type(outcome) for outcome in outcomes] == [Decoded, Decoded, Failed, Decoded]
+    assert (outcomes[2].stage, outcomes[2].reason) == ("decode", "needs more memory than there is")
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_faults_of_an_item_are_its_own(tmp_path, workers):
     with DecodePool(workers) as pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -171,6 +172,8 @@ def _guarded(item: Item, work: Any) -> Outcome:
         stage, reason = "decode", str(error).removeprefix(f"{item.key}: ")
     except OSError as error:
         stage, reason = "read", error.strerror or str(error)
+        if error.errno == errno.ENOMEM:
+            stage, reason = "decode", NO_MEMORY
     except ImportError:
         raise  # a package is missing: every item would fail
     except MemoryError:
