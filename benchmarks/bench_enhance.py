@@ -36,7 +36,7 @@ COMMAND = "python -m benchmarks.bench_enhance"
 FULL, BATCH = 3_000_000, 256
 K, T, W = 10, 20.0, 0.5
 PARTS = ("reference", "exact", "approximate")
-OVERLAP, ERROR, TUNED_ON = 0.99, 1e-3, 2000
+OVERLAP, ERROR, TUNED_ON = 0.99, 1e-3, 512
 LOOPED = 32
 """Queries that the reference's loop is timed on: each takes the same work."""
 RUNS = 5

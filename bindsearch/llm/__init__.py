@@ -12,6 +12,7 @@ from typing import Any
 
 _WHERE = {
     "AdapterFacts": "bindsearch.llm.checkpoints",
+    "BaseFingerprint": "bindsearch.llm.fingerprint",
     "AdapterLlama": "bindsearch.llm.model",
     "Connection": "bindsearch.llm.base",
     "Connector": "bindsearch.llm.base",
@@ -21,8 +22,11 @@ _WHERE = {
     "Sampling": "bindsearch.llm.generate",
     "inspect_adapter": "bindsearch.llm.checkpoints",
     "load": "bindsearch.llm.model",
+    "load_llava": "bindsearch.llm.llava_model",
     "load_pair": "bindsearch.llm.pair",
     "load_projector": "bindsearch.llm.llava_files",
+    "fingerprint_of": "bindsearch.llm.fingerprint",
+    "record_base": "bindsearch.llm.fingerprint",
     "save_adapter": "bindsearch.llm.checkpoints",
 }
 

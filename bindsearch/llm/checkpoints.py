@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from bindsearch.llm.adapter_v2 import AdapterV2Connector
     from bindsearch.llm.base import Connector
     from bindsearch.llm.bind_network import BindConnector
+    from bindsearch.llm.fingerprint import BaseFingerprint
     from bindsearch.llm.lora import LoraTerms
 
 State = Mapping[str, torch.Tensor]
@@ -80,7 +82,7 @@ def read_adapter(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         state: Any = _read_safetensors(path)
     else:
-        state = _read_torch(path)
+        state = read_torch(path)
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -90,7 +92,12 @@ def read_adapter(path: Path) -> dict[str, torch.Tensor]:
     return {key: value for key, value in kept.items() if (place := place_of(key)) is None or place.part != "drop"}
 
 
-def _read_torch(path: Path) -> Any:
+def read_torch(path: Path) -> Any:
+    """Read a checkpoint in torch's zip format, mapped; nothing of it is executed.
+
+    Raises:
+        WeightsError: damaged, or holding things that are no tensors and no plain values.
+    """
     if not zipfile.is_zipfile(path):
         raise WeightsError(
             f"{path}: no checkpoint in torch's zip format (damaged, cut short, or another kind of file)."
@@ -337,8 +344,21 @@ def adapter_state(connector: Connector, lora: LoraTerms | None, llama: LlamaForC
     return dict(sorted(out.items()))
 
 
-def save_adapter(path: str | Path, connector: Connector, lora: LoraTerms | None, llama: LlamaForCausalLM) -> None:
+def save_adapter(
+    path: str | Path,
+    connector: Connector,
+    lora: LoraTerms | None,
+    llama: LlamaForCausalLM,
+    base: BaseFingerprint | None = None,
+) -> None:
     """Write an adapter: .pth in the original's layout ({'model': tensors}), or .safetensors.
+
+    Args:
+        path: of the file.
+        connector: as of `adapter_state`. Not modified.
+        lora: likewise, or None. Not modified.
+        llama: likewise. Not modified.
+        base: which Llama it was made for (`AdapterLlama.base`), recorded beside the tensors.
 
     Raises:
         InputError: another suffix.
@@ -348,8 +368,8 @@ def save_adapter(path: str | Path, connector: Connector, lora: LoraTerms | None,
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        save_file(state, path)
+        save_file(state, path, None if base is None else {"base": json.dumps(base.to_json())})
     elif path.suffix == ".pth":
-        torch.save({"model": state}, path)
+        torch.save({"model": state} | ({} if base is None else {"base": base.to_json()}), path)
     else:
         raise InputError(f"{path}: expected a name that ends in .pth or .safetensors.")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from bindsearch.errors import InputError, MissingInputError
 from bindsearch.llm.prompts import alpaca, next_turn
@@ -103,6 +103,13 @@ def _conversation(record: Any, where: str) -> Conversation:
     texts = [sys.intern(one["value"].replace(IMAGE_TAG, "").strip()) for one in said]
     turns = tuple(Turn(*pair) for pair in zip(texts[::2], texts[1::2], strict=True))
     return Conversation(str(record.get("id", "")), turns, image)
+
+
+class Prompts(Protocol):
+    """Writes the prompts of a conversation."""
+
+    def prompt(self, turns: Sequence[Turn], question: str) -> list[int]:
+        """Give the ids of a question after the turns before it; the oldest turns go where the context is too short."""
 
 
 class Chat:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from bindsearch.llm.conversations import Chat, Turn
+from bindsearch.llm.conversations import Turn
 from bindsearch.llm.generate import Sampling
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Dialogue:
     ) -> None:
         self.model, self.embeddings, self.sampling = model, embeddings, sampling or Sampling()
         self.turns: list[Turn] = []
-        self._chat = Chat(model.tokenizer, context_tokens=self.sampling.context_tokens)
+        self._chat = model.chat(self.sampling.context_tokens)
 
     def ask(self, question: str) -> Iterator[str]:
         """Ask one more question, giving pieces of the answer as they come; the turn is kept when all are read.

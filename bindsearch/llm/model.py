@@ -19,7 +19,9 @@ from bindsearch.llm.checkpoints import (
     fill,
     read_adapter,
 )
-from bindsearch.llm.generate import Sampling, generate, stream
+from bindsearch.llm.conversations import Chat
+from bindsearch.llm.fingerprint import check_base, fingerprint_of, recorded_base
+from bindsearch.llm.generate import CONTEXT_TOKENS, Sampling, generate, stream
 from bindsearch.llm.llama_files import find_llama, load_llama
 from bindsearch.llm.prompts import alpaca
 from bindsearch.llm.tokenizer import Tokenizer
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
     from bindsearch.llm.base import Connector
+    from bindsearch.llm.conversations import Prompts
+    from bindsearch.llm.fingerprint import BaseFingerprint
     from bindsearch.llm.lora import LoraTerms
     from bindsearch.types import FloatArray
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _REPLACEMENT = "�"
 
 
@@ -48,7 +52,8 @@ def load(
     """Load an adapter and the Llama it was made for.
 
     Args:
-        adapter: 7B.pth, 7B-pretrained.pth or 7B-beta.pth of ImageBind-LLM, or a file of LLaMA-Adapter V2.
+        adapter: 7B.pth, 7B-pretrained.pth or 7B-beta.pth of ImageBind-LLM, a file of LLaMA-Adapter V2, LLaVA's
+            mm_projector.bin, or the folder of a LoRA checkpoint of LLaVA's.
         llama: folder in Meta's layout (params.json, consolidated.*.pth) or Hugging Face's (config.json), or one above.
         dtype: of the Llama's weights: float32, bfloat16, float16. The connector stays in float32.
         device: "cpu", "cuda", ...
@@ -61,10 +66,15 @@ def load(
         MissingExtraError: transformers, sentencepiece or bitsandbytes is not installed.
         MissingInputError: a file or folder is not there.
         WeightsError: a damaged or wrong file: keys are listed by name.
-        MismatchError: an adapter of another size of Llama, or a tokenizer of another vocabulary.
+        MismatchError: an adapter of another size of Llama, or recorded for another one (see `record_base`); a
+            tokenizer of another vocabulary.
     """
-    if dtype not in _DTYPES:
-        raise UnknownNameError("dtype", dtype, _DTYPES)
+    if dtype not in DTYPES:
+        raise UnknownNameError("dtype", dtype, DTYPES)
+    from bindsearch.llm.llava_model import is_llava, load_llava
+
+    if is_llava(Path(adapter)):
+        return load_llava(adapter, llama, dtype, device, attention)
     state = read_adapter(Path(adapter))
     facts = describe(state, str(adapter))
     files = find_llama(Path(llama))
@@ -72,8 +82,10 @@ def load(
         raise MissingInputError(f"{files.folder}: no tokenizer.model beside the weights or one level up. Bring it.")
     tokenizer = Tokenizer(files.tokenizer)
     check_state(state, facts, str(adapter))
-    base = load_llama(files, facts.phase == "finetune", _DTYPES[dtype], device, attention, quantize)
+    base = load_llama(files, facts.phase == "finetune", DTYPES[dtype], device, attention, quantize)
     check_fits(facts, base.config, str(adapter), str(files.folder))
+    mark = None if quantize else fingerprint_of(base)
+    check_base(recorded_base(adapter), mark, str(adapter), str(files.folder))
     if tokenizer.size != base.config.vocab_size:
         raise MismatchError(
             f"{files.tokenizer}: {tokenizer.size} pieces, the Llama has {base.config.vocab_size}. "
@@ -82,12 +94,12 @@ def load(
     connector, lora = build_connector(facts, visual_heads).to(device), build_lora(facts, base.config)
     fill(state, connector, lora, base)
     if lora is not None:
-        lora = lora.to(device, _DTYPES[dtype] if quantize is None and not merge_lora else torch.float32)
+        lora = lora.to(device, DTYPES[dtype] if quantize is None and not merge_lora else torch.float32)
         if merge_lora and quantize is None:
             lora.merge(base)
         else:
             lora.attach(base)
-    return AdapterLlama(base, connector, tokenizer, lora, facts)
+    return AdapterLlama(base, connector, tokenizer, lora, facts, mark)
 
 
 class AdapterLlama:
@@ -99,6 +111,7 @@ class AdapterLlama:
         connection: the connector's hooks on that Llama.
         tokenizer: text <-> ids.
         facts: what the adapter file is; None for one that was not read from a file.
+        base: which Llama it is, taken before anything was merged; None where it is not known.
     """
 
     def __init__(
@@ -108,8 +121,10 @@ class AdapterLlama:
         tokenizer: Tokenizer,
         lora: LoraTerms | None = None,
         facts: AdapterFacts | None = None,
+        base: BaseFingerprint | None = None,
     ) -> None:
         self.llama, self.lora, self.tokenizer, self.facts = llama, lora, tokenizer, facts
+        self.base = base
         self.connector = connector.eval().requires_grad_(False)
         if lora is not None:
             lora.eval().requires_grad_(False)
@@ -201,6 +216,10 @@ class AdapterLlama:
     def prompt(self, question: str, context: str = "") -> list[int]:
         """Give the ids of a question's prompt."""
         return self.tokenizer.encode(alpaca(question, context))
+
+    def chat(self, context_tokens: int = CONTEXT_TOKENS) -> Prompts:
+        """Give what writes the prompts of several turns."""
+        return Chat(self.tokenizer, context_tokens=context_tokens)
 
     def pieces(self, embeddings: torch.Tensor | FloatArray, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
         """Go on with a prompt, giving pieces of text as they come.
