@@ -123,12 +123,23 @@ def _wheels() -> list[Finding]:
     return lines
 
 
+def _numbers() -> str:
+    """Say what "--dtype fast" computes in here, and why."""
+    from bindsearch.models.packed import bfloat16_instructions
+
+    found = bfloat16_instructions()
+    if found:
+        return f"--dtype fast is bfloat16 on the CPU: it has {found}; --dtype auto is float32"
+    return "--dtype fast is float32 on the CPU: it has no instructions for bfloat16, which would be emulated"
+
+
 def _devices() -> list[Finding]:
     try:
         import torch
     except ImportError as error:
         return [Finding("device", "torch", "cannot be imported", f"torch cannot be imported: {error}")]
     lines = [Finding("device", "cpu", f"torch {torch.__version__}, {torch.get_num_threads()} threads")]
+    lines.append(Finding("device", "numbers", _numbers()))
     driver = _nvidia_driver()
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):

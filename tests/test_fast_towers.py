@@ -14,7 +14,7 @@ import torch
 
 from bindsearch.embed.planning import EmbedOptions
 from bindsearch.embed.run import run_embed
-from bindsearch.errors import InputError, ShapeError, UnknownNameError
+from bindsearch.errors import InputError, MismatchError, ShapeError, UnknownNameError
 from bindsearch.models import packed, quick
 from bindsearch.models.architecture import load_architecture
 from bindsearch.models.bind import Tower, build_tower
@@ -369,3 +369,17 @@ def test_a_full_size_tower_keeps_its_cosines() -> None:
     ):
         got = encode(QuickTower(drawn(dtype), switches), x)
         assert float((got * truth).sum(1).min()) >= least
+
+
+def test_an_unfinished_run_is_finished_with_its_own_switches(tmp_path: Path) -> None:
+    options = EmbedOptions(workers=0, shard_size=4)
+    texts = ["world:0..8#text"]
+    run_embed(texts, tmp_path / "a", load_space("tiny:3", device="cpu"), options=options)
+    for path in (tmp_path / "a").rglob("text-00001.*"):
+        path.unlink()
+    other = load_space("tiny:3", device="cpu", switches="fast,ragged=off")
+    said = r"begun with speed fast, this run has fast,ragged=off\. Finish it with --speed fast"
+    with pytest.raises(MismatchError, match=said):
+        run_embed(texts, tmp_path / "a", other, options=options)
+    run_embed(texts, tmp_path / "a", load_space("tiny:3", device="cpu"), options=options)
+    run_embed(["world:0..9#text"], tmp_path / "a", other, options=options)  # what comes after may have another

@@ -17,6 +17,7 @@ from bindsearch.cli.options import (
     PresetOption,
     QuietOption,
     SpaceOption,
+    SpeedOption,
     open_space,
     print_json,
     say,
@@ -40,6 +41,7 @@ def embed(
     space: SpaceOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    speed: SpeedOption = None,
     preset: PresetOption = None,
     modality: Annotated[str | None, typer.Option(help="Read every source as this modality.")] = None,
     modalities: Annotated[
@@ -110,9 +112,9 @@ def embed(
         from bindsearch.makers import narrow
 
         sources = [narrow(source, modalities.split(",")) for source in sources or ()]
-    given = {"space": space, "device": device, "dtype": dtype, "preset": preset, "workers": workers}
+    given = {"space": space, "device": device, "dtype": dtype, "speed": speed, "preset": preset, "workers": workers}
     given |= {"item-limit": item_limit_s, "silence": silence_s, "max-bad": 1.0}
-    loaded = open_space(space, own_device(device, place), dtype, preset)
+    loaded = open_space(space, own_device(device, place), dtype, preset, speed)
     with helpers(output, count, [f"--{name}={value}" for name, value in given.items() if value is not None]):
         report = run_embed(sources or (), output, loaded, options=options, progress=not quiet)
     if as_json:

@@ -133,6 +133,8 @@ class Planner:
                 return None
             used = {part for shard in writer.shards for part in shard["kind"].split("+")} & set(self.space.modalities)
             record = {"sources": listing.origins, "batch_size": self.options.batch_size}
+            if switches := getattr(self.space, "switches", None):
+                record["speed"] = switches.id  # another way of computing gives other last bits
             return writer.commit(Identity.of_space(self.space, used), record, gone)
         except BaseException:
             writer.abandon()

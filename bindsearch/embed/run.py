@@ -251,10 +251,11 @@ class _Run:
 
         Raises:
             MismatchError: they were made with other settings than this run's, or one that is to be finished computes
-                in another dtype: a resumed run gives the bytes of an undisturbed one.
+                in another dtype, or with other switches: a resumed run gives the bytes of an undisturbed one.
         """
         mine = Identity.of_space(self.space, self.space.modalities)
         there = [Generation.load(folder) for folder in generation_folders(self.folder)]
+        speed = getattr(getattr(self.space, "switches", None), "id", None)
         for generation in there:
             made_with = generation.identity
             made_with.merged(mine, str(self.folder))
@@ -262,6 +263,12 @@ class _Run:
                 raise MismatchError(
                     f"{generation.folder}: not finished, begun with dtype {made_with.dtype}, this run has {mine.dtype}."
                     f" Finish it with --dtype {made_with.dtype}; what comes after may have another."
+                )
+            begun = generation.record.get("speed", speed)
+            if speed is not None and begun != speed and generation.pending():
+                raise MismatchError(
+                    f"{generation.folder}: not finished, begun with speed {begun}, this run has {speed}. Finish it "
+                    f"with --speed {begun}; what comes after may have another."
                 )
         return there
 
