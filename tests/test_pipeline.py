@@ -354,3 +354,22 @@ def test_quick_pictures_are_another_preset(tmp_path):
     assert (full.array.shape, reduced.array.shape) == ((768, 1024, 3), (384, 512, 3))
     levels = [kind.preprocess(media, plain) * np.array(plain.std)[:, None, None] * 255 for media in (full, reduced)]
     assert 0 < np.abs(levels[0] - levels[1]).mean() < 1.0
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_batch_reaches_its_device(device):
+    import torch
+
+    from bindsearch.models.transfer import to_device
+
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    rng = np.random.default_rng(6)
+    floats, ids = rng.normal(size=(4, 3, 8)).astype(np.float32), rng.integers(0, 99, (4, 7))
+    for dtype in (torch.float32, torch.bfloat16):
+        x = to_device(floats, torch.device(device), dtype)
+        assert (x.device.type, x.dtype) == (device, dtype)
+        assert torch.equal(x.cpu(), torch.from_numpy(floats).to(dtype))
+        y = to_device(ids, torch.device(device), dtype)
+        assert y.dtype == torch.int64
+        assert np.array_equal(y.cpu().numpy(), ids)

@@ -14,6 +14,7 @@ from bindsearch.errors import InputError, MismatchError, ShapeError, UnknownName
 from bindsearch.models.clips import aligned, distinct
 from bindsearch.models.manifest import SpaceCard
 from bindsearch.models.switches import Switches
+from bindsearch.models.transfer import to_device
 from bindsearch.registry import MODALITIES
 
 if TYPE_CHECKING:
@@ -386,8 +387,7 @@ class Space:
         rows = np.empty((len(clips), self.dim), dtype=np.float32)
         with torch.inference_mode():
             for chosen in self._batches(tower, clips):
-                x = torch.from_numpy(aligned(clips, chosen))
-                x = x.to(device, dtype if x.is_floating_point() else x.dtype)
+                x = to_device(aligned(clips, chosen), device, dtype)
                 if modality == "image":
                     x = x.unsqueeze(2)  # (N, 3, 1, H, W): a picture is a clip of one frame
                 unit = torch.nn.functional.normalize(tower(x).double(), dim=-1, eps=1e-12)
