@@ -16,7 +16,7 @@ from PIL import Image
 from bindsearch.embed import EmbedOptions, run_embed
 from bindsearch.embed import blocks as blocks_module
 from bindsearch.embed.arena import SLOT_BYTES, SLOTS, Arena, make_memory
-from bindsearch.embed.blocks import SMALL_BYTES, SMALL_TOGETHER, Blocks
+from bindsearch.embed.blocks import SMALL_TOGETHER, Blocks
 from bindsearch.embed.decoding import Decoded, Failed, decode_item
 from bindsearch.embed.plan import first_twice
 from bindsearch.embed.report import EmbedReport
@@ -115,10 +115,10 @@ def picture(number, size_bytes=900, **more):
 
 
 def test_small_items_of_one_modality_travel_together():
-    together = SMALL_TOGETHER["text"], SMALL_TOGETHER["image"]
+    together = SMALL_TOGETHER["text"][1], SMALL_TOGETHER["image"][1]
     items = [text(n) for n in range(together[0] + 3)] + [picture(n) for n in range(together[1] + 1)]
     lone = [
-        picture(100, SMALL_BYTES + 1),
+        picture(100, SMALL_TOGETHER["image"][0] + 1),
         Item("v", "video", "/no/v.mp4", size_bytes=900),
         Item("a", "audio", "/no/a.wav", span=(0.0, 1.0), size_bytes=900),
         picture(101, None),
@@ -151,7 +151,7 @@ def sloths_together(monkeypatch):
     """Let the misbehaving modality travel in blocks of eight."""
     MODALITIES.register("sloth", sloth.Sloth())
     naming.suffix_table.cache_clear()
-    monkeypatch.setitem(SMALL_TOGETHER, "sloth", 8)
+    monkeypatch.setitem(SMALL_TOGETHER, "sloth", (1000, 8))
     yield
     MODALITIES._things.pop("sloth")
     naming.suffix_table.cache_clear()

@@ -12,10 +12,17 @@ from bindsearch.types import Item
 BLOCK_BYTES = 48 << 20
 """Of one block: what is made, and the arrays decoded from it."""
 LONGEST = 1024
-SMALL_BYTES = 64 << 10
-"""Size of a file up to which it travels with others."""
-SMALL_TOGETHER = {"text": 64, "image": 16, "depth": 16, "thermal": 16, "features": 64}
-"""How many small items of a modality travel together: what one message costs is then a small part of what they cost."""
+SMALL_TOGETHER = {
+    "text": (64 << 10, 64),
+    "features": (64 << 10, 64),
+    "image": (512 << 10, 8),
+    "depth": (512 << 10, 8),
+    "thermal": (512 << 10, 8),
+    "audio": (2 << 20, 4),
+    "imu": (2 << 20, 4),
+}
+"""Size of a file up to which it travels with others, and how many travel together: what messages cost is then a small
+part of what the items cost."""
 _TEXT_BYTES = 16 << 10  # of texts on one message, which has to fit in a link that nobody reads
 _FIRST = 32
 
@@ -40,8 +47,9 @@ def _together(item: Item) -> int:
     """Tell how many items such as this one travel together; 1 is alone."""
     if isinstance(item, FusedItem | BrokenItem) or item.span is not None or item.size_bytes is None:
         return 1
-    limit = _TEXT_BYTES // 4 if item.literal is not None else SMALL_BYTES
-    return SMALL_TOGETHER.get(item.modality, 1) if item.size_bytes <= limit else 1
+    largest, count = SMALL_TOGETHER.get(item.modality, (0, 1))
+    limit = _TEXT_BYTES // 4 if item.literal is not None else largest
+    return count if item.size_bytes <= limit else 1
 
 
 class Blocks:
