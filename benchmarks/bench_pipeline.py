@@ -94,20 +94,21 @@ def embed_once(folder: Path, workers: int | None) -> dict[str, Any]:
     }
 
 
-def in_process(function: str, *arguments: object) -> Any:
-    """Call a function of this file in a process of its own; its answer comes as JSON."""
+def in_process(function: str, variable: tuple[str, str]) -> Any:
+    """Call a function of this file in a process of its own, with a variable set; its answer comes as JSON."""
     code = f"import json; from benchmarks import bench_pipeline as b; print(json.dumps(b.{function}))"
-    environment = {**os.environ, **(dict([arguments[0]]) if arguments else {})}  # type: ignore[list-item]
+    environment = dict([*os.environ.items(), variable])
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_kind(modality: str, count: int, runs: int, workers: int | None) -> dict[str, Any]:
+def measure_kind(modality: str, count: int, runs: int, workers: int | None, policy: str) -> dict[str, Any]:
     """Measure one kind of file: its parts alone, and the pipeline."""
     name, write, _ = KINDS[modality]
     folder = write_once(FOLDER, f"{name.replace(' ', '-')}-{count}", lambda half: write(half, count))
     parts = in_process(f"alone({modality!r}, b.Path({str(folder)!r}), {min(ALONE, count)})", ("OMP_NUM_THREADS", "1"))
-    whole = [in_process(f"embed_once(b.Path({str(folder)!r}), {workers})") for _ in range(runs)]
+    waiting = ("OMP_WAIT_POLICY", policy)
+    whole = [in_process(f"embed_once(b.Path({str(folder)!r}), {workers})", waiting) for _ in range(runs)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bound = cores / sum(parts.values())
     best = max(whole, key=lambda each: float(each["items_s"]))
@@ -174,12 +175,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=("files", "videos"))
     parser.add_argument("--workers", type=int, help="decode processes; default as `bindsearch embed`")
+    parser.add_argument("--wait", default="PASSIVE", help="OMP_WAIT_POLICY; `bindsearch embed` takes PASSIVE")
     options = parser.parse_args()
     runs = 1 if options.quick else RUNS
     result: dict[str, Any] = {}
     if options.only != "videos":
         for modality, (name, _, count) in KINDS.items():
-            one = measure_kind(modality, 400 if options.quick else count, runs, options.workers)
+            one = measure_kind(modality, 400 if options.quick else count, runs, options.workers, options.wait)
             result[name] = one
             rate, bound = one["items_s"]["median"], one["bound_items_s"]
             print(

@@ -82,6 +82,7 @@ def embed(
     if status:
         _print_status(output, as_json)
         return
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the core to decode workers; ADR 139
     from bindsearch.cli.several import helpers, own_device, process_count
     from bindsearch.config import setting
     from bindsearch.embed import EmbedOptions, run_embed
