@@ -44,9 +44,10 @@ KINDS = ("kill", "term", "space", "slow", "worker", "oom", "memory", "starve", "
 WEIGHTS = (6, 4, 4, 2, 2, 2, 2, 2, 2)
 INPUT_SETS = 6
 CREW = 3
-TIMES = {"listing": 1, "plan": 2, "decode": 1, "model": 12, "write": 6, "commit": 1}
-DELAY_S = {"listing": 0.2, "plan": 0.01, "decode": 0.3, "model": 0.01, "write": 0.01, "commit": 0.02}
-PAGE, ROOM = 4096, "64m"
+AIMS = (4, 2, 2, 3, 3, 2)
+TIMES = {"listing": 1, "plan": 2, "decode": 1, "model": 8, "write": 4, "commit": 1}
+DELAY_S = {"listing": 0.05, "plan": 0.01, "decode": 0.3, "model": 0.005, "write": 0.005, "commit": 0.01}
+PAGE, ROOM, LEASE_PAGES = 4096, "64m", 4
 
 
 class Bench:
@@ -102,6 +103,7 @@ class Bench:
         number, generation = seed % INPUT_SETS, int(rng.random() < 0.25)
         inputs, expected = self.whole(number, generation)
         sources = inputs.second if generation else inputs.first
+        whole = self.folder / f"set{number}" / f"whole{generation}"
         began_s, faults = time.perf_counter(), []
         with self.disk(seed) as disk:
             out = disk / "out"
@@ -109,7 +111,7 @@ class Bench:
                 shutil.copytree(self.folder / f"set{number}" / "whole0", out)
             for _ in range(rng.choice((1, 1, 2, 3))):
                 kind = rng.choices(KINDS, WEIGHTS)[0]
-                faults.append(self.strike(kind, rng, sources, out, expected))
+                faults.append(self.strike(kind, rng, sources, out, whole))
             victim = start(self.space, sources, out, rng.choice((0, 0, 1, 2)))
             problems = [each["problem"] for each in faults if each["problem"]]
             if (ended := victim.wait()) != (0, None):
@@ -138,20 +140,18 @@ class Bench:
                 subprocess.run(["umount", str(disk)], check=True)
             shutil.rmtree(disk, ignore_errors=True)
 
-    def strike(
-        self, kind: str, rng: random.Random, sources: list[str], out: Path, expected: dict[str, str]
-    ) -> dict[str, Any]:
+    def strike(self, kind: str, rng: random.Random, sources: list[str], out: Path, whole: Path) -> dict[str, Any]:
         """Start a run, strike it, wait for its end.
 
         Returns:
             "kind", "aimed" and "stage", "hit" (False where the run was quicker), "means", "code", "died", "problem".
         """
-        aimed = rng.choice(STAGES)
+        aimed = rng.choices(STAGES, AIMS)[0]
         fault: dict[str, Any] = {"kind": kind, "aimed": aimed, "stage": aimed, "hit": False, "means": kind}
         times, delay_s = rng.randint(1, TIMES[aimed]), rng.uniform(0, DELAY_S[aimed])
         workers = rng.choice((1, 2)) if kind in ("worker", "oom", "memory", "starve") else rng.choice((0, 0, 1, 2))
         if kind == "space":
-            self._fill(fault, rng, sources, out, expected, workers)
+            self._fill(fault, rng, sources, out, whole, workers)
             return fault
         others: list[Victim] = []
         slow = (lambda victim: fault.update(means=victim.slow_disk() or "kill")) if kind == "slow" else None
@@ -170,23 +170,17 @@ class Bench:
                 fault["problem"] = f"a process beside the killed one ended with {ended}: {_words(out)}"
         if kind in ("worker", "oom", "memory", "crew") and code in (0, None) and not fault["problem"]:
             done = (kind != "crew" and code == 0) or kind == "crew"
-            fault["problem"] = "; ".join(_check_bytes(out, expected)) if done else ""
+            fault["problem"] = "; ".join(_check_bytes(out, digests(whole))) if done else ""
         if kind == "starve" and not code and died is None:
             fault["hit"] = False
         return fault
 
     def _fill(
-        self,
-        fault: dict[str, Any],
-        rng: random.Random,
-        sources: list[str],
-        out: Path,
-        expected: dict[str, str],
-        workers: int,
+        self, fault: dict[str, Any], rng: random.Random, sources: list[str], out: Path, whole: Path, workers: int
     ) -> None:
         """Run with so little room that it ends; then give the room back."""
         used = _pages(out)
-        pages = rng.randint(1, max(2, 3 * len(expected) - used)) if rng.random() < 0.7 else rng.randint(1, 12)
+        pages = rng.randint(1, max(2, _pages(whole) + LEASE_PAGES - used))
         if not self.mounted:
             fault["means"] = "RLIMIT_FSIZE"
             limit = rng.choice((500, 2000, 4000, 8000))
@@ -216,7 +210,7 @@ def _hit(kind: str, victim: Victim, rng: random.Random, fault: dict[str, Any]) -
             return True
         return False
     if kind == "starve":
-        return victim.limit_memory(victim.pid, rng.randint(0, 4 << 20))
+        return victim.limit_memory(victim.pid, rng.randint(0, 1 << 20))
     if not workers:
         return False
     worker = rng.choice(workers)
@@ -292,7 +286,9 @@ def _words(out: Path) -> str:
 
 
 def _pages(folder: Path) -> int:
-    return sum(1 + -(-path.stat().st_size // PAGE) for path in folder.rglob("*")) if folder.is_dir() else 0
+    """Count the pages that the files of a folder take on a tmpfs."""
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    return sum(-(-size // PAGE) for size in sizes)
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
