@@ -383,3 +383,18 @@ def test_an_unfinished_run_is_finished_with_its_own_switches(tmp_path: Path) -> 
         run_embed(texts, tmp_path / "a", other, options=options)
     run_embed(texts, tmp_path / "a", load_space("tiny:3", device="cpu"), options=options)
     run_embed(["world:0..9#text"], tmp_path / "a", other, options=options)  # what comes after may have another
+
+
+def test_the_gpu_benchmark_measures_what_it_says() -> None:
+    """The code that measures on a GPU, on the CPU with a narrow text tower: texts a second, and parity."""
+    from benchmarks.bench_gpu_towers import matrix_rate, measure
+
+    huge = load_architecture("imagebind-huge")
+    text = replace(huge.towers["text"], trunk=replace(huge.towers["text"].trunk, width=64, blocks=2, heads=4))
+    narrow = replace(huge, dim=32, towers={"text": text})
+    rate = matrix_rate("cpu", 128)
+    found = measure(
+        "text", "cpu", "off", 16, rate, lambda name, dtype: build_tower(narrow, name, seed=1).eval().to(dtype)
+    )
+    assert found["items_a_second"] == pytest.approx(16 / found["wall_s"]["min"])
+    assert 0.999 <= found["cosine_with_cpu_float32"] < 1 and found["share_of_matrix_rate"] > 0
