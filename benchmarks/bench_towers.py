@@ -80,6 +80,20 @@ def measure(what: str, sides: tuple[str, ...], rounds: int, runs: int, wall: boo
     return record
 
 
+def measured() -> dict[str, Any]:
+    """Read what is measured already, by kind of item."""
+    path = RESULTS / "towers.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["measured"] if path.exists() else {}
+    return found
+
+
+def keep(what: str, one: dict[str, Any]) -> dict[str, Any]:
+    """Write one kind's record beside what other runs have written meanwhile, and give all."""
+    found = measured() | {what: one}
+    write_result("towers", {"measured": found})
+    return found
+
+
 def least(values: list[float]) -> float:
     """Give the least of some times: what a busy machine adds is no part of the work."""
     return min(values)
@@ -162,8 +176,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=SCENES)
     parser.add_argument("--draw", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
-    path = RESULTS / "towers.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["measured"] if path.exists() else {}
+    found = measured()
     wanted = [] if arguments.draw else arguments.what or ([] if arguments.mini else list(NAMES))
     for what in wanted:
         if what in found and not arguments.again:
@@ -171,14 +184,13 @@ def main() -> None:
         begin = time.perf_counter()
         quick = arguments.quick
         sides = tuple(dict.fromkeys(("plain", "fast", *arguments.sides)))
-        found[what] = measure(what, sides, 1 if quick else 2, 1 if quick else 3, not quick)
-        found[what] |= {"took_s": time.perf_counter() - begin, "machine": machine(), "quick": quick}
-        write_result("towers", {"measured": found})
+        one = measure(what, sides, 1 if quick else 2, 1 if quick else 3, not quick)
+        one |= {"took_s": time.perf_counter() - begin, "machine": machine(), "quick": quick}
+        found = keep(what, one)
         print(what, json.dumps({key: found[what][key] for key in ("ratio_cpu", "cosine", "share_of_packed_gemm")}))
     if arguments.mini and ("mini" not in found or arguments.again):
         with tempfile.TemporaryDirectory(prefix="bindsearch-mini-") as scratch:
-            found["mini"] = measure_mini(arguments.scenes, Path(scratch)) | {"machine": machine()}
-        write_result("towers", {"measured": found})
+            found = keep("mini", measure_mini(arguments.scenes, Path(scratch)) | {"machine": machine()})
         print("mini", json.dumps(found["mini"]["overlap_at_10"]), json.dumps(found["mini"]["model_s"]))
     score(found)
     draw({name: each for name, each in found.items() if name != "mini"}, RESULTS / "towers.svg")

@@ -94,7 +94,7 @@ def load_space(
         from bindsearch.models.text_cache import open_text_cache
 
         tower = opened.card.tower_ids[opened.card.towers["text"]]
-        return open_text_cache(tower, opened.stored_dtype, computed, device, tricks)
+        return open_text_cache(tower, opened.stored_dtype, towers.dtype_name, device, tricks)
 
     return Space(opened.card, towers, preset, opened.location, texts)
 
