@@ -21,7 +21,12 @@ $(VENV)/.dev: $(VENV)/.base
 	$(PIP) --editable '.[$(EXTRA),open-clip,dev]'
 	@touch $@
 
-demo: $(VENV)/.base
+$(VENV)/.llm: $(VENV)/.base
+	@echo "installing the language model's packages into $(VENV)"
+	$(PIP) --editable '.[$(EXTRA),llm]'
+	@touch $@
+
+demo: $(VENV)/.llm
 	$(BIN)/python examples/demo.py demo
 
 test: $(VENV)/.dev

@@ -6,6 +6,7 @@ The scenes are from the split "demo": bindsearch-mini was never trained on them.
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import subprocess
 import sys
@@ -41,6 +42,14 @@ def write_question(folder: Path, name: str, modality: str, kind: str, start: int
     raise SystemExit(f"no {kind} scene with {wanted} among 5000 seeds")
 
 
+def can_ask() -> bool:
+    """Say whether a language model is at hand: its packages, and the bundled pair."""
+    from bindsearch.llm.pair import BUNDLED, FILE
+
+    packages = all(importlib.util.find_spec(name) for name in ("transformers", "sentencepiece"))
+    return packages and (BUNDLED / FILE).is_file()
+
+
 def main() -> None:
     """Write the questions and the world, then walk."""
     home = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
@@ -62,6 +71,12 @@ def main() -> None:
     both = ("--image", f"{beach}@0.6", "--audio", str(dog))
     run("query", str(index), *both, "-k", "12", "--html", str(page), "--sheet", str(sheet))
     print(f"\nA picture of an empty beach plus the bark of a dog: open {page} or {sheet}")
+    if not can_ask():
+        print("To ask a language model about the sound: pip install 'bindsearch[llm]', then run the demo again.")
+        return
+    carried = home / "carried.png"
+    run("ask", "What is making this sound?", "--audio", str(dog), "--show-cached", "--sheet", str(carried))
+    print(f"\nThe model was trained on pictures and words alone. The pictures that carried its answer: open {carried}")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ def test_the_picture_shows_the_images_that_carried(space, tmp_path):
     cache = bundled_cache()
     seed = "world:50000003#image"
     vector = space.image(seed).vector
-    path = save_carriers(tmp_path / "deep" / "carried.png", cache, vector, "a scene of the cache itself")
+    near = cache.explain(vector)[0]["neighbours"]
+    assert near[0]["key"] == seed
+    path = save_carriers(tmp_path / "deep" / "carried.png", "a scene of the cache itself", near)
     sheet = np.asarray(Image.open(path).convert("RGB")).astype(int)
     assert sheet.shape[1] > 1000
     drawn = np.asarray(Image.open(_rendered(seed, tmp_path)).convert("RGB").resize((161, 161), 1)).astype(int)
@@ -79,4 +81,5 @@ def test_pictures_that_are_gone_say_so(tmp_path):
     np.save(tmp_path / "rows.npy", np.eye(4, dtype=np.float32))
     build_cache(tmp_path / "cache", Inputs((str(tmp_path / "rows.npy"),), space_id="toy@0123456789ab"))
     cache = VisualCache.open(tmp_path / "cache")
-    assert save_carriers(tmp_path / "sheet.png", cache, np.ones((1, 4), np.float32), "nothing to see").is_file()
+    near = cache.explain(np.ones((1, 4), np.float32), 4)[0]["neighbours"]
+    assert save_carriers(tmp_path / "sheet.png", "nothing to see", near).is_file()

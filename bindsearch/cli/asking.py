@@ -23,7 +23,7 @@ from bindsearch.cli.options import (
     print_json,
     say,
 )
-from bindsearch.errors import BindSearchError, InputError
+from bindsearch.errors import InputError
 from bindsearch.registry import MODALITIES
 
 if TYPE_CHECKING:
@@ -218,36 +218,12 @@ def _say_cached(neighbours: list[dict[str, Any]]) -> None:
 
 def _write_sheet(asked: _Asked, answers: list[dict[str, Any]], path: Path) -> Path:
     """Draw what was asked about, and the cached images, under the questions and answers."""
-    from bindsearch.preview import preview_term
-    from bindsearch.sheet import Row, Tile, contact_sheet
+    from bindsearch.carriers import save_carriers
 
     title = " · ".join(f"{one['question']} {one['answer']}" for one in answers)
-    presets = {part.terms[0].modality: "default" for part in asked.parts}
-    terms = [
-        Tile(preview_term(part.terms[0], presets), f"{spec.weight:g} {spec.kind}", part.terms[0].label)
-        for part, spec in zip(asked.parts, asked.specs, strict=True)
-    ]
-    hits = [
-        Tile(_preview_cached(each["source"] or each["key"]), f"{each['weight']:.2f}", each["key"])
-        for each in asked.neighbours
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet([Row(title, terms, hits)]).save(path, "PNG")
-    return path
-
-
-def _preview_cached(name: str) -> Any:
-    """Show a cached image: a file, or an address that is drawn again."""
-    from bindsearch.makers import maker_of
-    from bindsearch.preview import SIZE_PX, Preview, preview
-    from bindsearch.sources import Source
-
-    maker = maker_of(name)
-    try:
-        source = Source.of(name if maker is None else maker.for_viewing(name, SIZE_PX))
-    except BindSearchError as error:
-        return Preview(name, "image", trouble=str(error))
-    return preview(source, "image", None, "default", name)
+    terms = [(part.terms[0], spec.weight) for part, spec in zip(asked.parts, asked.specs, strict=True)]
+    foot = f"{len(asked.neighbours)} cached images; under each: its share of what was found" if asked.neighbours else ""
+    return save_carriers(path, title, asked.neighbours, terms, foot=foot)
 
 
 def train_llm(
