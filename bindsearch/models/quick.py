@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CAP_MB = {"cpu": 128, "cuda": 4096}
 _STEP = 8
+"""Clips of a pass, and lengths of compiled texts, are multiples of it."""
 
 
 class QuickBlock:
@@ -196,6 +197,8 @@ class QuickTower(nn.Module):
         pooled = self.head.pooled_index(ids)
         causal, count = self.config.trunk.causal, ids.shape[0]
         length = int(pooled.max()) + 1 if self.switches.trimmed and causal else ids.shape[1]
+        if self.switches.compiled != "off":  # few shapes: each one is compiled, or captured, anew
+            length = min(-(-length // _STEP) * _STEP, ids.shape[1])
         tokens = self.stem(ids[:, :length])
         starts = torch.arange(count, device=ids.device) * length
         flat = tokens.reshape(count * length, -1)
