@@ -193,6 +193,7 @@ def test_places_come_from_the_flag_torchrun_or_slurm():
     assert Place.of("2/4", slurm) == Place(2, 4, 2, 3, True)
     assert str(Place.of("2/4", {})) == "2/4"
     assert Place.of(None, {"RANK": "3"}) == Place()  # half of it says nothing
+    assert Place.of(None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}) == Place()  # a batch job of one is no launcher
     for wrong in ("0/4", "5/4", "1", "a/b", "-1/3"):
         with pytest.raises(InputError, match="--shard: expected i/n, counted from 1"):
             Place.of(wrong, {})

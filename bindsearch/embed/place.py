@@ -56,7 +56,7 @@ class Place:
         for names in _LAUNCHERS:
             values = [_whole(environment.get(name, "")) for name in names]
             rank, size, local, local_size = values
-            if rank is not None and size is not None and rank < size:
+            if rank is not None and size is not None and rank < size > 1:  # one of one is alone
                 return cls(rank + 1, size, local or 0, max(1, local_size or 1), True)
         return cls()
 
