@@ -373,3 +373,32 @@ def test_a_batch_reaches_its_device(device):
         y = to_device(ids, torch.device(device), dtype)
         assert y.dtype == torch.int64
         assert np.array_equal(y.cpu().numpy(), ids)
+
+
+def test_shards_share_row_groups_and_keep_their_items(tmp_path, monkeypatch):
+    """Small shards of two kinds, several to a row group, the last ones shorter: each gives its own items, in order."""
+    import pyarrow.parquet as pq
+
+    from bindsearch.embed import plan
+
+    monkeypatch.setattr(plan, "_GROUP_ROWS", 25)
+    rng = np.random.default_rng(9)
+    for number in range(23):
+        Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(tmp_path / f"{number:02d}.png")
+    (tmp_path / "t.jsonl").write_text("".join(f'{{"text": "text {number}"}}\n' for number in range(37)))
+    out, options = tmp_path / "out", EmbedOptions(shard_size=10, workers=0)
+    run_embed([tmp_path, tmp_path / "t.jsonl"], out, load_space("tiny", device="cpu"), options=options)
+    generation = plan.Generation.load(out / "g0001")
+    shards = generation.record["shards"]
+    assert pq.ParquetFile(out / "g0001" / "plan.parquet").num_row_groups < len(shards)
+    store = open_store(out)
+    for number, shard in enumerate(shards):
+        items = plan.planned_items(generation, number)
+        assert [item.modality for item in items] == [shard["kind"]] * shard["items"]
+        there = store.items(("key",))["key"].to_pylist()
+        assert [item.key for item in items] == there[sum(each["items"] for each in shards[:number]) :][: len(items)]
+    for old in shards:  # a plan of an earlier version: one row group a shard
+        del old["group"], old["first"]
+    table = pq.read_table(out / "g0001" / "plan.parquet")
+    keys = [item.key for number in range(1) for item in plan.planned_items(generation, number)]
+    assert keys == table["key"].to_pylist()[:10]

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 BROKEN_KIND = "broken"
 _IDS_AT_ONCE, _PASSES = 1 << 18, 16
+_GROUP_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ def _to_item(row: Mapping[str, Any]) -> Item:
 class PlanWriter:
     """Writes a plan while items stream in; memory holds one shard a kind.
 
-    Rows of one kind fill a shard; a full shard is written as one row group. What is left over at the end becomes the
+    Rows of one kind fill a shard; full shards are written in row groups of 16,384 rows or more, since what a file says
+    of its row groups is held in memory, by who writes it and by who reads it. What is left over at the end becomes the
     last shards, in the order of the kinds' names.
 
     Attributes:
@@ -154,7 +157,9 @@ class PlanWriter:
         self.folder.mkdir(parents=True)
         self.shards: list[dict[str, Any]] = []
         self._open: dict[str, list[dict[str, Any]]] = {}
-        self._count = 0
+        self._kinds: Counter[str] = Counter()
+        self._full: list[pa.Table] = []  # shards of the row group that is being filled
+        self._groups = self._count = 0
         self._path = self.folder / PLAN_ROWS
         self._file: IO[bytes] = self._temp.open("wb")
         self._writer = pq.ParquetWriter(
@@ -177,10 +182,23 @@ class PlanWriter:
         import pyarrow as pa
 
         rows = self._open.pop(kind)
-        self._writer.write_table(pa.Table.from_pylist(rows, schema=plan_schema()), row_group_size=len(rows))
+        first = sum(table.num_rows for table in self._full)
+        self._full.append(pa.Table.from_pylist(rows, schema=plan_schema()))
         self._count += len(rows)
-        number = sum(shard["kind"] == kind for shard in self.shards)
-        self.shards.append({"name": f"{kind}-{number:05d}", "kind": kind, "items": len(rows)})
+        name = f"{kind}-{self._kinds[kind]:05d}"
+        self._kinds[kind] += 1
+        self.shards.append({"name": name, "kind": kind, "items": len(rows), "group": self._groups, "first": first})
+        if first + len(rows) >= _GROUP_ROWS:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        import pyarrow as pa
+
+        if self._full:
+            whole = pa.concat_tables(self._full)
+            self._writer.write_table(whole, row_group_size=whole.num_rows)
+            self._groups += 1
+            self._full.clear()
 
     def finish(self) -> int:
         """Write what is left and give the rows file its name.
@@ -193,6 +211,7 @@ class PlanWriter:
         """
         for kind in sorted(self._open):
             self._flush(kind)
+        self._write_group()
         self._writer.close()
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -280,8 +299,10 @@ def say_twice(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
 
 
 def planned_items(generation: Generation, number: int) -> list[Item]:
-    """Read the items of one shard of a plan, in order."""
-    return [_to_item(row) for row in read_parquet(generation.folder / PLAN_ROWS, row_group=number).to_pylist()]
+    """Read the items of one shard of a plan, in order; in plans of earlier versions a shard is a row group."""
+    shard = generation.record["shards"][number]
+    table = read_parquet(generation.folder / PLAN_ROWS, row_group=shard.get("group", number))
+    return [_to_item(row) for row in table.slice(shard.get("first", 0), shard["items"]).to_pylist()]
 
 
 def span_item(item: Item, span: Span) -> Item:
