@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--keep", type=int, default=FULL)
     parser.add_argument("--folder", type=Path, default=Path("runs/cache"))
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--dtype", default="auto", help="that the towers compute in; a begun build keeps its own")
     arguments = parser.parse_args()
     home = arguments.folder / str(arguments.keep)
     home.mkdir(parents=True, exist_ok=True)
@@ -131,7 +132,11 @@ def main() -> None:
     def embedded(progress: Any) -> None:
         log("embed", progress.done, progress.total)
 
-    inputs = Inputs(load=lambda name: load_space(name), embed_progress=embedded, workers=arguments.workers)
+    inputs = Inputs(
+        load=lambda name: load_space(str(name), dtype=arguments.dtype),
+        embed_progress=embedded,
+        workers=arguments.workers,
+    )
     try:
         record = build_cache(home / "cache", inputs, recipe, force=True, progress=log)
     except KeyboardInterrupt:

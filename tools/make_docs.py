@@ -34,6 +34,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("query",),
     ("cache",),
     ("cache", "build"),
+    ("cache", "tune"),
     ("cache", "info"),
     ("cache", "enhance"),
     ("cache", "import"),
@@ -62,6 +63,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("world", "write"),
     ("world", "view"),
     ("doctor",),
+    ("bench",),
     ("config",),
     ("config", "show"),
 )
