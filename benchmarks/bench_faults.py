@@ -1,6 +1,6 @@
 """Runs of real embed processes that are struck, resumed, and compared with undisturbed ones, byte for byte.
 
-python -m benchmarks.bench_faults                       # 200 runs; results/faults.json; goes on where it was stopped
+python -m benchmarks.bench_faults                       # 200 runs; results/faults.json and .svg; goes on where it was stopped
 python -m benchmarks.bench_faults --runs 10 --folder /tmp/faults --quick
 
 A run draws, from its seed, inputs (one in twenty broken), a first or a second generation, decode workers, one to three
@@ -36,7 +36,7 @@ from typing import Any
 
 from benchmarks.fault_inputs import Inputs, make_inputs
 from benchmarks.fault_victim import STAGES, Victim, can_mount, start
-from benchmarks.record import write_result, write_score
+from benchmarks.record import RESULTS, write_result, write_score
 from bindsearch.embed.place import Place
 
 COMMAND = "python -m benchmarks.bench_faults"
@@ -306,6 +306,28 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def draw_plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw how many faults hit each stage, a colour a kind."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "faults"
+    from matplotlib import pyplot
+
+    hits = Counter((fault["stage"], fault["kind"]) for row in rows for fault in row["faults"] if fault["hit"])
+    figure, axis = pyplot.subplots(figsize=(7.5, 3.6), layout="constrained")
+    below = dict.fromkeys(STAGES, 0)
+    for kind in KINDS:
+        counts = [hits[stage, kind] for stage in STAGES]
+        axis.bar(STAGES, counts, bottom=[below[stage] for stage in STAGES], label=kind)
+        below = {stage: below[stage] + count for stage, count in zip(STAGES, counts, strict=True)}
+    equal = sum(not row["problems"] for row in rows)
+    axis.set(ylabel="faults", title=f"{equal} of {len(rows)} struck runs, resumed, equal undisturbed ones")
+    axis.legend(fontsize=7, ncols=3)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
 def _own_mounts() -> None:
     """Start this program anew in a mount namespace of its own, where that is permitted."""
     for options in (["--mount"], ["--mount", "--map-root-user"]):
@@ -343,6 +365,7 @@ def main() -> int:
     found = summary([rows[seed] for seed in wanted])
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
     if not arguments.quick:
+        draw_plot([rows[seed] for seed in wanted], RESULTS / "faults.svg")
         write_result("faults", {"means": {"file system of its own": bench.mounted}, **found})
         write_score("faults_equal_runs", found["equal"], "runs of 200", "200", COMMAND)
         least = min(found["by_stage"].values())
