@@ -1,7 +1,7 @@
 """Runs of real embed processes that are struck, resumed, and compared with undisturbed ones, byte for byte.
 
-python -m benchmarks.bench_faults                       # 200 runs; results/faults.json and .svg; goes on where it was stopped
-python -m benchmarks.bench_faults --runs 10 --folder /tmp/faults --quick
+python -m benchmarks.bench_faults                       # 200 runs: results/faults.json, faults.svg; resumable
+python -m benchmarks.bench_faults --runs 10 --folder runs/trial --quick
 
 A run draws, from its seed, inputs (one in twenty broken), a first or a second generation, decode workers, one to three
 faults and the stage each is aimed at; then it is resumed and compared. The faults:
