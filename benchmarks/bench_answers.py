@@ -55,7 +55,7 @@ CHOSEN_ON = {
 GRID = tuple(itertools.product((1, 10, 50), (5.0, 20.0, 50.0), (0.25, 0.5, 0.75, 1.0)))
 SWEPT = {"k": (1, 3, 10, 30, 100), "t": (0.0, 5.0, 20.0, 50.0, 100.0), "w": (0.0, 0.25, 0.5, 0.75, 1.0)}
 AXES = ("k", "t", "w")
-PICTURE_PX = 64
+PICTURE_PX, BLUR_PX = 64, 4
 DRAWS = 2000
 
 
@@ -245,7 +245,7 @@ class Mixed:
 
     Attributes:
         second: setting (the picture shows a setting without any subject) or colour (the picture is so blurred that its
-            colours are left, and its subject hardly).
+            colours are left, and of its subject half).
     """
 
     second: str
@@ -258,7 +258,7 @@ class Mixed:
     def rows(self, space: Any, split: str, n: int, folder: Path) -> tuple[Scenes, dict[str, np.ndarray]]:
         """Give n scenes, and the embeddings of their sounds and pictures."""
         scenes = sample(split_seeds(split, n, 500_000))
-        path = folder / f"mixed-{self.second}-{split}-{n}-{space.space_id.split('@')[-1]}.npz"
+        path = folder / f"mixed-{self.second}-{BLUR_PX}-{split}-{n}-{space.space_id.split('@')[-1]}.npz"
         if not path.is_file():
             subject = sample(scenes.seed, "subject")
             sound = embed_scenes(space, "audio", subject)
@@ -321,15 +321,15 @@ def setting_alone(scenes: Scenes) -> Scenes:
 
 
 def embed_blurred(space: Any, scenes: Scenes, block: int = 250) -> np.ndarray:
-    """Render pictures, average them over blocks of 8 pixels and embed them."""
+    """Render pictures, average them over blocks of BLUR_PX pixels and embed them."""
     from bindsearch.world.image import render_images
 
     parts = []
     for at in range(0, len(scenes), block):
         pictures = render_images(scenes.rows(slice(at, at + block)), PICTURE_PX)
-        side = PICTURE_PX // 8
-        means = pictures.reshape(len(pictures), side, 8, side, 8, 3).mean(axis=(2, 4))
-        coarse = np.repeat(np.repeat(means, 8, axis=1), 8, axis=2).round().astype(np.uint8)
+        side = PICTURE_PX // BLUR_PX
+        means = pictures.reshape(len(pictures), side, BLUR_PX, side, BLUR_PX, 3).mean(axis=(2, 4))
+        coarse = np.repeat(np.repeat(means, BLUR_PX, axis=1), BLUR_PX, axis=2).round().astype(np.uint8)
         parts.append(space.embed("image", list(coarse)))
     return np.concatenate(parts)
 

@@ -189,6 +189,8 @@ def save_pair(
         save_llama(llama, folder / LLAMA, torch.float16)
         (folder / LLAMA / "tokenizer.model").write_bytes(tokenizer.read_bytes())
         written += [f"{LLAMA}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.model")]
+    for name in written:
+        (folder / name).chmod(0o644)  # safetensors leaves its files to their owner alone
     manifest = dataclasses.replace(manifest, files={name: _sha256(folder / name) for name in written})
     text = json.dumps(to_json_dict(manifest), indent=1, sort_keys=True)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bindsearch.llm.conversations import Chat
     from bindsearch.types import FloatArray
 
-MEASURED = ("subject", "colour", "count", "place", "setting", "motion")
+MEASURED = ("subject", "colour", "count", "place", "setting", "motion", "is_subject", "is_colour")
 _NEW_TOKENS = 16
 _BATCH = 256
 
