@@ -44,6 +44,7 @@ LAYERS = [
     ("render",),
     ("verdicts",),
     ("doctor",),
+    ("bench",),
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

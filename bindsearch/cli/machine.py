@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from bindsearch.cli.options import JsonOption, PresetOption, SpaceOption, make_group, open_space, print_json, say
+from bindsearch.cli.options import (
+    DeviceOption,
+    JsonOption,
+    PresetOption,
+    QuietOption,
+    SpaceOption,
+    make_group,
+    open_space,
+    print_json,
+    say,
+)
 
 config_app = make_group("Settings: flag > BINDSEARCH_<NAME> > bindsearch.toml > default.")
 
@@ -46,6 +56,39 @@ def config_show(
         return
     for name, (value, where) in values.items():
         typer.echo(f"{name:<12} {value}" + (f"  (from {where})" if origin else ""))
+
+
+def bench(
+    space: SpaceOption = None,
+    device: DeviceOption = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32, bfloat16, fast, or several: float32,fast.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="What all of it should take, about.")] = 60.0,
+    only: Annotated[str | None, typer.Option("--only", help="Parts: limits,rates,start,index.")] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure this machine: its limits, a space's towers, starting, searching; prints a table to paste."""
+    from bindsearch.bench import PARTS, BenchOptions, run_bench
+    from bindsearch.config import setting
+
+    options = BenchOptions(
+        space=setting("space", space),
+        device=setting("device", device),
+        dtypes=tuple(dtype.split(",")) if dtype else BenchOptions.dtypes,
+        seconds=seconds,
+        parts=tuple(only.split(",")) if only else PARTS,
+    )
+
+    def progress(name: str, place: int, count: int) -> None:
+        say(f"[{place}/{count}] {name}")
+
+    report = run_bench(options, None if quiet else progress)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        typer.echo(report.to_markdown())
 
 
 def inspect_file(

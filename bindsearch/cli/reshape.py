@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bindsearch.cli.indexing import show_progress
+from bindsearch.cli.indexing import index_app, show_progress
 from bindsearch.cli.options import QuietOption, say
 from bindsearch.errors import InputError
 
@@ -83,3 +83,7 @@ def reindex(
     say(f"{index}: {now.count} items in {now.space_id}; before, {before.count} in {before.space_id}.")
     if before.tuned:
         say(f"Its search settings were tuned in the old space. Choose them anew: bindsearch index tune {index} ...")
+
+
+for command in (merge, split, reindex):
+    index_app.command()(command)
