@@ -403,6 +403,7 @@ def bindsearch(capsys, monkeypatch):
 
     for name in [name for name in os.environ if name.startswith("BINDSEARCH_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("BINDSEARCH_TEXT_CACHE_MB", "0")
 
     def call(*words: str | Path) -> SimpleNamespace:
         capsys.readouterr()

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 def bindsearch(*words: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command as a user would, with nothing inherited that could choose a space or an index."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BINDSEARCH_")}
+    clean["BINDSEARCH_TEXT_CACHE_MB"] = "0"  # nothing is left in the user's cache
     command = [sys.executable, "-m", "bindsearch", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**clean, **environment}, timeout=240)
 

@@ -17,10 +17,13 @@ OPEN_CLIP = "open_clip:ViT-S-32-alt/random:3"
 WORDS = {"dog.txt": "a dog", "sea.txt": "waves on the sea at night", "car.txt": "an old red car"}
 
 
+NO_CACHE = {"BINDSEARCH_TEXT_CACHE_MB": "0"}
+
+
 def bindsearch(*words: str | Path) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BINDSEARCH_")}
     command = [sys.executable, "-m", "bindsearch", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=clean, timeout=240, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, env={**clean, **NO_CACHE}, timeout=240, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
