@@ -110,7 +110,8 @@ def test_medians_rates_and_budgets():
     assert time_figure("start", "x", "ms", [0.001, 0.003, 0.002], 1e3).value == pytest.approx(2.0)
     calls = []
     assert len(seconds_of(lambda: calls.append(1), 0.0)) == 1
-    assert len(calls) == 2
+    assert len(calls) == 1
+    assert len(seconds_of(lambda: calls.append(1), 1e-3)) >= 3
     assert [number(value) for value in (12345.6, 123.4, 12.34, 1.234, 0.1234)] == [
         "12,346",
         "123",

@@ -153,12 +153,16 @@ def _steps(options: BenchOptions, notes: list[str]) -> Iterator[Step]:
             yield name, lambda kind=kind: [limits.matrix_rate(device, kind, 3.0 * share)]  # type: ignore[misc]
         yield "memory", lambda: [limits.memory_rate(device, 2.0 * share)]
         yield "disk", lambda: [limits.disk_rate(cache_dir())]
-    if "rates" in options.parts:
+    started = options.space
+    if {"rates", "start"} & set(options.parts):
         space, is_random = rates.open_bench_space(options.space, options.device, dtypes[0])
         if is_random:
+            started = BenchOptions.space
             notes.append(
-                f"{options.space}: its weights are not at hand; measured with {rates.RANDOM}, which run as fast."
+                f"{options.space}: its weights are not at hand; encoding is measured with {rates.RANDOM}, which run as "
+                f"fast, and starting with {started}."
             )
+    if "rates" in options.parts:
         each = 20.0 * share / (len(space.modalities) * len(dtypes))
         for modality in space.modalities:
             for dtype in dtypes:
@@ -172,7 +176,7 @@ def _steps(options: BenchOptions, notes: list[str]) -> Iterator[Step]:
                     ),
                 )
     if "start" in options.parts:
-        yield "starting processes", lambda: start.start_figures(options.space, max(1, round(2 * share)))
+        yield "starting processes", lambda: start.start_figures(started, max(1, round(2 * share)))
     if "index" in options.parts:
         yield "searching", lambda: scan.scan_figures(6.0 * share)
 
