@@ -28,6 +28,7 @@ from bindsearch.store import open_store
 from bindsearch.store.files import sweep_temps, temp_path, writer_mark
 
 PICTURES, TEXTS, SHARDS = 150, 130, 15
+pytestmark = pytest.mark.timeout(900)
 
 
 def crew_of(out, task="t", silence_s=60.0):
