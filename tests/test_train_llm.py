@@ -6,6 +6,8 @@ import dataclasses
 import importlib.util
 import io
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -311,6 +313,17 @@ def test_a_users_own_llama_and_conversations(pair, picture, tmp_path, capsys):
     assert run(answer) == 0
     assert run([*told, "--stage", "none"]) == 2
     assert "'none'" in capsys.readouterr().err
+
+
+def test_the_pages_lines_about_the_pair_run(pair, picture, monkeypatch, capsys):
+    page = (Path(__file__).parent.parent / "docs" / "llm.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```py\n(.*?)```", page, flags=re.DOTALL)
+    (picture.parent / "street.jpg").write_bytes(picture.read_bytes())
+    monkeypatch.chdir(picture.parent)
+    monkeypatch.setattr("bindsearch.llm.pair.BUNDLED", pair)
+    names: dict[str, object] = {}
+    exec(block, names)
+    assert len(names["talk"].turns) == 2 and names["talk"].turns[0].answer in capsys.readouterr().out
 
 
 def test_embeddings_are_made_once(space, tmp_path):
