@@ -27,33 +27,35 @@ _STEP = 8
 class QuickBlock:
     """One block, over rows of all sequences of a batch."""
 
-    def __init__(self, block: Block, switches: Switches, kind: str, wide: bool, last: bool) -> None:
+    def __init__(self, block: Block, switches: Switches, kind: str, dtype: torch.dtype, wide: bool, last: bool) -> None:
         """Lay the block's layers out.
 
         Args:
             block: in eval mode. Not modified.
             switches: see there.
             kind: of attention, "sdpa" or "products".
+            dtype: that layers compute in; weights are converted as they are laid out.
             wide: norms and the residual stream are float32, whatever the layers are.
             last: only one row of each sequence will be asked for.
         """
         attention, width = block.attn, block.norm_1.weight.shape[0]
         self.heads, self.causal, self.kind = attention.heads, attention.causal, kind
-        self.dtype = attention.in_proj_weight.dtype
+        self.dtype = dtype
         self.norm_1, self.norm_2 = _norm(block.norm_1, wide), _norm(block.norm_2, wide)
-        weight, bias = attention.in_proj_weight, attention.in_proj_bias
+        weight, bias = attention.in_proj_weight.to(dtype), attention.in_proj_bias.to(dtype)
         if last:
             self.to_query = build_linear(weight[:width], bias[:width], switches)
             self.to_keys = build_linear(weight[width:], bias[width:], switches)
         else:
             self.to_all = build_linear(weight, bias, switches)
-        self.out = build_linear(attention.out_proj.weight, attention.out_proj.bias, switches)
-        self.fc1 = build_linear(block.mlp.fc1.weight, block.mlp.fc1.bias, switches)
-        self.fc2 = build_linear(block.mlp.fc2.weight, block.mlp.fc2.bias, switches)
+        layers = (attention.out_proj, block.mlp.fc1, block.mlp.fc2)
+        self.out, self.fc1, self.fc2 = (
+            build_linear(layer.weight.to(dtype), layer.bias.to(dtype), switches) for layer in layers
+        )
         self.extra = None
         if attention.bias_k is not None and attention.bias_v is not None:
             shape = (1, self.heads, 1, width // self.heads)
-            self.extra = ExtraToken(attention.bias_k.view(shape), attention.bias_v.view(shape))
+            self.extra = ExtraToken(attention.bias_k.view(shape).to(dtype), attention.bias_v.view(shape).to(dtype))
 
     def __call__(self, x: Tensor, layout: Layout) -> Tensor:
         """(rows, D) -> (rows, D); overwrites x."""
@@ -110,20 +112,22 @@ class QuickTower(nn.Module):
         input_dtype: number type that media are given in; texts are int64.
     """
 
-    def __init__(self, tower: Tower, switches: Switches) -> None:
+    def __init__(self, tower: Tower, switches: Switches, dtype: torch.dtype | None = None) -> None:
         """Take a tower apart and lay its layers out.
 
         Args:
             tower: in eval mode, without gradients. Its trunk is emptied block by block, so that its weights and the
                 copies are not both in memory.
             switches: see there.
+            dtype: that layers compute in; None is what the tower has. With a wide residual stream the rest keeps what
+                it has, at full precision where the tower was loaded so.
         """
         super().__init__()
         self.name, self.config, self.dim = tower.name, tower.config, tower.dim
         self.switches = switches
         self.stem, self.head, self.scale, self._check = tower.stem, tower.head, tower.scale, tower.check
         weight = tower.head.proj.weight
-        self.device, dtype = weight.device, weight.dtype
+        self.device, dtype = weight.device, dtype or weight.dtype
         self.item_bytes = dtype.itemsize
         self.wide = switches.wide_residual and dtype == torch.bfloat16
         self.input_dtype = torch.float32 if self.wide else dtype
@@ -139,7 +143,7 @@ class QuickTower(nn.Module):
         while len(tower.trunk.blocks):
             last = self._last and len(tower.trunk.blocks) == 1
             block = cast("Block", tower.trunk.blocks.pop(0))
-            self._blocks.append(QuickBlock(block, switches, self.kind, self.wide, last))
+            self._blocks.append(QuickBlock(block, switches, self.kind, dtype, self.wide, last))
         self._run = self._compiled() if switches.compiled != "off" else self._trunk
 
     def _attention(self, dtype: torch.dtype) -> str:
@@ -257,11 +261,12 @@ class QuickTower(nn.Module):
         return stem.shape[0] if stem.kind == "text" else int(np.prod(stem.grid)) + 1
 
 
-def quicken(module: nn.Module, switches: Switches) -> nn.Module:
+def quicken(module: nn.Module, switches: Switches, dtype: torch.dtype) -> nn.Module:
     """Lay a loaded tower out for speed; a module of another library is left as it is.
 
     Args:
         module: from a space's loader; taken apart where it is a `Tower`.
         switches: see there.
+        dtype: that it is to compute in.
     """
-    return QuickTower(module, switches) if isinstance(module, Tower) else module
+    return QuickTower(module, switches, dtype) if isinstance(module, Tower) else module.to(dtype)

@@ -49,7 +49,13 @@ class Towers:
     """The loaded towers of a space; loading is done once a tower, whatever the number of threads that ask."""
 
     def __init__(
-        self, load: TowerLoader, names: Sequence[str], dtype: str, device: str, switches: Switches | None = None
+        self,
+        load: TowerLoader,
+        names: Sequence[str],
+        dtype: str,
+        device: str,
+        switches: Switches | None = None,
+        stored: str = "",
     ) -> None:
         """Load nothing yet.
 
@@ -59,7 +65,9 @@ class Towers:
             dtype: a value of DTYPES.
             device: "auto", "cpu", "cuda", "cuda:1".
             switches: how towers are made fast; None takes the defaults.
+            stored: number type of the files; float32 ones keep their full precision outside of bfloat16 layers.
         """
+        self._stored = stored
         self.asked_dtype, self.device_name = dtype, device
         self.switches = switches or Switches()
         self._load = load
@@ -75,10 +83,18 @@ class Towers:
                     import torch
 
                     torch.backends.cudnn.allow_tf32 = False  # convolutions would else keep 10 bits of float32
-                from bindsearch.models.quick import quicken
-
-                self._modules[name] = quicken(self._load(name, self.dtype, device), self.switches)
+                self._modules[name] = self._loaded(name, device)
             return self._modules[name]
+
+    def _loaded(self, name: str, device: torch.device) -> torch.nn.Module:
+        """Load a tower and lay it out."""
+        import torch
+
+        from bindsearch.models.quick import quicken
+
+        dtype = self.dtype
+        mixed = dtype == torch.bfloat16 and self.switches.wide_residual and self._stored == "float32"
+        return quicken(self._load(name, torch.float32 if mixed else dtype, device), self.switches, dtype)
 
     @property
     def loaded(self) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ def load_space(
     opened = _open(str(name_or_path))
     computed = COMPUTE if dtype == "auto" else DTYPES[dtype]
     tricks = switches_of(switches)
-    towers = Towers(opened.load, tuple(opened.card.tower_ids), computed, device, tricks)
+    towers = Towers(opened.load, tuple(opened.card.tower_ids), computed, device, tricks, opened.stored_dtype)
 
     def texts() -> TextCache | None:
         from bindsearch.models.text_cache import open_text_cache
