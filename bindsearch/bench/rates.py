@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from bindsearch.models.space import Space
 
 BATCH = 8
+PREPARE_S = 0.3
+"""Budget of preparing: above what loading a tokenizer or a decoder takes, so that the first call does not count."""
 RANDOM = "random weights"
 PREPARE, ONE, MANY = "prepare one", "encode one", "encode"
 """What is measured of a modality; the two last ones once a number type."""
@@ -74,7 +76,7 @@ def modality_figures(
     Args:
         open_space: opens the space anew.
         modality: one of the space's.
-        budget_s: seconds for all runs together.
+        budget_s: seconds for encoding.
         prepares: whether to measure the preparing as well.
     """
     space, is_random = open_space()
@@ -82,7 +84,7 @@ def modality_figures(
     media = [kind.example(seed) for seed in range(BATCH)]
     note = [RANDOM] if is_random else []
     if prepares:
-        times = seconds_of(lambda: kind.preprocess(media[0], config), 0.1 * budget_s)
+        times = seconds_of(lambda: kind.preprocess(media[0], config), PREPARE_S)
         yield time_figure("rates", f"{modality}, {PREPARE}", "ms", times, 1e3)
     clips = [kind.preprocess(each, config) for each in media]
     if len(clips[0]) > 1:

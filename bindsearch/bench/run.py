@@ -68,11 +68,12 @@ class Report:
         rates = [each for each in self.figures if each.part == "rates"]
         if rates:
             lines += [*_rates_table(rates), ""]
-        lines += ["| what | measured | runs from – to | how |", "|---|---:|---:|---|"]
-        for each in self.figures:
-            if each.part != "rates":
-                spread = f"{number(each.low)} – {number(each.high)}" if each.runs > 1 else "one run"
-                lines.append(f"| {each.name} | {number(each.value)} {each.unit} | {spread} | {each.note} |")
+        others = [each for each in self.figures if each.part != "rates"]
+        if others:
+            lines += ["| what | measured | runs from – to | how |", "|---|---:|---:|---|"]
+        for each in others:
+            spread = f"{number(each.low)} – {number(each.high)}" if each.runs > 1 else "one run"
+            lines.append(f"| {each.name} | {number(each.value)} {each.unit} | {spread} | {each.note} |")
         if self.notes:
             lines += ["", *(f"- {note}" for note in self.notes)]
         return "\n".join(lines)
