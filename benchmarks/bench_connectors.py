@@ -57,12 +57,19 @@ def numbers(row: str, seed: int, steps: int, scenes: int) -> AnswerConfig:
     )
 
 
-def base_llama(folder: Path, space: Any, seed: int, scenes: int) -> Path:
+def base_llama(folder: Path, space: Any, seed: int, steps: int, scenes: int) -> Path:
     """Train the Llama that every row starts from, on text alone; give its folder."""
     output = folder / f"llama-{seed}"
     if not (output / "model.safetensors").is_file():
         reading = AnswerStageConfig(
-            "reading", "reading", 600, batch=64, turns=3, trains=("llama",), learning_rate=0.002, final_rate=0.1
+            "reading",
+            "reading",
+            min(600, steps),
+            batch=64,
+            turns=3,
+            trains=("llama",),
+            learning_rate=0.002,
+            final_rate=0.1,
         )
         config = AnswerConfig((reading,), seed=seed, llama=LLAMA, scenes=scenes, validation=0)
         ready = prepare_run(config, folder / f"reading-{seed}", space, AnswerSources(), say)
@@ -120,7 +127,7 @@ class PatchReady(Ready):
 
 def run_row(row: str, seed: int, space: Any, folder: Path, steps: int, scenes: int) -> tuple[Ready, dict[str, Any]]:
     """Train one row of the table, or read what an earlier run trained."""
-    llama = base_llama(folder, space, seed, scenes)
+    llama = base_llama(folder, space, seed, steps, scenes)
     config = numbers(row, seed, steps, scenes)
     reads = Patches(space) if ROWS[row][1] else space
     home = folder / f"{row.replace(', ', '-').replace(' ', '-')}-{seed}"
@@ -194,7 +201,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps, 100 test scenes, nothing written")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.steps, arguments.scenes, arguments.folder = 16, 500, arguments.folder.with_name("connectors-quick")
+        arguments.steps, arguments.scenes, arguments.folder = 8, 300, arguments.folder.with_name("connectors-quick")
     torch.set_num_threads(arguments.threads)
     space = load_space("bindsearch-mini")
     tests = embedded(space, "test", 100 if arguments.quick else 1000, arguments.folder / "rows", MODALITIES)
