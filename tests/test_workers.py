@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import sloth
+import threadpoolctl
 from sloth import SlothSpace
 
 from bindsearch.embed import EmbedOptions, run_embed
@@ -169,3 +170,21 @@ def test_a_run_over_misbehaving_items_commits_all_good_ones(tmp_path):
     assert len(store) == 27
     again = run_embed([tmp_path / "in"], tmp_path / "out", SlothSpace(), options=options)
     assert (again.unchanged, again.shards) == (30, 0)
+
+
+def test_decoding_here_leaves_products_one_thread(tmp_path):
+    seen = []
+
+    class Look(Task):
+        def do(self, items):
+            seen.extend(lib["num_threads"] for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas")
+            return iter([Failed("decode", "looked at")] * len(items))
+
+    (tmp_path / "a.txt").write_text("a dog")
+    items = list(Listing([tmp_path]))
+    with threadpoolctl.threadpool_limits(2, "blas"), DecodePool(0) as pool:
+        assert len(list(pool.map(items, Look({})))) == len(items) == 1
+        after = [lib["num_threads"] for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"]
+    assert seen
+    assert set(seen) == {1}
+    assert set(after) == {2}

@@ -102,11 +102,7 @@ class DecodePool:
             BindSearchError: workers cannot be started, or something fails that is no fault of an item.
         """
         if self.size == 0:
-            blocks = Blocks(items)
-            while block := blocks.take():
-                for item, outcome in zip(block, task.do(block), strict=True):
-                    blocks.note(item.modality, outcome.nbytes)
-                    yield item, outcome
+            yield from _here(items, task)
             return
         run = self._run = _Run(self, iter(items), task)
         try:
@@ -143,6 +139,18 @@ class DecodePool:
         worker.link.send(task)
         self.workers.append(worker)
         return worker
+
+
+def _here(items: Iterable[Item], task: Task) -> Iterator[tuple[Item, Outcome]]:
+    """Do a task on each item in this process, to the bits that a worker gives: numpy's products on one thread."""
+    from threadpoolctl import ThreadpoolController
+
+    blocks = Blocks(items)
+    with ThreadpoolController().limit(limits=1, user_api="blas"):
+        while block := blocks.take():
+            for item, outcome in zip(block, task.do(block), strict=True):
+                blocks.note(item.modality, outcome.nbytes)
+                yield item, outcome
 
 
 class _Run:

@@ -216,9 +216,10 @@ class QuickTower(nn.Module):
         x = x.clone() if self._pre_norm is None else self._pre_norm(x)
         for block in self._blocks[:-1]:
             x = block(x, layout)
-        if self._last:
+        if self._last and self._blocks:
             return self._blocks[-1].pooled(x, layout, rows)
-        x = self._blocks[-1](x, layout)
+        for block in self._blocks[-1:]:  # a projector has none
+            x = block(x, layout)
         return x if self.config.head.pool == "mean" else x[rows]
 
     def batches(self, clips: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
