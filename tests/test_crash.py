@@ -10,10 +10,10 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
+from driver import Driver
 from hostile import picture_bytes
 
 from bindsearch.errors import MissingInputError
@@ -25,32 +25,17 @@ MOMENTS = 20
 SHARD_ITEMS = 100
 
 
-class Driver:
+class CrashDriver(Driver):
     """A process that runs embed runs and kills them."""
 
-    def __init__(self):
-        script = Path(__file__).parent / "crash_driver.py"
-        self.process = subprocess.Popen(
-            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
     def run(self, sources, out, workers=0, kill=None, **more):
-        order = {"sources": [str(source) for source in sources], "out": str(out), "workers": workers, "kill": kill}
-        order.update(more)
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def close(self):
-        with self.process:  # closes the pipes and waits
-            self.process.stdin.close()
-        assert self.process.returncode == 0
+        sources = [str(source) for source in sources]
+        return self.order(sources=sources, out=str(out), workers=workers, kill=kill, **more)
 
 
 @pytest.fixture(scope="module")
 def driver():
-    driver = Driver()
+    driver = CrashDriver("crash_driver.py")
     yield driver
     driver.close()
 

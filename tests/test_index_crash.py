@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from driver import Driver
 from fake_store import FakeStore
 from test_index_living import contents
 
@@ -39,30 +39,16 @@ MOMENTS = 4
 SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
-class Driver:
+class IndexDriver(Driver):
     """A process that changes indexes and kills itself at it."""
 
-    def __init__(self):
-        script = Path(__file__).parent / "index_crash_driver.py"
-        self.process = subprocess.Popen(
-            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
     def run(self, change, folder, kill=None):
-        self.process.stdin.write(json.dumps({"change": change, "folder": str(folder), "kill": kill}) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def close(self):
-        with self.process:
-            self.process.stdin.close()
-        assert self.process.returncode == 0
+        return self.order(change=change, folder=str(folder), kill=kill)
 
 
 @pytest.fixture(scope="module")
 def driver():
-    driver = Driver()
+    driver = IndexDriver("index_crash_driver.py")
     yield driver
     driver.close()
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from driver import Driver
 from hostile import picture_bytes
 
 from bindsearch.cli.several import own_device, process_count
@@ -226,31 +227,16 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
 # ---------------------------------------------------------------- runs
 
 
-class Driver:
+class CrewDriver(Driver):
     """A process that runs several embed processes at once."""
 
-    def __init__(self):
-        script = Path(__file__).parent / "crew_driver.py"
-        self.process = subprocess.Popen(
-            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
     def run(self, out, members, strike=None):
-        order = {"out": str(out), "members": members, "strike": strike}
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def close(self):
-        with self.process:
-            self.process.stdin.close()
-        assert self.process.returncode == 0
+        return self.order(out=str(out), members=members, strike=strike)
 
 
 @pytest.fixture(scope="module")
 def driver():
-    driver = Driver()
+    driver = CrewDriver("crew_driver.py")
     yield driver
     driver.close()
 

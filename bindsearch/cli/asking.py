@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,9 +21,9 @@ from bindsearch.cli.options import (
     open_space,
     print_json,
     say,
+    with_terms,
 )
 from bindsearch.errors import InputError
-from bindsearch.registry import MODALITIES
 
 if TYPE_CHECKING:
     from bindsearch.cache import VisualCache
@@ -266,19 +265,4 @@ def train_llm(
             typer.echo(f"{name}: {value}")
 
 
-def _with_terms(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option a modality, in place of **terms."""
-    signature = inspect.signature(function, eval_str=True)
-    plain = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    made = []
-    for name in MODALITIES.built_in:
-        what = "Words" if name == "text" else f"{name} file"
-        option = typer.Option(f"--{name}", help=f"{what}; repeatable; @0.3 at the end is a weight.", show_default=False)
-        kind = inspect.Parameter.KEYWORD_ONLY
-        made.append(inspect.Parameter(name, kind, default=None, annotation=Annotated[list[str], option]))
-    function.__signature__ = signature.replace(parameters=[*plain, *made])  # type: ignore[attr-defined]
-    function.__annotations__ = {each.name: each.annotation for each in (*plain, *made)}
-    return function
-
-
-_with_terms(ask)
+with_terms(ask)

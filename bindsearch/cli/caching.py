@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +18,9 @@ from bindsearch.cli.options import (
     print_facts,
     print_json,
     say,
+    with_terms,
 )
 from bindsearch.errors import InputError
-from bindsearch.registry import MODALITIES
 
 if TYPE_CHECKING:
     from bindsearch.cache import VisualCache
@@ -255,19 +253,4 @@ def _mixed(cache: VisualCache, wanted: list[tuple[str, str]], how: tuple[str | N
     return mix([part.vector for part in parts], [spec.weight for spec in specs])
 
 
-def _with_terms(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option a modality, in place of **terms."""
-    signature = inspect.signature(function, eval_str=True)
-    plain = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    made = []
-    for name in MODALITIES.built_in:
-        what = "Words" if name == "text" else f"{name} file"
-        option = typer.Option(f"--{name}", help=f"{what}; repeatable; @0.3 at the end is a weight.", show_default=False)
-        kind = inspect.Parameter.KEYWORD_ONLY
-        made.append(inspect.Parameter(name, kind, default=None, annotation=Annotated[list[str], option]))
-    function.__signature__ = signature.replace(parameters=[*plain, *made])  # type: ignore[attr-defined]
-    function.__annotations__ = {each.name: each.annotation for each in (*plain, *made)}
-    return function
-
-
-cache_app.command("enhance")(_with_terms(cache_enhance))
+cache_app.command("enhance")(with_terms(cache_enhance))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from bindsearch.registry import MODALITIES
 
 if TYPE_CHECKING:
     from bindsearch.models.spaces import Space
@@ -93,3 +96,18 @@ def open_space(
         preset=setting("preset", preset),
         switches=chosen,
     )
+
+
+def with_terms(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option a modality, in place of **terms."""
+    signature = inspect.signature(function, eval_str=True)
+    plain = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    made = []
+    for name in MODALITIES.built_in:
+        what = "Words" if name == "text" else f"{name} file"
+        option = typer.Option(f"--{name}", help=f"{what}; repeatable; @0.3 at the end is a weight.", show_default=False)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        made.append(inspect.Parameter(name, kind, default=None, annotation=Annotated[list[str], option]))
+    function.__signature__ = signature.replace(parameters=[*plain, *made])  # type: ignore[attr-defined]
+    function.__annotations__ = {each.name: each.annotation for each in (*plain, *made)}
+    return function

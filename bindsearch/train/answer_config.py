@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bindsearch.config import from_json_dict
-from bindsearch.errors import InputError, MissingInputError, UnknownNameError
+from bindsearch.errors import InputError, UnknownNameError
 from bindsearch.llm.tiny import TinyConfig
+from bindsearch.train.config import read_config
 
 TASKS = ("reading", "captions", "instructions")
 TRAINED = ("connector", "llama", "norms", "lora")
@@ -141,13 +140,5 @@ def read_run_config(
 
 
 def load_answer_config(path: str | Path) -> AnswerConfig:
-    """Read a run's numbers from JSON.
-
-    Raises:
-        MissingInputError: no such file.
-        InputError: the JSON does not fit.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingInputError(f"{path}: no such training configuration.")
-    return from_json_dict(AnswerConfig, json.loads(path.read_text(encoding="utf-8")), str(path))
+    """Read a run's numbers from JSON; raises as `read_config`."""
+    return read_config(AnswerConfig, path)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from bindsearch.config import from_json_dict
 from bindsearch.errors import InputError, MissingInputError, UnknownNameError
+
+C = TypeVar("C")
 
 FALSE_NEGATIVES = ("mask", "positive", "keep")
 STYLES = ("varied", "plain", "full")
@@ -159,7 +161,12 @@ class TrainConfig:
 
 
 def load_train_config(path: str | Path) -> TrainConfig:
-    """Read a run's numbers from JSON.
+    """Read a run's numbers from JSON; raises as `read_config`."""
+    return read_config(TrainConfig, path)
+
+
+def read_config(kind: type[C], path: str | Path) -> C:
+    """Read a configuration of a kind from JSON.
 
     Raises:
         MissingInputError: no such file.
@@ -168,4 +175,4 @@ def load_train_config(path: str | Path) -> TrainConfig:
     path = Path(path)
     if not path.is_file():
         raise MissingInputError(f"{path}: no such training configuration.")
-    return from_json_dict(TrainConfig, json.loads(path.read_text(encoding="utf-8")), str(path))
+    return from_json_dict(kind, json.loads(path.read_text(encoding="utf-8")), str(path))
