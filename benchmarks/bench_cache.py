@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS, machine, write_result, write_score
-from benchmarks.resources import anonymous_bytes
+from benchmarks.resources import anonymous_bytes, children
 
 COMMAND = "OMP_NUM_THREADS=1 python -m benchmarks.bench_cache"
 RECIPE = Path(__file__).parent.parent / "indexes" / "visual-cache.json"
@@ -52,7 +52,7 @@ class BuildLog:
 
     def line(self, words: str) -> None:
         """Write a line: time, words, memory."""
-        memory = sum(anonymous_bytes(pid) for pid in _processes())
+        memory = sum(anonymous_bytes(pid) for pid in (os.getpid(), *children(os.getpid())))
         self.peak_bytes = max(self.peak_bytes, memory)
         text = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  {words}; {memory >> 20} MiB"
         print(text, flush=True)
@@ -83,17 +83,10 @@ class BuildLog:
         self._state.write_text(json.dumps(state), encoding="utf-8")
 
 
-def _processes() -> list[int]:
-    """Give this process and its children."""
-    own = os.getpid()
-    children = Path(f"/proc/{own}/task/{own}/children")
-    return [own, *map(int, children.read_text(encoding="ascii").split())] if children.exists() else [own]
-
-
 def _cpu_s() -> float:
     """Give the CPU seconds of this process and its live children."""
     total = time.process_time()
-    for pid in _processes()[1:]:
+    for pid in children(os.getpid()):
         try:
             fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
         except (OSError, IndexError):

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.record import write_result, write_score
+from benchmarks.resources import children
 
 COMMAND = "python -m benchmarks.bench_memory"
 FOLDER = Path(__file__).parent.parent / "runs" / "memory"
@@ -83,15 +84,6 @@ def resident_bytes(pid: int) -> int:
     except (OSError, ValueError):
         return 0
     return 0
-
-
-def children(pid: int) -> list[int]:
-    """Give the children of a process now."""
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
-    except OSError:
-        return []
-    return [int(word) for word in text.split()]
 
 
 def measure(count: int, space: str, workers: int | None) -> dict[str, Any]:

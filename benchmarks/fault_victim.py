@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.resources import children
 from bindsearch.embed import EmbedOptions, planning, run_embed
 from bindsearch.embed import run as running
 from bindsearch.embed.place import Place
@@ -66,14 +67,7 @@ class Victim:
 
     def workers(self) -> list[int]:
         """List its decode workers."""
-        try:
-            words = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii").split()
-            threads = Path(f"/proc/{self.pid}/task").iterdir()
-            for thread in threads:
-                words += (thread / "children").read_text(encoding="ascii").split()
-        except OSError:
-            words = []
-        return sorted({int(word) for word in words})
+        return children(self.pid)
 
     def wait(self) -> tuple[int | None, int | None]:
         """Wait for its end; give the exit code or the signal that ended it."""
