@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.media_files import write_once, write_video, write_wavs
 from bindsearch.models.architecture import load_architecture
 from bindsearch.models.bind import Tower, build_tower
 from bindsearch.models.clips import distinct
@@ -28,6 +30,9 @@ from bindsearch.models.packed import PackedLinear
 from bindsearch.models.quick import QuickTower
 from bindsearch.models.switches import switches_of
 from bindsearch.models.trunk import Attention
+from bindsearch.registry import MODALITIES
+from bindsearch.sources import Source
+from bindsearch.types import Media
 
 SPACE = "imagebind-huge"
 PLAIN_BATCH = 8
@@ -37,25 +42,32 @@ START, END = 49406, 49407
 
 @dataclass(frozen=True)
 class What:
-    """What is embedded: the tower, the items of one measurement, clips an item, and which of them are equal."""
+    """What is embedded: the tower, the items of one measurement, clips an item, and how many of them differ.
+
+    Attributes:
+        tokens: mean number of a text.
+        file: of a modality; items are files of so many seconds, and reading them is part of what is measured.
+    """
 
     tower: str
     items: int
     clips: int = 1
     distinct_clips: int = 1
     tokens: int = 0
-    frames: int = 1
+    file: str = ""
+    seconds: float = 0.0
 
 
 WHATS = {
     "image": What("vision", 8),
-    "audio": What("audio", 4, clips=3, distinct_clips=3),
+    "audio": What("audio", 4, clips=3, distinct_clips=3, file="audio", seconds=10.0),
     "text": What("text", 64, tokens=12),
     "query": What("text", 1, tokens=12),
     "depth": What("depth", 16),
     "thermal": What("thermal", 8),
     "imu": What("imu", 16),
-    "short-video": What("vision", 1, clips=15, distinct_clips=3, frames=2),
+    "video": What("vision", 1, clips=15, distinct_clips=15, file="video", seconds=10.0),
+    "short-video": What("vision", 1, clips=15, distinct_clips=3, file="video", seconds=1.5),
 }
 SIDES = {
     "plain": ("float32", ""),
@@ -65,6 +77,8 @@ SIDES = {
     "truth": ("float64", "fast"),
 }
 """Number type and switches; "plain" is `bind.Tower` with attention by plain products and texts padded to 77."""
+FOLDER = Path(__file__).parent.parent / "runs" / "towers"
+VIDEO_HZ = 25
 
 
 def draw_tower(name: str, dtype: torch.dtype) -> Tower:
@@ -99,9 +113,35 @@ def draw_clips(what: What) -> np.ndarray[Any, Any]:
             ids[row, 0], ids[row, length - 1] = START, END
             ids[row, 1 : length - 1] = rng.integers(1, START, length - 2)
         return ids
-    size = (shape[0], what.frames, *shape[2:]) if what.tower == "vision" else shape
-    clips = rng.standard_normal((what.items, what.distinct_clips, *size), dtype=np.float32)
-    return np.tile(clips, (1, what.clips // what.distinct_clips, *[1] * len(size))).reshape(-1, *size)
+    size = (shape[0], 1, *shape[2:]) if what.tower == "vision" else shape
+    return rng.standard_normal((what.items * what.clips, *size), dtype=np.float32)
+
+
+def write_files(what: What) -> list[Path]:
+    """Write the files of one measurement once: WAVs of 44.1 kHz, or videos of 1280x720 with a key frame every 2 s."""
+
+    def write(folder: Path) -> None:
+        if what.file == "audio":
+            write_wavs(folder, what.items)
+        else:
+            write_video(folder / "v.mp4", 2 * VIDEO_HZ, int(what.seconds * VIDEO_HZ))
+
+    return sorted(write_once(FOLDER, f"{what.file}-{what.seconds:g}-{what.items}", write).iterdir())
+
+
+def read_files(what: What, paths: list[Path], side: str) -> np.ndarray[Any, Any]:
+    """Read files into clips, as `draw_clips`; the plain side decodes and converts every frame of a video."""
+    kind = MODALITIES[what.file]
+    config, clips = kind.config(), []
+    for path in paths:
+        if side == "plain" and what.file == "video":
+            with av.open(str(path)) as container:
+                frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+            media = Media("video", frames, kind.unit, float(VIDEO_HZ), str(path))
+        else:
+            media = kind.decode(Source.of(path), config)
+        clips.append(kind.preprocess(media, config))
+    return np.concatenate(clips)
 
 
 def plain_encoder(name: str) -> Callable[[np.ndarray[Any, Any]], Tensor]:
@@ -186,7 +226,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     what, (dtype, switches) = WHATS[arguments.what], SIDES[arguments.side]
-    clips = draw_clips(what)
+    paths = write_files(what) if what.file else []
+    clips = read_files(what, paths, arguments.side) if paths else draw_clips(what)
     record: dict[str, Any] = {"what": arguments.what, "side": arguments.side, "threads": arguments.threads}
     with torch.inference_mode():
         tower = None
@@ -200,7 +241,8 @@ def main() -> None:
         walls, cpus = [], []
         for _ in range(0 if arguments.side == "truth" else arguments.runs):
             begin = time.perf_counter()
-            cpus.append(cpu_s(lambda: encode(clips)) / what.items)
+            work = (lambda: encode(read_files(what, paths, arguments.side))) if paths else (lambda: encode(clips))
+            cpus.append(cpu_s(work) / what.items)
             walls.append((time.perf_counter() - begin) / what.items)
         record |= {"cpu_s": cpus, "wall_s": walls, "gflop": flop(what, clips) / 1e9}
         if arguments.side == "fast" and tower is not None:
