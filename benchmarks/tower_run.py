@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.media_files import write_once, write_video, write_wavs
+from bindsearch.embed.freed import keep_freed_memory
 from bindsearch.models.architecture import load_architecture
 from bindsearch.models.bind import Tower, build_tower
 from bindsearch.models.clips import distinct
@@ -234,6 +235,7 @@ def main() -> None:
         if arguments.side == "plain":
             encode = plain_encoder(what.tower)
         else:
+            keep_freed_memory()  # as `bindsearch embed` does
             encode, tower = quick_encoder(what.tower, dtype, switches)
         vectors = torch.nn.functional.normalize(encode(clips[:TRUTH_CLIPS]).double(), dim=-1)  # warms up as well
         if arguments.vectors:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bindsearch.errors import ShapeError
@@ -75,7 +76,7 @@ class Item:
     group: str | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def id(self) -> int:
         """63-bit id of (key, span)."""
         return item_id(self.key, self.span)

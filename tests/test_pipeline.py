@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -402,3 +405,27 @@ def test_shards_share_row_groups_and_keep_their_items(tmp_path, monkeypatch):
     table = pq.read_table(out / "g0001" / "plan.parquet")
     keys = [item.key for number in range(1) for item in plan.planned_items(generation, number)]
     assert keys == table["key"].to_pylist()[:10]
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from bindsearch.embed.freed import keep_freed_memory
+told = keep_freed_memory() if sys.argv[1] == "keep" else None
+def fill(): return [np.ones(200_000, np.float32) for _ in range(8)]
+fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50): fill()
+print(told, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator alone gives memory back like this")
+def test_freed_memory_is_kept():
+    told, faults = {}, {}
+    for how in ("leave", "keep"):
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+        told[how], faults[how] = done.stdout.split()
+    assert told["keep"] == "True"
+    assert int(faults["keep"]) < 2_000  # 8 arrays of 800 kB are 1,560 pages: taken once
+    assert int(faults["leave"]) > 10 * int(faults["keep"])

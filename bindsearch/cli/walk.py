@@ -86,8 +86,10 @@ def embed(
     from bindsearch.cli.several import helpers, own_device, process_count
     from bindsearch.config import setting
     from bindsearch.embed import EmbedOptions, run_embed
+    from bindsearch.embed.freed import keep_freed_memory
     from bindsearch.embed.place import Place
 
+    keep_freed_memory()
     place = Place.of(shard, os.environ)
     device = setting("device", device)
     count = process_count(processes, place, device) if not dry_run else 1

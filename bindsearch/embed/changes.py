@@ -59,6 +59,8 @@ class KnownUnits:
 
     def rows_of(self, unit: int) -> slice:
         """Give the rows that one listed item made before; empty where it is new."""
+        if not len(self.units):
+            return slice(0, 0)
         first, last = np.searchsorted(self.units, [unit, unit + 1])
         return slice(int(first), int(last))
 

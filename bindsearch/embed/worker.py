@@ -15,6 +15,7 @@ from typing import Any
 
 from bindsearch.embed.arena import Arena, Piece
 from bindsearch.embed.decoding import NO_MEMORY, Failed, Outcome, cut_item, decode_items, warm_up
+from bindsearch.embed.freed import keep_freed_memory
 from bindsearch.errors import BindSearchError
 from bindsearch.types import Item
 
@@ -88,6 +89,7 @@ def serve(descriptor: int, memory: int | None = None) -> None:
         signal.signal(ignored, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # where memory runs out, the kernel takes a worker and not the run
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
+    keep_freed_memory()
     logging.getLogger("bindsearch").addHandler(logging.NullHandler())
     logging.getLogger("bindsearch").propagate = False
     link: Any = connection.Connection(descriptor)

@@ -18,7 +18,7 @@ _ESCAPED = re.compile(r"\\udc([89a-f][0-9a-f])")
 
 @lru_cache(maxsize=1)
 def suffix_table() -> dict[str, str]:
-    """Map suffix -> modality, longest suffix first, so that .depth.png is depth and .png is an image.
+    """Map suffix -> modality; of a name with several, the longest counts: .depth.png is depth and .png is an image.
 
     A suffix that two modalities claim belongs to the one registered first by name.
     """
@@ -26,7 +26,7 @@ def suffix_table() -> dict[str, str]:
     for name in MODALITIES:
         for suffix in MODALITIES[name].suffixes:
             pairs.setdefault(suffix.lower(), name)
-    return dict(sorted(pairs.items(), key=lambda pair: (-len(pair[0]), pair[0])))
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,13 @@ class Namer:
                 if low.endswith(suffix):
                     return self.forced, name[: -len(suffix)]
             return None
-        for suffix, modality in suffix_table().items():
-            if low.endswith(suffix) and len(PurePosixPath(name).name) > len(suffix):
-                return modality, name[: -len(suffix)]
+        table, start = suffix_table(), low.rfind("/") + 1
+        dot = low.find(".", start + 1)  # a name that is nothing but a suffix is hidden
+        while dot != -1:  # longest suffix first
+            modality = table.get(low[dot:])
+            if modality is not None:
+                return modality, name[: dot - len(low)]
+            dot = low.find(".", dot + 1)
         return None
 
     def of_named(self, name: str) -> str | None:

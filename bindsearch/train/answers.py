@@ -6,7 +6,6 @@ bit for bit on one machine.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,8 @@ from torch.nn import functional as F
 from bindsearch.config import content_hash, to_json_dict
 from bindsearch.llm.llava import IGNORED
 from bindsearch.train.answer_config import AnswerStageConfig
-from bindsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from bindsearch.train.loop import build_optimiser, fast_numbers, learning_rate, step_generator
+from bindsearch.train.steps import Course, run_steps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -181,33 +180,21 @@ def train_answers(
     Raises:
         MismatchError: the folder holds a checkpoint of other numbers.
     """
-    config = stage.config
-    checkpoint_every_s, measure_every, log_every = stage.times
     only_these_learn(stage.connection, stage.parts)
-    optimiser = build_optimiser(stage.parts, config)
-    notes: dict[str, Any] = {"config": stage.id, "step": 0, "curve": stage.curve, "seconds": 0.0}
-    if stage.path.exists():
-        notes = load_checkpoint(stage.path, stage.parts, optimiser, stage.id)
-        say(f"{config.name}: resumed at step {notes['step']} of {config.steps}")
-    end = config.steps if stop_after is None else min(stop_after, config.steps)
-    began = saved = time.monotonic()
-    before, losses = float(notes["seconds"]), []
-    for step in range(int(notes["step"]), end):
-        losses.append(answer_step(stage, optimiser, step))
-        notes["step"], notes["seconds"] = step + 1, round(before + time.monotonic() - began, 1)
-        if (step + 1) % log_every == 0:
-            mean = sum(losses[-log_every:]) / len(losses[-log_every:])
-            say(f"{config.name}: step {step + 1}/{config.steps} loss {mean:.4f} {notes['seconds']:.0f} s")
-        if (step + 1) % measure_every == 0 or step + 1 == config.steps:
-            figures = {"step": step + 1, "loss": round(losses[-1], 4), **stage.measure()}
-            notes["curve"].append(figures)
-            say(f"{config.name}: {figures}")
-        leave = step + 1 == end or stopped()
-        if time.monotonic() - saved > checkpoint_every_s or leave:
-            save_checkpoint(stage.path, stage.parts, optimiser, notes)
-            saved = time.monotonic()
-        if leave:
-            break
+    config, optimiser = stage.config, build_optimiser(stage.parts, stage.config)
+    course = Course(
+        config.name,
+        config.steps,
+        stage.id,
+        stage.path,
+        stage.parts,
+        optimiser,
+        lambda step: answer_step(stage, optimiser, step),
+        stage.measure,
+        stage.times,
+        curve=stage.curve,
+    )
+    notes = run_steps(course, stop_after, say, stopped)
     for module in (stage.connection.llama, *stage.parts.values()):
         module.requires_grad_(False)
         module.eval()

@@ -12,7 +12,6 @@ contrastive learning batch size under memory limited setup").
 from __future__ import annotations
 
 import math
-import time
 import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -25,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from bindsearch.config import content_hash, to_json_dict
-from bindsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from bindsearch.train.config import Schedule, StageConfig
 from bindsearch.train.loss import info_nce
 from bindsearch.train.processes import gather_rows, own_rows, rank, sum_gradients
+from bindsearch.train.steps import Course, run_steps
 
 Encode = Callable[[slice], Tensor]
 
@@ -165,35 +164,25 @@ def train_stage(
         MismatchError: the folder holds a checkpoint of other numbers.
     """
     config = stage.config
-    checkpoint_every_s, measure_every, log_every = stage.times
     optimiser = build_optimiser(stage.towers, config)
-    notes: dict[str, Any] = {"config": stage.id, "step": 0, "curve": stage.curve, "seconds": 0.0}
-    if stage.path.exists():
-        notes = load_checkpoint(stage.path, stage.towers, optimiser, stage.id)
-        say(f"{config.name}: resumed at step {notes['step']} of {config.steps}")
-    end = config.steps if stop_after is None else min(stop_after, config.steps)
-    began = saved = time.monotonic()
-    before = float(notes["seconds"])
-    for step in range(int(notes["step"]), end):
-        loss = train_step(stage, optimiser, step)
-        notes["step"], notes["seconds"] = step + 1, round(before + time.monotonic() - began, 1)
-        if (step + 1) % log_every == 0:
-            scale = float(torch.as_tensor(stage.scale()).detach())
-            say(
-                f"{config.name}: step {step + 1}/{config.steps} loss {loss:.4f} scale {scale:.2f} "
-                f"{notes['seconds']:.0f} s"
-            )
-        if (step + 1) % measure_every == 0 or step + 1 == config.steps:
-            figures = {"step": step + 1, "loss": round(loss, 4), **stage.measure()}
-            notes["curve"].append(figures)
-            say(f"{config.name}: {figures}")
-        leave = step + 1 == end or stopped()
-        if rank() == 0 and (time.monotonic() - saved > checkpoint_every_s or leave):
-            save_checkpoint(stage.path, stage.towers, optimiser, notes)
-            saved = time.monotonic()
-        if leave:
-            break
-    return notes
+
+    def scale() -> str:
+        return f" scale {float(torch.as_tensor(stage.scale()).detach()):.2f}"
+
+    course = Course(
+        config.name,
+        config.steps,
+        stage.id,
+        stage.path,
+        stage.towers,
+        optimiser,
+        lambda step: train_step(stage, optimiser, step),
+        stage.measure,
+        stage.times,
+        scale,
+        stage.curve,
+    )
+    return run_steps(course, stop_after, say, stopped)
 
 
 def train_step(stage: Stage, optimiser: torch.optim.Optimizer, step: int) -> float:
