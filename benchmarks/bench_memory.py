@@ -113,7 +113,7 @@ def measure(count: int, space: str, workers: int | None) -> dict[str, Any]:
         if process.returncode:
             raise SystemExit(f"{' '.join(command)}: exit {process.returncode}")
         told.seek(0)
-        report = json.load(told)
+        report = {name: value for name, value in json.load(told).items() if name not in ("output", "ledger")}
     shutil.rmtree(out)
     return {"items": count, "wall_s": round(time.perf_counter() - begin, 1), "report": report, "samples": samples}
 
