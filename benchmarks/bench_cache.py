@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS, machine, write_result, write_score
-from benchmarks.resources import anonymous_bytes, children
+from benchmarks.resources import children, resident_bytes
 
 COMMAND = "OMP_NUM_THREADS=1 python -m benchmarks.bench_cache"
 RECIPE = Path(__file__).parent.parent / "indexes" / "visual-cache.json"
@@ -52,7 +52,7 @@ class BuildLog:
 
     def line(self, words: str) -> None:
         """Write a line: time, words, memory."""
-        memory = sum(anonymous_bytes(pid) for pid in (os.getpid(), *children(os.getpid())))
+        memory = sum(resident_bytes(pid) for pid in (os.getpid(), *children(os.getpid())))
         self.peak_bytes = max(self.peak_bytes, memory)
         text = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  {words}; {memory >> 20} MiB"
         print(text, flush=True)

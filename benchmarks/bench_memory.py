@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.record import write_result, write_score
-from benchmarks.resources import children
+from benchmarks.resources import children, resident_bytes
 
 COMMAND = "python -m benchmarks.bench_memory"
 FOLDER = Path(__file__).parent.parent / "runs" / "memory"
@@ -75,17 +75,6 @@ def make_items(folder: Path, count: int) -> None:
     (folder / "made").touch()
 
 
-def resident_bytes(pid: int) -> int:
-    """Give the resident memory of a process now."""
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        return 0
-    return 0
-
-
 def measure(count: int, space: str, workers: int | None) -> dict[str, Any]:
     """Embed so many items in a process and watch it; give samples and what it reported."""
     sources, out = FOLDER / f"items-{count}", FOLDER / f"out-{count}"
@@ -99,7 +88,7 @@ def measure(count: int, space: str, workers: int | None) -> dict[str, Any]:
         process = subprocess.Popen(command, stdout=told)
         samples: list[dict[str, Any]] = []
         while process.poll() is None:
-            own, others = resident_bytes(process.pid), [resident_bytes(child) for child in children(process.pid)]
+            own, *others = (resident_bytes(pid, "VmRSS") for pid in (process.pid, *children(process.pid)))
             shards = sum(1 for _ in out.glob("g*/*.done.json")) if out.is_dir() else 0
             samples.append(
                 {

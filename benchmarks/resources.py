@@ -13,11 +13,11 @@ from typing import Any
 STEP_S = 0.02
 
 
-def anonymous_bytes(pid: int) -> int:
-    """Give the anonymous resident memory of a process now (RssAnon); mapped files do not count."""
+def resident_bytes(pid: int, field: str = "RssAnon") -> int:
+    """Give the anonymous resident memory of a process now, mapped files apart; with "VmRSS" all that is resident."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("RssAnon:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError):
         return 0
@@ -48,7 +48,7 @@ def run_watched(command: Sequence[str], environment: Mapping[str, str] | None = 
 
     def watch() -> None:
         while not done.wait(STEP_S):
-            peak[0] = max(peak[0], anonymous_bytes(process.pid))
+            peak[0] = max(peak[0], resident_bytes(process.pid))
 
     thread = threading.Thread(target=watch)
     thread.start()

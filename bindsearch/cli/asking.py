@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bindsearch.cli.options import (
+    WEIGHED,
     DeviceOption,
     DtypeOption,
     JsonOption,
     PresetOption,
     QuietOption,
     SpaceOption,
+    medium_options,
     open_space,
     print_json,
     say,
-    with_terms,
+    with_options,
 )
 from bindsearch.errors import InputError
 
@@ -265,4 +267,4 @@ def train_llm(
             typer.echo(f"{name}: {value}")
 
 
-with_terms(ask)
+with_options(ask, medium_options(WEIGHED))

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bindsearch.cli.options import (
+    WEIGHED,
     DeviceOption,
     DtypeOption,
     JsonOption,
     QuietOption,
     SpaceOption,
     make_group,
+    medium_options,
     open_space,
     print_facts,
     print_json,
     say,
-    with_terms,
+    with_options,
 )
 from bindsearch.errors import InputError
 
@@ -253,4 +255,4 @@ def _mixed(cache: VisualCache, wanted: list[tuple[str, str]], how: tuple[str | N
     return mix([part.vector for part in parts], [spec.weight for spec in specs])
 
 
-cache_app.command("enhance")(with_terms(cache_enhance))
+cache_app.command("enhance")(with_options(cache_enhance, medium_options(WEIGHED)))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,12 +16,13 @@ from bindsearch.cli.options import (
     PresetOption,
     SpaceOption,
     make_group,
+    medium_options,
     open_space,
     print_json,
     say,
+    with_options,
 )
 from bindsearch.errors import InputError, TooManyBadError
-from bindsearch.registry import MODALITIES
 
 if TYPE_CHECKING:
     from bindsearch.store import EmbeddingStore
@@ -254,24 +253,6 @@ def _space_of(
     return open_space(space or known.space_name, device, dtype, preset or dict(known.preset_ids))
 
 
-def _with_thing_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one repeatable option a modality, in place of **things."""
-    signature = inspect.signature(function, eval_str=True)
-    plain = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
-    made = []
-    for name in MODALITIES.built_in:
-        what = "Words" if name == "text" else f"{name} file"
-        option = typer.Option(f"--{name}", help=f"{what} to classify; repeatable.", show_default=False)
-        made.append(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[list[str], option]
-            )
-        )
-    function.__signature__ = signature.replace(parameters=[*plain, *made])  # type: ignore[attr-defined]
-    function.__annotations__ = {parameter.name: parameter.annotation for parameter in (*plain, *made)}
-    return function
-
-
 def probe(
     embeddings: Annotated[Path, typer.Argument(help="Folder that `bindsearch embed` wrote.")],
     column: Annotated[str | None, typer.Option("--column", help="Column that holds the label.")] = None,
@@ -344,4 +325,4 @@ def _numbers(text: str) -> list[int]:
         raise InputError(f"--shots {text}: expected whole numbers with commas between, such as 1,2,4,8.") from error
 
 
-_with_thing_options(classify_run)
+with_options(classify_run, medium_options(" to classify; repeatable."))

@@ -98,14 +98,21 @@ def open_space(
     )
 
 
-def with_terms(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option a modality, in place of **terms."""
+WEIGHED = "; repeatable; @0.3 at the end is a weight."
+
+
+def medium_options(says: str) -> dict[str, str]:
+    """Give the help of one option a modality: what it takes, then `says`."""
+    return {name: f"{'Words' if name == 'text' else f'{name} file'}{says}" for name in MODALITIES.built_in}
+
+
+def with_options(function: Callable[..., None], helps: Mapping[str, str]) -> Callable[..., None]:
+    """Give a command repeatable options, by parameter name with their help, in place of **things."""
     signature = inspect.signature(function, eval_str=True)
     plain = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
     made = []
-    for name in MODALITIES.built_in:
-        what = "Words" if name == "text" else f"{name} file"
-        option = typer.Option(f"--{name}", help=f"{what}; repeatable; @0.3 at the end is a weight.", show_default=False)
+    for name, text in helps.items():
+        option = typer.Option(f"--{name}".replace("_", "-"), help=text, show_default=False)
         kind = inspect.Parameter.KEYWORD_ONLY
         made.append(inspect.Parameter(name, kind, default=None, annotation=Annotated[list[str], option]))
     function.__signature__ = signature.replace(parameters=[*plain, *made])  # type: ignore[attr-defined]

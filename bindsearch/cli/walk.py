@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bindsearch.cli.options import (
+    WEIGHED,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -18,14 +17,17 @@ from bindsearch.cli.options import (
     QuietOption,
     SpaceOption,
     SpeedOption,
+    medium_options,
     open_space,
     print_json,
     say,
+    with_options,
 )
 from bindsearch.errors import InputError
-from bindsearch.registry import MODALITIES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bindsearch.query import Embedding
     from bindsearch.search import SearchIndex
 
@@ -265,32 +267,13 @@ def _bridge(index: SearchIndex, wanted: bool, cache: Path | None) -> Callable[[E
     return bridge_to(index, None if cache is None else open_index(cache))
 
 
-def _with_term_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option a modality, item and vector, and its --minus- twin, in place of **terms."""
-    signature = inspect.signature(function, eval_str=True)
-    plain = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
-    made = []
-    for sign in ("", "minus_"):
-        for name in (*MODALITIES.built_in, "item", "vector"):
-            what = {"text": "Words", "item": "Key of an item of the index", "vector": ".npy file"}.get(
-                name, f"{name} file"
-            )
-            option = typer.Option(
-                f"--{sign}{name}".replace("_", "-"),
-                help=f"{what} to {'move away from' if sign else 'look for'}; repeatable; @0.3 at the end is a weight.",
-                show_default=False,
-            )
-            made.append(
-                inspect.Parameter(
-                    f"{sign}{name}",
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=None,
-                    annotation=Annotated[list[str], option],
-                )
-            )
-    function.__signature__ = signature.replace(parameters=[*plain, *made])  # type: ignore[attr-defined]
-    function.__annotations__ = {parameter.name: parameter.annotation for parameter in (*plain, *made)}
-    return function
+def _term_options() -> dict[str, str]:
+    """Give the help of one option a modality, item and vector, and of its --minus- twin."""
+    helps: dict[str, str] = {}
+    for sign, does in (("", " to look for"), ("minus_", " to move away from")):
+        things = medium_options(does) | {"item": f"Key of an item of the index{does}", "vector": f".npy file{does}"}
+        helps |= {f"{sign}{name}": f"{text}{WEIGHED}" for name, text in things.items()}
+    return helps
 
 
-_with_term_options(query)
+with_options(query, _term_options())

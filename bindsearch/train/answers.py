@@ -20,7 +20,7 @@ from bindsearch.config import content_hash, to_json_dict
 from bindsearch.llm.llava import IGNORED
 from bindsearch.train.answer_config import AnswerStageConfig
 from bindsearch.train.loop import build_optimiser, fast_numbers, learning_rate, step_generator
-from bindsearch.train.steps import Course, run_steps
+from bindsearch.train.steps import run_steps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -181,20 +181,12 @@ def train_answers(
         MismatchError: the folder holds a checkpoint of other numbers.
     """
     only_these_learn(stage.connection, stage.parts)
-    config, optimiser = stage.config, build_optimiser(stage.parts, stage.config)
-    course = Course(
-        config.name,
-        config.steps,
-        stage.id,
-        stage.path,
-        stage.parts,
-        optimiser,
-        lambda step: answer_step(stage, optimiser, step),
-        stage.measure,
-        stage.times,
-        curve=stage.curve,
-    )
-    notes = run_steps(course, stop_after, say, stopped)
+    optimiser = build_optimiser(stage.parts, stage.config)
+
+    def take(step: int) -> float:
+        return answer_step(stage, optimiser, step)
+
+    notes = run_steps(stage, stage.parts, optimiser, take, stop_after, say, stopped)
     for module in (stage.connection.llama, *stage.parts.values()):
         module.requires_grad_(False)
         module.eval()

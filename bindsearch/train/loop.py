@@ -27,7 +27,7 @@ from bindsearch.config import content_hash, to_json_dict
 from bindsearch.train.config import Schedule, StageConfig
 from bindsearch.train.loss import info_nce
 from bindsearch.train.processes import gather_rows, own_rows, rank, sum_gradients
-from bindsearch.train.steps import Course, run_steps
+from bindsearch.train.steps import run_steps
 
 Encode = Callable[[slice], Tensor]
 
@@ -163,26 +163,15 @@ def train_stage(
     Raises:
         MismatchError: the folder holds a checkpoint of other numbers.
     """
-    config = stage.config
-    optimiser = build_optimiser(stage.towers, config)
+    optimiser = build_optimiser(stage.towers, stage.config)
 
     def scale() -> str:
         return f" scale {float(torch.as_tensor(stage.scale()).detach()):.2f}"
 
-    course = Course(
-        config.name,
-        config.steps,
-        stage.id,
-        stage.path,
-        stage.towers,
-        optimiser,
-        lambda step: train_step(stage, optimiser, step),
-        stage.measure,
-        stage.times,
-        scale,
-        stage.curve,
-    )
-    return run_steps(course, stop_after, say, stopped)
+    def take(step: int) -> float:
+        return train_step(stage, optimiser, step)
+
+    return run_steps(stage, stage.towers, optimiser, take, stop_after, say, stopped, scale)
 
 
 def train_step(stage: Stage, optimiser: torch.optim.Optimizer, step: int) -> float:

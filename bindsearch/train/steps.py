@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -16,50 +15,66 @@ from bindsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from bindsearch.train.processes import rank
 
 
-@dataclass
-class Course:
-    """What surrounds a step.
+class Numbered(Protocol):
+    """What the steps need of a stage's numbers."""
+
+    @property
+    def name(self) -> str:
+        """For the log."""
+
+    @property
+    def steps(self) -> int:
+        """How many there are in all."""
+
+
+class Course(Protocol):
+    """What the steps need of a stage.
 
     Attributes:
-        name: of the stage, for the log.
-        steps: how many there are in all.
-        id: hash that a checkpoint must bear.
-        path: of the checkpoint.
-        parts: what is trained, by name.
-        optimiser: of the parts.
-        take: step's number (from 0) -> its loss; moves the parts.
-        measure: gives figures on validation scenes.
         times: checkpoint_every_s, measure_every, log_every.
-        beside: words that a line of the log adds to the loss.
         curve: figures so far.
     """
 
-    name: str
-    steps: int
-    id: str
-    path: Path
-    parts: dict[str, nn.Module]
-    optimiser: torch.optim.Optimizer
-    take: Callable[[int], float]
-    measure: Callable[[], dict[str, float]]
     times: tuple[float, int, int]
-    beside: Callable[[], str] = lambda: ""
-    curve: list[dict[str, float]] = field(default_factory=list)
+    curve: list[dict[str, float]]
+
+    @property
+    def config(self) -> Numbered:
+        """Its numbers."""
+
+    def measure(self) -> dict[str, float]:
+        """Give figures on validation scenes."""
+
+    @property
+    def path(self) -> Path:
+        """Of the checkpoint."""
+
+    @property
+    def id(self) -> str:
+        """Hash that a checkpoint must bear."""
 
 
 def run_steps(
-    course: Course,
+    stage: Course,
+    parts: dict[str, nn.Module],
+    optimiser: torch.optim.Optimizer,
+    take: Callable[[int], float],
     stop_after: int | None = None,
     say: Callable[[str], None] = print,
     stopped: Callable[[], bool] = lambda: False,
+    beside: Callable[[], str] = lambda: "",
 ) -> dict[str, Any]:
-    """Run a stage from its checkpoint, or from the start, to its end; overwrites its parts.
+    """Run a stage from its checkpoint, or from the start, to its end.
 
     Args:
-        course: what to run. Under torchrun every process runs the same one; the first one writes the checkpoints.
+        stage: what to run. Under torchrun every process runs the same one; the first one writes the checkpoints.
+        parts: what is trained, by name; overwritten.
+        optimiser: of the parts; overwritten.
+        take: step's number (from 0) -> its loss; moves the parts.
         stop_after: leave after this many steps in all, with a checkpoint; for tests of resuming.
         say: where the log's lines go: the mean loss since the last one, or of as many steps as there were.
         stopped: asked after each step; True leaves with a checkpoint. Not for several processes: one would wait.
+        beside: words that a line of the log adds to the loss.
 
     Returns:
         Notes: step, curve, seconds.
@@ -67,28 +82,29 @@ def run_steps(
     Raises:
         MismatchError: the folder holds a checkpoint of other numbers.
     """
-    checkpoint_every_s, measure_every, log_every = course.times
-    notes: dict[str, Any] = {"config": course.id, "step": 0, "curve": course.curve, "seconds": 0.0}
-    if course.path.exists():
-        notes = load_checkpoint(course.path, course.parts, course.optimiser, course.id)
-        say(f"{course.name}: resumed at step {notes['step']} of {course.steps}")
-    end = course.steps if stop_after is None else min(stop_after, course.steps)
+    config = stage.config
+    checkpoint_every_s, measure_every, log_every = stage.times
+    notes: dict[str, Any] = {"config": stage.id, "step": 0, "curve": stage.curve, "seconds": 0.0}
+    if stage.path.exists():
+        notes = load_checkpoint(stage.path, parts, optimiser, stage.id)
+        say(f"{config.name}: resumed at step {notes['step']} of {config.steps}")
+    end = config.steps if stop_after is None else min(stop_after, config.steps)
     began = saved = time.monotonic()
     before, losses = float(notes["seconds"]), deque[float](maxlen=log_every)
     for step in range(int(notes["step"]), end):
-        losses.append(course.take(step))
+        losses.append(take(step))
         notes["step"], notes["seconds"] = step + 1, round(before + time.monotonic() - began, 1)
         if (step + 1) % log_every == 0:
             mean = sum(losses) / len(losses)
-            words = f"{course.name}: step {step + 1}/{course.steps} loss {mean:.4f}{course.beside()}"
+            words = f"{config.name}: step {step + 1}/{config.steps} loss {mean:.4f}{beside()}"
             say(f"{words} {notes['seconds']:.0f} s")
-        if (step + 1) % measure_every == 0 or step + 1 == course.steps:
-            figures = {"step": step + 1, "loss": round(losses[-1], 4), **course.measure()}
+        if (step + 1) % measure_every == 0 or step + 1 == config.steps:
+            figures = {"step": step + 1, "loss": round(losses[-1], 4), **stage.measure()}
             notes["curve"].append(figures)
-            say(f"{course.name}: {figures}")
+            say(f"{config.name}: {figures}")
         leave = step + 1 == end or stopped()
         if rank() == 0 and (time.monotonic() - saved > checkpoint_every_s or leave):
-            save_checkpoint(course.path, course.parts, course.optimiser, notes)
+            save_checkpoint(stage.path, parts, optimiser, notes)
             saved = time.monotonic()
         if leave:
             break
