@@ -7,7 +7,8 @@ python -m benchmarks.bench_pipeline --quick         # small, for a busy machine;
    decode (reading included), preprocess, and the model in batches of 32. Then `run_embed` over many files, in a process
    of its own: wall time of the whole call, workers' start included; both RUNS times in turn. The bar: items a second
    >= 0.85 x cores / (decode + preprocess + model). "Work share" is that sum over all CPU time that the run took an
-   item, workers and all: what a machine with nothing else to do could reach of cores / sum.
+   item, workers and all: what a machine with nothing else to do could reach of cores / sum. "Cores share" is that sum
+   over the same sum measured in one process a core at once: what cores take from each other, whoever uses them.
 2. Videos of 10 s, 1280x720, 25 frames a second, H.264, key frame every 2 s (must: 2.5x) and a single one (reported):
    CPU time of decoding and converting all frames, in turn with the frames that are wanted by bindsearch-mini (3 clips
    of 1 s) and by imagebind-huge (5 clips of 2 s); the frames are compared byte for byte.
@@ -24,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -106,16 +108,24 @@ def in_process(function: str, variable: tuple[str, str]) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def at_once(function: str, variable: tuple[str, str], count: int) -> list[Any]:
+    """Call a function in some processes at once."""
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda _: in_process(function, variable), range(count)))
+
+
 def measure_kind(modality: str, count: int, runs: int, workers: int | None, policy: str) -> dict[str, Any]:
     """Measure one kind of file: its parts alone, and the pipeline."""
     name, write, _ = KINDS[modality]
     folder = write_once(FOLDER, f"{name.replace(' ', '-')}-{count}", lambda half: write(half, count))
     sample, waiting = min(ALONE, count), ("OMP_WAIT_POLICY", policy)
-    parts_of, whole = [], []
-    for _ in range(runs):  # in turn, since a machine that is shared has fast and slow minutes
-        parts_of.append(in_process(f"alone({modality!r}, b.Path({str(folder)!r}), {sample})", ("OMP_NUM_THREADS", "1")))
-        whole.append(in_process(f"embed_once(b.Path({str(folder)!r}), {workers})", waiting))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parts_of, crowded, whole = [], [], []
+    for _ in range(runs):  # in turn, since a machine that is shared has fast and slow minutes
+        call, threads = f"alone({modality!r}, b.Path({str(folder)!r}), {sample})", ("OMP_NUM_THREADS", "1")
+        parts_of.append(in_process(call, threads))
+        crowded.append(statistics.mean(sum(parts.values()) for parts in at_once(call, threads, cores)))
+        whole.append(in_process(f"embed_once(b.Path({str(folder)!r}), {workers})", waiting))
     sums = [sum(parts.values()) for parts in parts_of]
     return {
         "alone_cpu_ms": {part: 1e3 * statistics.median(parts[part] for parts in parts_of) for part in parts_of[0]},
@@ -124,6 +134,7 @@ def measure_kind(modality: str, count: int, runs: int, workers: int | None, poli
         "items_s": spread([each["items_s"] for each in whole]),
         "of the bound": spread([each["items_s"] * one / cores for each, one in zip(whole, sums, strict=True)]),
         "work share": spread([one / each["cpu_s_an_item"] for each, one in zip(whole, sums, strict=True)]),
+        "cores share": spread([one / busy for busy, one in zip(crowded, sums, strict=True)]),
         "best": max(whole, key=lambda each: float(each["items_s"])),
         "runs": whole,
     }
@@ -191,7 +202,8 @@ def main() -> None:
             rate, bound, share = one["items_s"]["median"], one["bound_items_s"], one["of the bound"]["median"]
             print(
                 f"{name}: {rate:.0f} items/s, {share:.2f} of {bound:.0f} (alone {one['alone_cpu_ms']}); "
-                f"work share {one['work share']['median']:.2f}; idle {one['best']['idle']}"
+                f"work share {one['work share']['median']:.2f}; "
+                f"cores share {one['cores share']['median']:.2f}; idle {one['best']['idle']}"
             )
     if options.only != "files":
         result["videos"] = measure_videos(2 if options.quick else 5)

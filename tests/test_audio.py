@@ -1,4 +1,5 @@
 import io
+import math
 
 import av
 import numpy as np
@@ -130,6 +131,19 @@ def test_both_ways_to_resample_agree(monkeypatch):
         assert np.abs(direct - table).max() < 1e-6
 
 
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 96000])
+def test_bands_of_phases_equal_the_whole_table(rate):
+    wave = np.random.default_rng(rate).normal(0, 0.2, (2, rate)).astype(np.float32)
+    divisor = math.gcd(rate, 16000)
+    old, new = rate // divisor, 16000 // divisor
+    kernels, width = mel._sinc_kernels(old, new)
+    padded = np.pad(wave, ((0, 0), (width, kernels.shape[0])))
+    rows = rate // old
+    taps = np.stack([padded[:, row * old : row * old + kernels.shape[0]] for row in range(rows)], axis=1)
+    plain = (taps.astype(np.float64) @ kernels).reshape(2, -1)
+    assert np.abs(mel.resample(wave, rate, 16000)[:, : plain.shape[1]] - plain).max() < 3e-7
+
+
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("rate", [1009, 44_099, 999_983])
 def test_odd_rates_cost_neither_time_nor_memory(rate):
@@ -209,6 +223,24 @@ def test_what_soundfile_cannot_read_goes_through_ffmpeg():
     assert abs(main_frequency(got.array[0, 8000:40000], 16000) - 440) < 2
     assert 0.25 < np.abs(got.array[0, 8000:40000]).max() < 0.35
     assert abs(duration_s(Source.of(m4a())) - 3) < 0.15
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "m4a", "damaged"])
+def test_a_file_on_disk_reads_as_its_bytes(tmp_path, form):
+    """libsndfile reads a file on disk by its descriptor; what it cannot read, ffmpeg then reads from the start."""
+    out = io.BytesIO()
+    if form == "m4a":
+        out.write(m4a(4.0))
+    else:
+        soundfile.write(out, tone(4.0, 22050).T, 22050, format="FLAC" if form == "flac" else "WAV", subtype="PCM_16")
+    data = out.getvalue()[: -20_001 if form == "damaged" else None]
+    path = tmp_path / f"sound.{form}"
+    path.write_bytes(data)
+    for span in (None, (0.5, 1.75)):
+        on_disk, in_memory = (AUDIO.decode(Source.of(each), DEFAULT, span) for each in (path, data))
+        assert np.array_equal(on_disk.array, in_memory.array)
+        assert on_disk.rate_hz == in_memory.rate_hz
+    assert duration_s(Source.of(path)) == duration_s(Source.of(data))
 
 
 def test_the_sound_track_of_a_video():

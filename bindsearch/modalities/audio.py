@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
@@ -103,9 +106,9 @@ class AudioModality(Modality[AudioConfig]):
         if wave.shape[1] == 0:
             where = "" if span is None else f" in {span[0]:g}-{span[1]:g} s"
             raise DecodeError(source.name, f"no audio samples after decoding{where} (0.00 s)")
-        if not np.isfinite(wave).all():
+        peak = max(float(wave.max()), -float(wave.min()))
+        if not math.isfinite(peak):  # a NaN anywhere is the maximum
             raise DecodeError(source.name, "holds samples that are NaN or infinite")
-        peak = float(np.abs(wave).max())
         if peak > config.max_amplitude:
             raise DecodeError(source.name, f"amplitude {peak:g}, expected -1 to 1; divide by the full scale first")
         notes = {"channels": wave.shape[0], "duration_s": wave.shape[1] / rate}
@@ -121,7 +124,9 @@ class AudioModality(Modality[AudioConfig]):
         rate = round(media.rate_hz or 0)
         if rate < 1:
             raise InputError(f"{media.name or 'audio'}: the media have no rate_hz.")
-        wave = media.array.mean(axis=0, keepdims=True) if config.channel == "mean" else media.array
+        wave = media.array
+        if config.channel == "mean" and wave.shape[0] > 1:
+            wave = wave.mean(axis=0, keepdims=True)
         wave = mel.resample(wave, rate, config.rate_hz)
         if wave.shape[1] < config.frame_samples:
             what = (
@@ -250,11 +255,33 @@ class _Seekable:
         return self._file.read(max(count, -1))
 
 
-def _read_soundfile(file: IO[bytes], name: str, config: AudioConfig, span: Span | None) -> tuple[np.ndarray, int]:
-    import numpy as np
+@contextlib.contextmanager
+def _sound_file(file: IO[bytes]) -> Iterator[Any]:
+    """Open a file from its start with libsndfile, which reads one on disk by itself: no call to Python a few kB.
+
+    Raises:
+        LibsndfileError: it does not know the format.
+    """
     import soundfile
 
-    with soundfile.SoundFile(_Seekable(file)) as sound:
+    if type(file) is not io.BufferedReader:
+        with soundfile.SoundFile(_Seekable(file)) as sound:
+            yield sound
+        return
+    number = file.fileno()
+    at = os.lseek(number, 0, os.SEEK_CUR)
+    try:
+        os.lseek(number, 0, os.SEEK_SET)
+        with soundfile.SoundFile(number, closefd=False) as sound:
+            yield sound
+    finally:  # the buffer above it believes to know where it stands
+        os.lseek(number, at, os.SEEK_SET)
+
+
+def _read_soundfile(file: IO[bytes], name: str, config: AudioConfig, span: Span | None) -> tuple[np.ndarray, int]:
+    import numpy as np
+
+    with _sound_file(file) as sound:
         rate, channels = sound.samplerate, sound.channels
         wanted = None
         if span is not None:
@@ -332,7 +359,7 @@ def duration_s(source: Source) -> float:
         head = file.read(1024)
         file.seek(0)
         try:
-            with soundfile.SoundFile(_Seekable(file)) as sound:
+            with _sound_file(file) as sound:
                 return float(sound.frames / sound.samplerate)
         except soundfile.LibsndfileError:
             file.seek(0)

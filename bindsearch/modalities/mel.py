@@ -14,6 +14,7 @@ PRE_EMPHASIS = 0.97
 LOWPASS_WIDTH = 6
 ROLLOFF = 0.99
 _BLOCK_ROWS = 8192
+_BANDS = 8
 _BLOCK_VALUES = 1 << 20
 _MAX_KERNEL_VALUES = 1 << 22
 
@@ -38,21 +39,43 @@ def resample(wave: np.ndarray, rate_hz: int, new_rate_hz: int) -> np.ndarray:
     old, new = rate_hz // divisor, new_rate_hz // divisor
     if old * new > _MAX_KERNEL_VALUES:
         return _resample_directly(wave, old, new)
-    kernels, width = _sinc_kernels(old, new)
+    bands, taps, width = _sinc_bands(old, new)
     channels, length = wave.shape
     rows = length // old + 1
-    padded = np.zeros((channels, (rows - 1) * old + kernels.shape[0]), np.float32)
+    padded = np.zeros((channels, (rows - 1) * old + taps), np.float32)
     padded[:, width : width + length] = wave
     target = -(-new * length // old)
-    out = np.empty((channels, rows * new), np.float32)
-    view = np.lib.stride_tricks.sliding_window_view(padded, kernels.shape[0], axis=1)[:, ::old]
+    out = np.empty((channels, rows, new), np.float32)
+    view = np.lib.stride_tricks.sliding_window_view(padded, taps, axis=1)[:, ::old]
     for first in range(0, rows, _BLOCK_ROWS):
-        block = view[:, first : first + _BLOCK_ROWS] @ kernels
-        out[:, first * new : first * new + block.shape[1] * new] = block.reshape(channels, -1)
-    return np.ascontiguousarray(out[:, :target])
+        rows_here = slice(first, first + _BLOCK_ROWS)
+        for phase, low, kernels in bands:
+            heard = np.ascontiguousarray(view[:, rows_here, low : low + kernels.shape[0]])
+            out[:, rows_here, phase : phase + kernels.shape[1]] = heard @ kernels
+    return np.ascontiguousarray(out.reshape(channels, -1)[:, :target])
 
 
 @lru_cache(maxsize=16)
+def _sinc_bands(old: int, new: int) -> tuple[list[tuple[int, int, np.ndarray]], int, int]:
+    """Cut the kernels in bands of phases, each without the taps at which all of its kernels are zero.
+
+    One phase hears a few dozen of the taps that all phases together reach over: 35 of 475 from 44.1 to 16 kHz.
+
+    Returns:
+        Of each band its first phase, its first tap and its (taps, phases) float32 kernels; then the number of taps
+        and how far they reach before the first sample.
+    """
+    kernels, width = _sinc_kernels(old, new)
+    size = -(-new // _BANDS)
+    bands = []
+    for phase in range(0, new, size):
+        band = kernels[:, phase : phase + size]
+        heard = np.flatnonzero(band.any(axis=1))
+        low, high = int(heard[0]), int(heard[-1]) + 1
+        bands.append((phase, low, np.ascontiguousarray(band[low:high])))
+    return bands, kernels.shape[0], width
+
+
 def _sinc_kernels(old: int, new: int) -> tuple[np.ndarray, int]:
     """Give (taps, new) float32 kernels, one a phase, and how far they reach before the first sample."""
     cut_off = min(old, new) * ROLLOFF
