@@ -19,8 +19,11 @@ from bindsearch.index.byte_scan import Best, ByteScan
 from bindsearch.index.byte_table import BLOCK_ROWS, Multiplier, greatest, pack
 from bindsearch.index.device import DeviceIndex, FaissGpu, check_device
 from bindsearch.index.flat import FlatIndex
+from bindsearch.index.heldout import query_means
+from bindsearch.index.merge import merge_indexes
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.snapshot import Snapshot
+from bindsearch.index.split import parts_by_count, split_index
 
 KINDS = ("normal", "clustered", "duplicates", "near ties", "spikes", "constant", "sparse", "one direction")
 
@@ -404,6 +407,41 @@ def test_an_index_proves_by_its_codes(tmp_path, recipe):
     codes.write_bytes(codes.read_bytes()[:-1])
     with pytest.raises(MismatchError, match=r"codes\.npy"):
         Snapshot.open(tmp_path / "index")
+
+
+def test_an_index_knows_where_its_queries_come_from(tmp_path):
+    """The means of `queries` become directions of its codes, and stay so when it is compacted, split or merged."""
+    store, asking = FakeStore(n=2000, dim=128), FakeStore(n=120, dim=128, seed=5, prefix="q", modalities=("text",))
+    gap = unit(np.random.default_rng(7).standard_normal((1, 128)))
+    asking.vectors = (unit(store.vectors[:120]) + gap).astype(np.float32)
+    recipe = Recipe("bytes", "float16", {"head_width": 40})
+    plain = build_index(store, tmp_path / "plain", recipe).snapshot
+    told = build_index(store, tmp_path / "told", recipe, queries=[asking])
+    assert plain.asking is None
+    assert told.snapshot.asking.shape == (1, 128)
+    mean = unit(unit(asking.vectors).mean(axis=0, keepdims=True))
+    assert np.abs(told.snapshot.asking - mean).max() < 1e-6
+    asked = (unit(store.vectors[200:240]) + gap).astype(np.float32)
+    assert_same(told.snapshot.search_exact(asked, 10)[:2], plain.search_exact(asked, 10)[:2])
+
+    def rest(snapshot):
+        """What queries keep outside of the directions: with it grows every bound."""
+        parts = [part.index.codes.ask_heads(unit(asked)) for part in snapshot.segments]
+        return float(np.mean([each.weights[:, 0] for each in parts]))
+
+    assert rest(told.snapshot) < 0.7 * rest(plain)
+    told.remove(store.ids[:5])
+    told.compact()
+    parts = split_index(told.snapshot, tmp_path / "parts", parts_by_count(told.snapshot, 2))
+    merged = merge_indexes([tmp_path / "plain", tmp_path / "told"], tmp_path / "merged", prefer="last").folder
+    for snapshot in (told.snapshot, *(each.snapshot for each in parts.values()), merged.snapshot):
+        assert snapshot.asking is not None
+        assert rest(snapshot) < 0.7 * rest(plain)
+    told.verify()
+
+
+def test_queries_from_everywhere_give_no_direction():
+    assert query_means([FakeStore(n=300, dim=64)]) is None
 
 
 # ---- devices ---------------------------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bindsearch.errors import InputError, MismatchError, MissingInputError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.centring import Centring, measure_means
 from bindsearch.index.commit import check_output, commit, last_generation, writing
 from bindsearch.index.folder import IndexFolder
+from bindsearch.index.heldout import query_means
 from bindsearch.index.identity import Identity
 from bindsearch.index.manifest import CENTRED_VERSION, FORMAT_VERSION, Manifest
 from bindsearch.index.recipe import Recipe
@@ -21,6 +22,9 @@ from bindsearch.index.segment import write_segment
 from bindsearch.index.snapshot import Snapshot
 from bindsearch.index.source import VectorSource, check_dim, identity_of, open_source
 from bindsearch.registry import INDEXES
+
+if TYPE_CHECKING:
+    from bindsearch.types import FloatArray
 
 Embeddings = str | Path | VectorSource
 Judge = Callable[[Snapshot], dict[str, Any]]
@@ -37,6 +41,7 @@ def build_index(
     centre_with: Sequence[Embeddings] = (),
     judge: Judge | None = None,
     progress: Progress = no_progress,
+    queries: Sequence[Embeddings] = (),
 ) -> IndexFolder:
     """Build an index over embeddings.
 
@@ -50,6 +55,8 @@ def build_index(
             only be asked with; they do not become items.
         judge: measures the index before it is committed; where it raises, the folder stays as it was.
         progress: told how far the backend's files are.
+        queries: embeddings of queries like those to come, of the same space (`heldout.check_queries` says so). Codes
+            for exact search hold the means of their modalities first; nothing else is made of them here.
 
     Raises:
         MissingInputError: there is no store, or it holds no embedded item.
@@ -65,7 +72,10 @@ def build_index(
     identity, centring = _prepare(source, name, centre, centre_with)
     (output / "segments").mkdir(parents=True, exist_ok=True)
     with writing(output):
-        manifest = _write(source, name, output, recipe or str(backend), (identity, centring), progress)
+        asking = None
+        if recipe is not None and (recipe.byte_codes or recipe.backend == "bytes") and queries:
+            asking = query_means(queries, centring)
+        manifest = _write(source, name, output, recipe or str(backend), (identity, centring), asking, progress)
         try:
             tuned = judge(Snapshot.of(output, manifest)) if judge else {}
         except BaseException:
@@ -145,6 +155,7 @@ def _write(
     output: Path,
     how: str | Recipe,
     context: tuple[Identity, Centring | None],
+    asking: FloatArray | None,
     progress: Progress,
 ) -> Manifest:
     """Write the one segment of a new index; gives the manifest to commit."""
@@ -154,7 +165,7 @@ def _write(
     blocks = source.iter_blocks(4096)
     if centring is not None:
         blocks = centring.blocks(blocks, str(output))
-    entry, modalities = write_segment(output, generation, blocks, dim, recipe, progress)
+    entry, modalities = write_segment(output, generation, blocks, dim, recipe, progress, asking=asking)
     if entry is None:
         raise MissingInputError(f"{name or 'embeddings'}: no embedded item. Type: bindsearch embed SRC -o {name}")
     known = {*modalities, *(centring.names if centring else ())}

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from bindsearch.index.base import BoolArray, IndexBackend
     from bindsearch.types import FloatArray, IntArray
 
+ASKING = "asking.npy"
+"""File of a segment: (j, d) float32 means of queries of the modalities that will ask; see `byte_head.py`."""
+
 _QUERIES_AT_ONCE = 1024
 
 
@@ -66,13 +69,13 @@ class BytesIndex(FlatIndex):
         return scores, ids, report.widened
 
 
-def write_codes(
-    folder: Path,
-    head_width: int | None = None,
-    progress: Progress = no_progress,
-    asking: FloatArray | None = None,
-) -> None:
-    """Write byte codes beside vectors.npy of a folder, as it lies there now; arguments as of `ByteCodes.build`."""
+def write_codes(folder: Path, head_width: int | None = None, progress: Progress = no_progress) -> None:
+    """Write byte codes beside vectors.npy of a folder, as it lies there now; arguments as of `ByteCodes.build`.
+
+    Where the folder holds directions that queries come from (ASKING), heads hold them first.
+    """
+    path = folder / ASKING
+    asking = np.array(map_array(path, "float32", 2)) if path.is_file() else None
     ByteCodes.build(folder, map_array(folder / "vectors.npy", ROW_DTYPES, 2), head_width, asking, progress)
 
 

@@ -125,7 +125,7 @@ def compact(snapshot: Snapshot, block_rows: int = BLOCK_ROWS, progress: Progress
     old = snapshot.manifest
     blocks = living(snapshot.segments, block_rows)
     entry, modalities = write_segment(
-        snapshot.path, old.generation + 1, blocks, old.dim, old.recipe, progress, as_stored=True
+        snapshot.path, old.generation + 1, blocks, old.dim, old.recipe, progress, as_stored=True, asking=snapshot.asking
     )
     return next_state(dataclasses.replace(old, segments=() if entry is None else (entry,)), modalities)
 

@@ -26,6 +26,7 @@ from bindsearch.index.tune import Sample
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from bindsearch.index.centring import Centring
     from bindsearch.index.snapshot import Snapshot
     from bindsearch.types import FloatArray, IntArray
 
@@ -34,6 +35,8 @@ COUNT = 500
 """Queries a modality that are held out, as many as there are."""
 
 _BLOCK = 8192
+_NO_MEAN = 3.0
+"""A mean of n unit rows is shorter than this over sqrt(n) where they point anywhere."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +108,33 @@ def _least(scores: FloatArray, ids: IntArray, own: IntArray, k: int) -> FloatArr
     return np.asarray(np.take_along_axis(best, last[:, None], axis=1)[:, 0], dtype=np.float32)
 
 
+def query_means(stores: Sequence[str | Path | VectorSource], centring: Centring | None = None) -> FloatArray | None:
+    """Take the mean of each modality's queries, where they have one: (j, d) float32 unit rows, or None.
+
+    Args:
+        stores: embeddings of queries; those that tuning takes are taken.
+        centring: of the index that they will ask.
+    """
+    means = []
+    found, _ = _sampled([open_source(store) for store in stores], COUNT)
+    for modality, (_, rows) in sorted(found.items()):
+        if centring is not None:
+            centring.check([modality], "queries")
+            rows = centring.apply(rows, modality, f"queries of {modality}")
+        units = rows.astype(np.float64) / np.linalg.norm(rows, axis=1, keepdims=True)
+        mean = units.mean(axis=0)
+        length = float(np.linalg.norm(mean))
+        if length > _NO_MEAN / np.sqrt(len(units)):
+            means.append(mean / length)
+    return np.stack(means).astype(np.float32) if means else None
+
+
 def _from_stores(snapshot: Snapshot, stores: Sequence[str | Path | VectorSource], count: int) -> list[Asked]:
-    """Take queries from stores: of each modality those with the smallest ids, which are hashes; the rest is passed."""
-    found: dict[str, tuple[IntArray, FloatArray]] = {}
-    sources: dict[str, dict[str, None]] = {}
+    """Take queries from stores."""
     manifest = snapshot.manifest
-    for store in stores:
-        source, name = _check_store(manifest.identity, manifest.dim, str(snapshot.path), store)
-        for ids, vectors, table in source.iter_blocks(_BLOCK):
-            kinds = np.asarray(table["modality"].to_pylist())
-            for each in dict.fromkeys(kinds.tolist()):
-                here = kinds == each
-                sources.setdefault(each, {})[name] = None
-                found[each] = _smallest(found.get(each), (ids[here], vectors[here]), count)
+    found, sources = _sampled(
+        [_check_store(manifest.identity, manifest.dim, str(snapshot.path), store) for store in stores], count
+    )
     if not found:
         raise MissingInputError(f"{', '.join(map(str, stores))}: no embedded item to ask with.")
     asked = []
@@ -127,6 +144,22 @@ def _from_stores(snapshot: Snapshot, stores: Sequence[str | Path | VectorSource]
             rows = snapshot.centring.apply(rows, modality, f"queries of {modality}")
         asked.append(Asked(modality, " + ".join(sources[modality]), rows, np.full(len(rows), -1, dtype=np.int64)))
     return asked
+
+
+def _sampled(
+    stores: Sequence[tuple[VectorSource, str]], count: int
+) -> tuple[dict[str, tuple[IntArray, FloatArray]], dict[str, dict[str, None]]]:
+    """Take of each modality the rows with the smallest ids, which are hashes; gives (ids, rows), and whose they are."""
+    found: dict[str, tuple[IntArray, FloatArray]] = {}
+    sources: dict[str, dict[str, None]] = {}
+    for source, name in stores:
+        for ids, vectors, table in source.iter_blocks(_BLOCK):
+            kinds = np.asarray(table["modality"].to_pylist())
+            for each in dict.fromkeys(kinds.tolist()):
+                here = kinds == each
+                sources.setdefault(each, {})[name] = None
+                found[each] = _smallest(found.get(each), (ids[here], vectors[here]), count)
+    return found, sources
 
 
 def _smallest(

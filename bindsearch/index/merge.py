@@ -85,8 +85,9 @@ def merge_indexes(
     with writing(output):
         blocks = _blocks(snapshots, last_wins=prefer == "last")
         generation = last_generation(output) + 1
+        asking = next((each.asking for each in snapshots if each.asking is not None), None)
         entry, modalities = write_segment(
-            output, generation, blocks, manifest.dim, manifest.recipe, progress, as_stored=as_stored
+            output, generation, blocks, manifest.dim, manifest.recipe, progress, as_stored=as_stored, asking=asking
         )
         if entry is None:
             raise MissingInputError(f"{', '.join(map(str, indexes))}: no items. Nothing to merge.")

@@ -299,6 +299,7 @@ def build_planned(
                 wish.centre_with,
                 judge,
                 progress,
+                wish.queries,
             )
         except BudgetError as error:
             LOG.warning("measured and given up: %s", error)

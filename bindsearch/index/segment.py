@@ -23,7 +23,7 @@ from bindsearch.errors import InputError, MismatchError, ShapeError, UnknownName
 from bindsearch.index.attributes import write_attributes
 from bindsearch.index.base import IndexBackend, Progress, no_progress
 from bindsearch.index.byte_codes import FACTS as CODES
-from bindsearch.index.byte_index import open_codes, write_codes
+from bindsearch.index.byte_index import ASKING, open_codes, write_codes
 from bindsearch.index.checks import check_ids, map_array, stored_rows
 from bindsearch.index.manifest import SegmentEntry, check_file, describe_file, sync_folder
 from bindsearch.index.recipe import Recipe
@@ -72,6 +72,7 @@ class Segment:
             self.index: IndexBackend = INDEXES[entry.backend or backend].open(self.path)
             if CODES in entry.files and self.index.codes is None:
                 self.index.codes = open_codes(self.path, self.index)
+            self.asking = np.array(map_array(self.path / ASKING, "float32", 2)) if ASKING in entry.files else None
             self._table_rows = self._map_table_rows()
         except ShapeError:
             raise
@@ -236,6 +237,7 @@ def write_segment(
     recipe: Recipe | None = None,
     progress: Progress = no_progress,
     as_stored: bool = False,
+    asking: FloatArray | None = None,
 ) -> tuple[SegmentEntry | None, dict[str, int]]:
     """Write a segment from blocks of items; memory holds one block, the ids, and what the recipe's backend needs.
 
@@ -247,6 +249,7 @@ def write_segment(
         recipe: how it is stored and what is built beside the rows; None: float32 rows for the manifest's backend.
         progress: told how far the backend's files are.
         as_stored: the vectors are rows of an index of the recipe's row dtype, and stay bit for bit as they are.
+        asking: (j, d) float32 directions that queries come from, for byte codes; see `byte_head.py`. Not modified.
 
     Returns:
         The entry for the manifest (None when there was no row) and the number of rows by modality. The segment lies
@@ -265,6 +268,8 @@ def write_segment(
         if not ids.size:
             return None, {}
         write_attributes(draft)
+        if asking is not None and asking.size:
+            np.save(draft / ASKING, asking.astype(np.float32), allow_pickle=False)
         if recipe is not None and backend is not None:
             backend.build_files(draft, recipe.build, progress)
             if recipe.byte_codes and not (draft / CODES).exists():

@@ -80,6 +80,11 @@ class Snapshot:
         centring = Centring.load(path, manifest.centring, manifest.dim) if manifest.centring else None
         return cls(path, manifest, segments, centring)
 
+    @property
+    def asking(self) -> FloatArray | None:
+        """Give the directions that queries come from, (j, d) float32, as the index was built with; None: none named."""
+        return next((part.asking for part in self.segments if part.asking is not None), None)
+
     def search(
         self,
         queries: FloatArray,

@@ -147,7 +147,9 @@ def _write_part(snapshot: Snapshot, folder: Path, parts: Parts, number: int, pro
     (folder / "segments").mkdir(parents=True)
     masks = [numbers == number for numbers in parts.numbers]
     blocks = living(snapshot.segments, BLOCK_ROWS, joint_schema(snapshot.segments), masks)
-    entry, modalities = write_segment(folder, 1, blocks, old.dim, old.recipe, progress, as_stored=True)
+    entry, modalities = write_segment(
+        folder, 1, blocks, old.dim, old.recipe, progress, as_stored=True, asking=snapshot.asking
+    )
     if entry is None:
         return 0
     known = {*modalities, *(snapshot.centring.names if snapshot.centring else ())}
