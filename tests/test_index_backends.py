@@ -14,10 +14,10 @@ from fake_store import FakeStore
 from test_index_formats import write_index
 
 from bindsearch.errors import BindSearchError, InputError, MissingExtraError, UnsupportedError
-from bindsearch.index import ivf, kmeans, small_products, svs
+from bindsearch.index import ivf, kmeans, refined, small_products, svs
 from bindsearch.index.base import no_progress
 from bindsearch.index.list_file import ListLayout
-from bindsearch.index.recipe import Recipe
+from bindsearch.index.recipe import MARGIN, NO_MARGIN, Recipe
 from bindsearch.registry import INDEXES
 
 DIM, ROWS = 64, 6000
@@ -63,7 +63,34 @@ def overlap(found: np.ndarray, expected: np.ndarray) -> float:
 
 def everything(index) -> dict[str, int]:
     """Settings that leave nothing out."""
-    return dict.fromkeys(index.settings, ROWS)
+    return {name: NO_MARGIN if name.endswith(MARGIN) else ROWS for name in index.settings}
+
+
+def test_margins_leave_out_what_queries_do_not_need(built, monkeypatch):
+    """A margin looks at less, finds little less, and never gives fewer answers than there are."""
+    name, index, flat, queries = built
+    margins = [each for each in index.settings if each.endswith(MARGIN)]
+    if not margins:
+        pytest.skip(f"{name} has no margins")
+    looked_at = []
+    score = refined.score_places
+    monkeypatch.setattr(
+        refined, "score_places", lambda *given: looked_at.append(int((given[2] >= 0).sum())) or score(*given)
+    )
+    wide = {"nprobe": 12, "rerank": 300}
+    wide = {knob: value for knob, value in wide.items() if knob in index.settings}
+    _, truth = flat.search(queries, 10)
+    _, uncut = index.search(queries, 10, settings=wide)
+    assert np.array_equal(uncut, index.search(queries, 10, settings={**wide, **dict.fromkeys(margins, NO_MARGIN)})[1])
+    _, cut = index.search(queries, 10, settings={**wide, **dict.fromkeys(margins, 1400)})
+    assert looked_at[-1] < 0.8 * looked_at[0]
+    assert overlap(cut, truth) > overlap(uncut, truth) - 0.02
+    _, least = index.search(queries, 10, settings={**wide, **dict.fromkeys(margins, 1)})
+    assert (least >= 0).all()  # whom a margin leaves too few is asked again without
+    mask = np.zeros(ROWS, dtype=bool)
+    mask[::400] = True
+    _, few = index.search(queries, 10, mask, {**wide, **dict.fromkeys(margins, 1)})
+    assert (few >= 0).all()
 
 
 def test_every_approximate_backend_is_tested_here():
@@ -355,7 +382,7 @@ def test_scores_of_places_are_near_the_exact_ones(data):
     _, rows, queries = data
     units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     asked = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-    places = np.random.default_rng(0).integers(-1, ROWS, (100, 37))
+    places = np.sort(np.random.default_rng(0).integers(-9, ROWS, (100, 37)).clip(-1), axis=1)
     for dtype, bound in (("float32", 1e-6), ("float16", 2.0**-11)):
         stored = units.astype(dtype)
         exact = np.einsum("qd,qmd->qm", asked.astype(np.float64), stored.astype(np.float64)[np.maximum(places, 0)])

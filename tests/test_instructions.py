@@ -52,7 +52,7 @@ def test_closed_questions_are_balanced_and_true():
     assert 0.45 < (question.codes == YES).mean() < 0.55
     for turn, code, subject in zip(question.turns, question.codes, full.subject, strict=True):
         named = read_answer("subject", turn.question)
-        assert (named == subject) == (code == YES) and (turn.answer == "Yes.") == (code == YES)
+        assert (named == subject) == (code == YES) and turn.answer.endswith(", so yes.") == (code == YES)
     assert set(ask(sample(split_seeds("train", 50), "setting"), "is_subject").codes.tolist()) == {NO}
 
 

@@ -60,6 +60,26 @@ def test_settings_are_found_near_the_cheapest_with_few_measurements(lists, candi
     assert asked < 100
 
 
+def test_margins_are_found_where_queries_differ():
+    """Half of the queries need a tenth of what the others need: a margin gives each its own, caps give all the most."""
+    needs = np.array([4.0, 40.0])
+
+    def measure(settings):
+        lists = np.minimum(settings["nprobe"], needs * settings.get("nprobe_margin", 20_000) / 100)
+        depth = np.minimum(settings["rerank"], 15 * needs * settings.get("rerank_margin", 20_000) / 100)
+        overlap = float(((1 - np.exp(-lists / needs * 4)) * (1 - np.exp(-depth / (15 * needs) * 4))).mean())
+        return tune.Point(dict(settings), overlap, overlap, 0.05 + float(0.01 * lists.mean() + 0.002 * depth.mean()))
+
+    most = {"nprobe": 512, "rerank": 100_000}
+    capped = tune.cheapest(measure, tune.Knobs.of(most, most), 0.95, k=10)
+    margins = {**most, "nprobe_margin": 20_000, "rerank_margin": 20_000}
+    cut = tune.cheapest(measure, tune.Knobs.of(margins, margins), 0.95, k=10)
+    assert cut.overlap >= 0.95
+    assert {"nprobe_margin", "rerank_margin"} <= cut.settings.keys()
+    assert cut.ms < 0.75 * capped.ms
+    assert tune.Knobs.of({"rerank_margin": 1, "rerank": 9, "nprobe_margin": 1, "nprobe": 3}, most).breadth == "nprobe"
+
+
 def test_what_no_settings_reach_is_said():
     assert tune.cheapest(Surface(ceiling=0.9), KNOBS, 0.95, k=10) is None
 
@@ -98,6 +118,11 @@ def test_overlap_counts_equal_scores_alike_and_leaves_the_query_out():
     ids = np.array([[1, 2, 3, 4], [7, 1, 2, 3], [5, -1, -1, -1]])
     least, own = np.array([0.8, 0.9, 0.3], dtype=np.float32), np.array([-1, 7, -1])
     assert tune.overlap_at_k(scores, ids, least, own, 2).tolist() == [1.0, 0.5, 0.5]
+
+
+def test_a_margin_that_one_lacks_cuts_nobody():
+    both = [{"nprobe": 9, "nprobe_margin": 300}, {"nprobe": 30, "nprobe_margin": 500, "rerank_margin": 80}]
+    assert most_demanding(both) == {"nprobe": 30, "nprobe_margin": 500}
 
 
 def test_settings_of_a_modality_or_the_most_demanding():

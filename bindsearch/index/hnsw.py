@@ -80,7 +80,12 @@ class HnswIndex(RefinedIndex):
         return index
 
     def _candidates(
-        self, queries: FloatArray, count: int, mask: BoolArray | None, settings: SearchSettings
+        self,
+        queries: FloatArray,
+        count: int,
+        fetch: int,  # noqa: ARG002
+        mask: BoolArray | None,
+        settings: SearchSettings,
     ) -> IntArray:
         """See `RefinedIndex._candidates`."""
         faiss = load_faiss()

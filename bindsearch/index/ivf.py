@@ -29,6 +29,7 @@ from bindsearch.index.checks import map_array, wide_rows
 from bindsearch.index.faiss_index import load_faiss
 from bindsearch.index.kmeans import assign, default_lists, list_means, train_centroids, unit_or_axis
 from bindsearch.index.list_file import ListLayout
+from bindsearch.index.recipe import MARGIN, NO_MARGIN
 from bindsearch.index.refined import RefinedIndex, check_numbers, row_selector
 from bindsearch.index.small_products import NearCentroids, to_int8
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from bindsearch.types import FloatArray, IntArray
 
 _BLOCK_ROWS = 8192
+_MARGIN_STEPS = 10_000
 _TRAIN_ROWS = 32768
 
 
@@ -46,13 +48,20 @@ class IvfIndex(RefinedIndex):
     """An inverted file over rows sorted by list; see `IndexBackend`.
 
     Numbers of a recipe: nlist (lists; 0: `kmeans.default_lists`), sample (rows a list that k-means sees), rounds.
-    Search settings: nprobe (lists looked at), rerank (candidates scored from the rows).
+    Search settings: nprobe (most lists looked at), rerank (most candidates scored from the rows), and a margin of each:
+    lists whose mean, and candidates whose code, falls short of the query's best list, and of its last wanted candidate,
+    by more 10,000ths of a cosine are left out.
 
     Attributes:
         block_rows: rows that FAISS's kernel for these codes takes together.
     """
 
-    settings: ClassVar[Mapping[str, int]] = {"nprobe": 32, "rerank": 400}
+    settings: ClassVar[Mapping[str, int]] = {
+        "nprobe": 32,
+        "rerank": 400,
+        "nprobe_margin": NO_MARGIN,
+        "rerank_margin": NO_MARGIN,
+    }
     build_numbers: ClassVar[Mapping[str, int]] = {"nlist": 0, "sample": 48, "rounds": 8}
     block_rows: ClassVar[int] = 32
 
@@ -152,10 +161,12 @@ class IvfIndex(RefinedIndex):
 
     def most(self, setting: str) -> int:
         """See `IndexBackend.most`: no more lists can be looked at than there are."""
+        if setting.endswith(MARGIN):
+            return NO_MARGIN
         return self._near.count if setting == "nprobe" and self._faiss_index is not None else super().most(setting)
 
     def _candidates(
-        self, queries: FloatArray, count: int, mask: BoolArray | None, settings: SearchSettings
+        self, queries: FloatArray, count: int, fetch: int, mask: BoolArray | None, settings: SearchSettings
     ) -> IntArray:
         """See `RefinedIndex._candidates`. More lists than nprobe are looked at where they would hold too few rows."""
         faiss = load_faiss()
@@ -165,6 +176,8 @@ class IvfIndex(RefinedIndex):
         near, products = self._near.probe(codes, probe)
         bias = products.astype(np.float32)
         bias *= query_scales[:, None] * self._learnt.scales[near]
+        if (margin := settings.get("nprobe_margin", NO_MARGIN)) < NO_MARGIN:
+            near = np.where(bias < bias.max(axis=1, keepdims=True) - np.float32(margin / _MARGIN_STEPS), -1, near)
         asked = np.ascontiguousarray(self._queries_for(queries))
         distances = np.empty((queries.shape[0], count), dtype=np.float32)
         places = np.empty((queries.shape[0], count), dtype=np.int64)
@@ -176,6 +189,9 @@ class IvfIndex(RefinedIndex):
             *(faiss.swig_ptr(distances), faiss.swig_ptr(places)),
             *(False, parameters),
         )
+        if (margin := settings.get("rerank_margin", NO_MARGIN)) < NO_MARGIN:
+            last = distances[:, fetch - 1, None]  # they come best first
+            places[distances < last - np.float32(margin / _MARGIN_STEPS)] = -1
         places.sort(axis=1)
         return places
 

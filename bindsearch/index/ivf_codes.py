@@ -113,7 +113,7 @@ class IvfSq8Index(IvfIndex):
 
     name: ClassVar[str] = "ivf-sq8"
     block_rows: ClassVar[int] = 1
-    settings: ClassVar[Mapping[str, int]] = {"nprobe": 32, "rerank": 40}
+    settings: ClassVar[Mapping[str, int]] = {**IvfIndex.settings, "rerank": 40}
 
     @classmethod
     def _train(cls, faiss: Any, residuals: FloatArray, numbers: Mapping[str, int]) -> FloatArray:  # noqa: ARG003

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bindsearch.index.ivf_codes import IvfRabitqIndex
+from bindsearch.index.recipe import NO_MARGIN
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class RabitqIndex(IvfRabitqIndex):
     """
 
     name: ClassVar[str] = "rabitq"
-    settings: ClassVar[Mapping[str, int]] = {"rerank": 400}
+    settings: ClassVar[Mapping[str, int]] = {"rerank": 400, "rerank_margin": NO_MARGIN}
     build_numbers: ClassVar[Mapping[str, int]] = {}
 
     @classmethod

@@ -15,7 +15,13 @@ import numpy as np
 from bindsearch.errors import InputError
 
 SearchSettings = Mapping[str, int]
-"""Knob -> value, by FAISS's names where FAISS has one: nprobe, efSearch; rerank: candidates scored from the rows."""
+"""Knob -> value, by FAISS's names where FAISS has one: nprobe, efSearch; rerank: candidates scored from the rows;
+nprobe_margin, rerank_margin: which of them a query may leave out."""
+
+MARGIN = "_margin"
+"""Ending of a knob that cuts another one, in 10,000ths of a cosine: what falls short by more is left out."""
+NO_MARGIN = 20_000
+"""The margin that cuts nothing: cosines are at most 2 apart."""
 
 ROW_DTYPES = ("float32", "float16")
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from bindsearch.errors import InputError, MismatchError
 from bindsearch.index.base import IndexBackend
+from bindsearch.index.recipe import MARGIN, NO_MARGIN
 from bindsearch.index.small_products import score_places
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 class RefinedIndex(IndexBackend):
     """A backend whose candidates are looked up in the rows; see `IndexBackend`.
 
-    Every one has the search setting rerank: how many candidates a query are scored from the rows.
+    Every one has the search setting rerank: how many candidates a query are scored from the rows. Some have margins
+    (docs/adr/0113): a query leaves out what its codes rule out by so much, where other queries need all of it.
 
     Attributes:
         build_numbers: numbers of a recipe, with what they are where it names none.
@@ -42,7 +44,11 @@ class RefinedIndex(IndexBackend):
             every = np.arange(allowed, dtype=np.int64) if mask is None else np.flatnonzero(mask)
             places = np.broadcast_to(every, (queries.shape[0], allowed))
         else:
-            places = self._candidates(queries, wanted, mask, settings)
+            places = self._candidates(queries, wanted, fetch, mask, settings)
+            short = np.flatnonzero((places >= 0).sum(axis=1) < fetch)
+            if short.size and any(settings.get(name, NO_MARGIN) < NO_MARGIN for name in settings if MARGIN in name):
+                uncut = {**settings, **{name: NO_MARGIN for name in settings if MARGIN in name}}
+                places[short] = self._candidates(queries[short], wanted, fetch, mask, uncut)
             self._check_places(places)
         scores = score_places(self._rows, queries, places)
         if scores.shape[1] > fetch:
@@ -66,13 +72,14 @@ class RefinedIndex(IndexBackend):
 
     @abstractmethod
     def _candidates(
-        self, queries: FloatArray, count: int, mask: BoolArray | None, settings: SearchSettings
+        self, queries: FloatArray, count: int, fetch: int, mask: BoolArray | None, settings: SearchSettings
     ) -> IntArray:
         """Propose rows by the files beside them.
 
         Args:
             queries: (q, d) float32 unit rows. Not modified.
             count: how many; fewer than are allowed.
+            fetch: of them, how many are wanted in the end.
             mask: (n,) bool of the rows allowed, or None for all. Not modified.
             settings: a value for each name in `settings` of the class.
 

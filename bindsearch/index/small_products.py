@@ -105,7 +105,7 @@ def score_places(rows: Any, queries: FloatArray, places: IntArray) -> FloatArray
     Args:
         rows: (n, d) float16 or float32, C-contiguous; may be mapped. Not modified.
         queries: (q, d) float32 unit rows. Not modified.
-        places: (q, m) int64 row positions, -1 for none; sorted ones are read faster. Not modified.
+        places: (q, m) int64 row positions, -1 for none, ascending in each row. Not modified.
 
     Returns:
         (q, m) float32, -inf for none. Of float16 rows the queries are rounded to float16 as well: off by up to 2^-11
@@ -131,11 +131,13 @@ def _score_part(rows: Any, queries: FloatArray, places: IntArray, scores: FloatA
     step = max(1, _GATHER_BYTES // (rows.shape[1] * rows.itemsize))  # gathered rows stay in the second cache
     buffer = np.empty((min(step, places.shape[1]), rows.shape[1]), dtype=rows.dtype)
     small = queries.astype(rows.dtype)
-    for number, here in enumerate(places):
+    for number, every in enumerate(places):
+        none = int(np.searchsorted(every, 0))  # those without a row come first
+        here = every[none:]
         packed = numkong.dots_pack(small[number : number + 1]) if rows.dtype == np.float16 else None
         for start in range(0, here.size, step):
             part = here[start : start + step]
             block = buffer[: part.size]
-            np.take(rows, part, axis=0, out=block, mode="clip")  # -1 reads row 0
+            np.take(rows, part, axis=0, out=block, mode="clip")
             found = block @ small[number] if packed is None else np.asarray(numkong.dots_packed(block, packed))[:, 0]
-            scores[number, start : start + step] = found
+            scores[number, none + start : none + start + part.size] = found

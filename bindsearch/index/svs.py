@@ -96,7 +96,12 @@ class SvsIndex(RefinedIndex):
         return index
 
     def _candidates(
-        self, queries: FloatArray, count: int, mask: BoolArray | None, settings: SearchSettings
+        self,
+        queries: FloatArray,
+        count: int,
+        fetch: int,  # noqa: ARG002
+        mask: BoolArray | None,
+        settings: SearchSettings,
     ) -> IntArray:
         """See `RefinedIndex._candidates`. It has no filter: more is asked for, and what is not allowed left out."""
         stored = self.ids.shape[0]

@@ -3,8 +3,10 @@
 An approximate backend has up to two knobs: a breadth (how much it looks at: nprobe, efSearch) and a depth (how many
 candidates are scored from the rows: rerank). Nothing here knows what is a good value of either. Each depth is doubled
 from the answer's length on; at each, the least breadth that suffices is found by doubling and bisection; the cheapest
-pair in CPU time wins. It must then hold on all held-out queries: the lower confidence bound of their mean overlap, not
-the mean, has to reach what was asked, so that the margin shrinks as the sample grows (docs/adr/0109).
+pair in CPU time wins. Where the backend has margins, wider settings are then cut by the least margin that suffices, and
+kept where that is cheaper: a query that needs little takes little (docs/adr/0113). What is chosen must hold on all
+held-out queries: the lower confidence bound of their mean overlap, not the mean, has to reach what was asked, so that
+the allowance shrinks as the sample grows (docs/adr/0109).
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from bindsearch.index.recipe import MARGIN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,6 +36,9 @@ BATCH = 500
 """Queries a batch while measuring throughput; `ms` of a query asked alone is measured apart."""
 SCOUTS = 256
 """Queries that the search for settings uses; all of them confirm what it found."""
+
+WIDER = (1.0, 1.5, 3.0)
+"""How much wider a knob is tried when a margin cuts it."""
 
 _ALONE = 48
 _LEAST_S = 0.03
@@ -112,8 +119,13 @@ class Knobs:
         """Sort a backend's settings into breadth and depth; an exact one has none that matter."""
         if exact:
             return cls(None, None, {}, True)
-        breadth = next((name for name in settings if name != DEPTH), None)
+        breadth = next((name for name in settings if name != DEPTH and not name.endswith(MARGIN)), None)
         return cls(breadth, DEPTH if DEPTH in settings else None, most)
+
+    @property
+    def cuts(self) -> list[tuple[str, str]]:
+        """Pairs of a knob and the margin that cuts it."""
+        return [(name, name + MARGIN) for name in (self.breadth, self.depth) if name and name + MARGIN in self.most]
 
     def settings(self, breadth: int, depth: int) -> dict[str, int]:
         """Name two values."""
@@ -249,7 +261,7 @@ def cheapest(measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, target
                 start = best.settings[knobs.breadth] if knobs.breadth else 1
                 found, _ = _least_breadth(measure, knobs, near, start, target)
                 best = best if found is None else min(best, found, key=lambda each: each.ms)
-    return _trimmed(measure, knobs, best, target)
+    return _cut(measure, knobs, _trimmed(measure, knobs, best, target), target)
 
 
 def _least_breadth(
@@ -302,6 +314,24 @@ def _trimmed(measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, best: 
                 best = min(best, point, key=lambda each: each.ms)
             else:
                 low = middle
+    return best
+
+
+def _cut(measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, best: Point, target: float) -> Point:
+    """Widen a knob and cut it by the least margin that the target allows, for each knob that has one."""
+    for name, margin in knobs.cuts:
+        narrow = best
+        for wider in WIDER:
+            wide = {**narrow.settings, name: min(knobs.most[name], round(wider * narrow.settings[name]))}
+            low, high = 0, 1
+            while high < knobs.most[margin] and measure({**wide, margin: high}).overlap < target:
+                low, high = high, min(knobs.most[margin], 2 * high)
+            while high - low > max(1, high // 16):
+                middle = (low + high) // 2
+                low, high = (low, middle) if measure({**wide, margin: middle}).overlap >= target else (middle, high)
+            point = measure({**wide, margin: high})
+            if point.overlap >= target:
+                best = min(best, point, key=lambda each: each.ms)
     return best
 
 

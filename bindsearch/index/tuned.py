@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from bindsearch.index.recipe import MARGIN
+
 
 def settings_for(tuned: Mapping[str, Any] | None, modalities: Iterable[str] = ()) -> dict[str, int]:
     """Choose the settings of a query.
@@ -35,12 +37,13 @@ def settings_for(tuned: Mapping[str, Any] | None, modalities: Iterable[str] = ()
 
 
 def most_demanding(settings: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Give the largest value of each knob over several settings."""
+    """Give the largest value of each knob over several settings; a margin that is not in all of them cuts nothing."""
+    every = list(settings)
     best: dict[str, int] = {}
-    for each in settings:
+    for each in every:
         for name, value in each.items():
             best[name] = max(best.get(name, 0), int(value))
-    return best
+    return {name: value for name, value in best.items() if MARGIN not in name or all(name in each for each in every)}
 
 
 def summary(tuned: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

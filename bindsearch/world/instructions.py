@@ -116,7 +116,11 @@ def _wording(kind: str, chance: float, scenes: Scenes, row: int, second: float) 
 
 
 def _closed(scenes: Scenes, kind: str, chances: Floats, plain: bool) -> Question:
-    """Ask whether an attribute has a value: in half of the scenes that have one, it has."""
+    """Ask whether an attribute has a value: in half of the scenes that have one, it has.
+
+    The answer first says what is there and then yes or no: a small model learns to compare two words that it has
+    before it, and not to judge in one step (docs/adr/0158).
+    """
     attribute = kind.removeprefix("is_")
     codes, many = getattr(scenes, attribute), len(names(attribute))
     other = np.floor(chances[:, 1] * (many - 1)).astype(np.int16)
@@ -128,7 +132,8 @@ def _closed(scenes: Scenes, kind: str, chances: Floats, plain: bool) -> Question
         text = choices[0 if plain else int(chances[row, 0] * len(choices))]
         noun = f"{_article(words[code])} {words[code]}"
         text = text.replace("{a subject}", noun).replace(f"{{{attribute}}}", words[code])
-        turns.append(Turn(text, "Yes." if code == codes[row] else "No."))
+        so = "yes" if code == codes[row] else "no"
+        turns.append(Turn(text, f"{_seen(attribute, int(codes[row]), int(scenes.count[row]))}, so {so}."))
     return Question(kind, tuple(turns), np.where(asked == codes, YES, NO).astype(np.int16))
 
 
@@ -138,6 +143,14 @@ def _answer(attribute: str, code: int, count: int) -> str:
     if attribute == "subject":
         return _sentence(_noun(code, count))
     return _sentence(first_words(attribute)[code])
+
+
+def _seen(attribute: str, code: int, count: int) -> str:
+    """Say what an attribute is, as the first half of a sentence."""
+    if code == ABSENT:
+        return "I cannot tell where it is" if attribute == "setting" else "I see nothing"
+    what = _noun(code, count) if attribute == "subject" else first_words(attribute)[code]
+    return f"They are {what}" if count > 0 else f"It is {what}"
 
 
 def _pair(scenes: Scenes, row: int, second: str) -> str:
