@@ -126,7 +126,8 @@ def write_scores(result: Mapping[str, Any]) -> None:
     name, bar = "emergence: worst trained pair", f">= {TRAINED_BAR}; {pair}, {attribute}"
     write_score(name, entry["value"], unit, bar, COMMAND, entry)
     pair, attribute, entry = worst(result["pairs"], "emergent", "share")
-    name, bar = "emergence: worst emergent pair / its weaker link", f">= {EMERGENT_SHARE}; {pair}, {attribute}"
+    name = "emergence: worst never-trained pair, share of the weaker of the two trained pairs it rests on"
+    bar = f">= {EMERGENT_SHARE}; {pair}, {attribute}"
     write_score(name, entry["share"], "ratio", bar, COMMAND)
     for pair, attribute in NAMED:
         entry = result["pairs"].get(pair, {}).get("attributes", {}).get(attribute)

@@ -276,7 +276,7 @@ def write_scores(result: Mapping[str, Any]) -> None:
         for shots in (1, 8):
             probe, network = one["linear probe"][str(shots)], one.get("network from scratch", {}).get(str(shots))
             target = f"> {network['mean']:.3f} of a network from scratch" if network else "reported"
-            spread = {"runs": len(probe["draws"]), "min": probe["min"], "max": probe["max"], "median": probe["mean"]}
+            spread = {"runs": len(probe["draws"]), "min": probe["min"], "max": probe["max"], "mean": probe["mean"]}
             name = f"few-shot: {modality}, {one['attribute']}, {shots} a label"
             write_score(name, probe["mean"], "accuracy", target, COMMAND, spread)
 

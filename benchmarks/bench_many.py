@@ -95,7 +95,13 @@ def main() -> int:
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     if not arguments.quick:
         write_result("many", result)
-        write_score("processes_on_one_folder_right", right, "runs of 4", "4: 2 and 4 processes, one killed", COMMAND)
+        write_score(
+            "several processes on one folder: runs that equal one process byte for byte",
+            right,
+            "runs",
+            "4 of 4",
+            COMMAND,
+        )
     return 0 if right == len(runs) - 1 else 1
 
 

@@ -95,13 +95,13 @@ def measured_table() -> str:
 
 
 def spread_words(spread: dict[str, float] | None) -> str:
-    """Say a spread: an interval, how many runs a median is of, or several figures by name."""
+    """Say a spread: an interval, how many runs a median or mean is of, or several figures by name."""
     if not spread:
         return ""
     if "low" in spread:
         return f"({spread['low']:.3g}–{spread['high']:.3g})"
     if "runs" in spread:
-        return f"(median of {spread['runs']:.0f} runs)"
+        return f"({'mean' if 'mean' in spread else 'median'} of {spread['runs']:.0f} runs)"
     return f"({', '.join(f'{name} {value:.3g}' for name, value in spread.items())})"
 
 
