@@ -102,7 +102,7 @@ def build(store: Path, folder: Path, queries: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
         return found
     recipe = Recipe("ivf-pq", "float16", byte_codes=True)
-    built = clock(lambda: build_index(store, folder, recipe, force=True))[:2]
+    built = clock(lambda: build_index(store, folder, recipe, force=True, queries=[queries]))[:2]
     tuned = clock(lambda: retune_cache(folder, [queries], Tuning(overlap=OVERLAP, error=ERROR, count=TUNED_ON)))
     sizes = {str(path.name): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     found = {

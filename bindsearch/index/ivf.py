@@ -176,7 +176,10 @@ class IvfIndex(RefinedIndex):
         near, products = self._near.probe(codes, probe)
         bias = products.astype(np.float32)
         bias *= query_scales[:, None] * self._learnt.scales[near]
-        if (margin := settings.get("nprobe_margin", NO_MARGIN)) < NO_MARGIN:
+        mostly_allowed = (
+            2 * self._count(mask) >= self.ids.shape[0]
+        )  # else answers lie farther out than what was tuned on
+        if (margin := settings.get("nprobe_margin", NO_MARGIN)) < NO_MARGIN and mostly_allowed:
             near = np.where(bias < bias.max(axis=1, keepdims=True) - np.float32(margin / _MARGIN_STEPS), -1, near)
         asked = np.ascontiguousarray(self._queries_for(queries))
         distances = np.empty((queries.shape[0], count), dtype=np.float32)
