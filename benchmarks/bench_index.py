@@ -45,6 +45,8 @@ SCALES = {
 """Backend -> the rate that its time depends on most; others: products."""
 BARS = {("in", "0.97"): 1000, ("offset", "0.97"): 1000, ("in", "0.99"): 750, ("offset", "0.99"): 750}
 BARS |= {("hard", "0.98"): 300}
+WITH_BYTES = "+bytes"
+"""Ending of a backend's name where byte codes for exact search stand beside it, which also score its candidates."""
 FULL = 3_000_000
 REPORTED_FROM = 100_000
 """Smaller sizes serve the planner's law and trials alone."""
@@ -52,10 +54,10 @@ OURS = "ivf-pq"
 """The backend that headline figures are of."""
 
 
-def run(rows: int, backend: str, row_dtype: str, rounds: int, held_out: int) -> Path:
+def run(rows: int, backend: str, row_dtype: str, rounds: int, held_out: int, byte_codes: bool = False) -> Path:
     """Run every stage that has no figures yet; gives the folder of the figures."""
     law = Law()
-    name = f"{backend}-{row_dtype}"
+    name = f"{backend}{WITH_BYTES if byte_codes else ''}-{row_dtype}"
     folder = WORK / str(rows) / name
     folder.mkdir(parents=True, exist_ok=True)
     store = write_rows(VECTORS / str(rows), rows, law)
@@ -65,7 +67,7 @@ def run(rows: int, backend: str, row_dtype: str, rounds: int, held_out: int) -> 
         "store": str(store),
         "index": str(folder / "index"),
         "truth": str(WORK / str(rows) / f"truth-{row_dtype}.npz"),
-        "recipe": {"backend": backend, "row_dtype": row_dtype},
+        "recipe": {"backend": backend, "row_dtype": row_dtype, "byte_codes": byte_codes},
         "tune": {kind: str(queries["tune", kind]) for kind in QUERIES},
         "held_out": held_out,
     }
@@ -199,6 +201,8 @@ def write_law() -> Path:
     recipes: dict[str, Any] = {}
     for path in sorted(WORK.glob("*/*/tune.json"), key=lambda each: int(each.parent.parent.name)):
         backend, dtype = path.parent.name.rsplit("-", 1)
+        if backend.endswith(WITH_BYTES):
+            continue
         tuned, built = _read(path)["figures"]["sets"], _read(path.with_name("build.json"))
         ms = {}
         for target in next(iter(tuned.values()))["targets"]:
@@ -233,11 +237,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--backend", default=OURS)
     parser.add_argument("--row-dtype", default="float16")
+    parser.add_argument("--byte-codes", action="store_true", help="with byte codes for exact search beside the rows")
     parser.add_argument("--rounds", type=int, default=3, help="times that both sides are measured, in turn")
     parser.add_argument("--held-out", type=int, default=1000, help="queries a set to tune on")
     arguments = parser.parse_args()
     if arguments.what in ("all", "run"):
-        run(arguments.rows, arguments.backend, arguments.row_dtype, arguments.rounds, arguments.held_out)
+        run(
+            arguments.rows,
+            arguments.backend,
+            arguments.row_dtype,
+            arguments.rounds,
+            arguments.held_out,
+            arguments.byte_codes,
+        )
     if arguments.what in ("all", "report"):
         for name, by_rows in report()["recipes"].items():
             for rows, figures in by_rows.items():

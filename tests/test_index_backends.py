@@ -16,6 +16,8 @@ from test_index_formats import write_index
 from bindsearch.errors import BindSearchError, InputError, MissingExtraError, UnsupportedError
 from bindsearch.index import ivf, kmeans, refined, small_products, svs
 from bindsearch.index.base import no_progress
+from bindsearch.index.build import build_index
+from bindsearch.index.byte_index import open_codes
 from bindsearch.index.list_file import ListLayout
 from bindsearch.index.recipe import MARGIN, NO_MARGIN, Recipe
 from bindsearch.registry import INDEXES
@@ -95,6 +97,37 @@ def test_margins_leave_out_what_queries_do_not_need(built, monkeypatch):
     _, allowed = flat.search(queries, 10, np.isin(flat.ids, chosen))
     every = {**everything(index), "rerank": 1000, **{each: 1 for each in margins if each.startswith("nprobe")}}
     assert overlap(index.search(queries, 10, np.isin(index.ids, chosen), every)[1], allowed) > 0.99
+
+
+@pytest.mark.parametrize("name", ["ivf-pq", "ivf-rabitq"])
+def test_byte_codes_leave_the_answers_and_spare_rows(tmp_path, monkeypatch, name):
+    """Where codes for exact search stand beside, they say which candidates need not be read from the rows."""
+    store = FakeStore(n=4000, dim=DIM)
+    store.vectors = clustered(3, 4000)
+    index = build_index(store, tmp_path / "index", Recipe(name, "float16", byte_codes=True)).snapshot
+    (part,) = index.segments
+    read = []
+    score = refined.score_places
+    monkeypatch.setattr(
+        refined, "score_places", lambda *given: read.append((given[0].dtype, (given[2] >= 0).sum())) or score(*given)
+    )
+    queries = clustered(4, 60)
+    settings = {"nprobe": 20, "rerank": 400}
+    settings = {knob: value for knob, value in settings.items() if knob in part.index.settings}
+    scores, ids = index.search(queries, 10, settings=settings)
+    assert [dtype for dtype, _ in read] == [np.int8, np.float16]
+    assert read[1][1] < 0.6 * read[0][1]
+    part.index.codes = None
+    plain_scores, plain_ids = index.search(queries, 10, settings=settings)
+    assert np.array_equal(ids, plain_ids)
+    assert np.array_equal(scores, plain_scores)
+    few = np.flatnonzero(np.isin(part.index.ids, store.ids[:7]))
+    part.index.codes = open_codes(part.path, part.index)
+    mask = np.zeros(4000, dtype=bool)
+    mask[few] = True
+    assert sorted(index.search(queries[:1], 10, [mask], settings=settings)[1][0]) == sorted(
+        [*store.ids[:7], -1, -1, -1]
+    )
 
 
 def test_every_approximate_backend_is_tested_here():

@@ -10,6 +10,7 @@ import numpy as np
 
 from bindsearch.errors import InputError, MismatchError
 from bindsearch.index.base import IndexBackend
+from bindsearch.index.byte_table import BLOCK_ROWS
 from bindsearch.index.recipe import MARGIN, NO_MARGIN
 from bindsearch.index.small_products import score_places
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from bindsearch.index.base import BoolArray
     from bindsearch.index.recipe import SearchSettings
     from bindsearch.types import FloatArray, IntArray
+
+
+WINDOW = 8.0
+_FEWEST = 8
 
 
 class RefinedIndex(IndexBackend):
@@ -50,12 +55,34 @@ class RefinedIndex(IndexBackend):
                 uncut = {**settings, **{name: NO_MARGIN for name in settings if MARGIN in name}}
                 places[short] = self._candidates(queries[short], wanted, fetch, mask, uncut)
             self._check_places(places)
+        places = self._likely(queries, fetch, places)
         scores = score_places(self._rows, queries, places)
         if scores.shape[1] > fetch:
             top = np.argpartition(scores, scores.shape[1] - fetch, axis=1)[:, -fetch:]
             scores, places = np.take_along_axis(scores, top, axis=1), np.take_along_axis(places, top, axis=1)
         ranks = np.argsort(-scores, axis=1, kind="stable")
         return np.take_along_axis(scores, ranks, axis=1), np.take_along_axis(places, ranks, axis=1)
+
+    def _likely(self, queries: FloatArray, fetch: int, places: IntArray) -> IntArray:
+        """Leave of candidates those that byte codes, where there are some, put near the best; see docs/adr/0114.
+
+        A row of codes is half as long as one of float16. What stays is within WINDOW deviations of the codes' error,
+        were it spread evenly over all columns.
+        """
+        if self.codes is None or self._rows.dtype == np.float32 or places.shape[1] < _FEWEST * fetch:
+            return places
+        table, asked = self.codes.full, self.codes.ask(queries.astype(np.float64))
+        rough = score_places(table.codes, asked.codes, places)
+        rough *= table.scales[np.maximum(places, 0) // BLOCK_ROWS]
+        error = np.float32(WINDOW * table.tops.max() / np.sqrt(self.dim)) / asked.steps.astype(np.float32)
+        last = np.partition(rough, places.shape[1] - fetch, axis=1)[:, -fetch, None]
+        likely = rough >= last - 2 * error[:, None]
+        kept = max(fetch, int(likely.sum(axis=1).max()))
+        if kept >= places.shape[1]:
+            return places
+        chosen = np.where(likely, places, -1)
+        chosen.sort(axis=1)
+        return np.ascontiguousarray(chosen[:, -kept:])
 
     def _check_places(self, places: IntArray) -> None:
         """Refuse rows that there are not: bytes of large files are read when a search needs them, not at open.

@@ -99,17 +99,18 @@ class NearCentroids:
         return near, np.take_along_axis(products, near, axis=1)
 
 
-def score_places(rows: Any, queries: FloatArray, places: IntArray) -> FloatArray:
+def score_places(rows: Any, queries: Any, places: IntArray) -> FloatArray:
     """Score candidate rows, each query its own.
 
     Args:
-        rows: (n, d) float16 or float32, C-contiguous; may be mapped. Not modified.
-        queries: (q, d) float32 unit rows. Not modified.
+        rows: (n, d) float16, float32 or int8, C-contiguous; may be mapped. Not modified.
+        queries: (q, d) float32 unit rows; of int8 rows int8 codes. Not modified.
         places: (q, m) int64 row positions, -1 for none, ascending in each row. Not modified.
 
     Returns:
         (q, m) float32, -inf for none. Of float16 rows the queries are rounded to float16 as well: off by up to 2^-11
-        of the score, which ranks candidates; the base class scores the best of them exactly.
+        of the score, which ranks candidates; the base class scores the best of them exactly. Products of int8 are
+        rounded to float32 once.
     """
     scores = np.empty(places.shape, dtype=np.float32)
     count = places.shape[0]
@@ -124,7 +125,7 @@ def score_places(rows: Any, queries: FloatArray, places: IntArray) -> FloatArray
     return scores
 
 
-def _score_part(rows: Any, queries: FloatArray, places: IntArray, scores: FloatArray) -> None:
+def _score_part(rows: Any, queries: Any, places: IntArray, scores: FloatArray) -> None:
     """Score the candidates of some queries in one thread; see `score_places`. Overwrites `scores`."""
     import numkong
 
@@ -134,7 +135,7 @@ def _score_part(rows: Any, queries: FloatArray, places: IntArray, scores: FloatA
     for number, every in enumerate(places):
         none = int(np.searchsorted(every, 0))  # those without a row come first
         here = every[none:]
-        packed = numkong.dots_pack(small[number : number + 1]) if rows.dtype == np.float16 else None
+        packed = None if rows.dtype == np.float32 else numkong.dots_pack(small[number : number + 1])
         for start in range(0, here.size, step):
             part = here[start : start + step]
             block = buffer[: part.size]
