@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bindsearch.types import FloatArray
 
 MEASURED = ("subject", "colour", "count", "place", "setting", "motion", "is_subject", "is_colour")
-_NEW_TOKENS = 16
+_NEW_TOKENS = 24
 _BATCH = 256
 
 
