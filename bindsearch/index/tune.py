@@ -127,6 +127,10 @@ class Knobs:
         """Pairs of a knob and the margin that cuts it."""
         return [(name, name + MARGIN) for name in (self.breadth, self.depth) if name and name + MARGIN in self.most]
 
+    def uncut(self) -> Knobs:
+        """Give the same without margins: where the worst query counts, nobody's luck is relied on."""
+        return replace(self, most={name: value for name, value in self.most.items() if not name.endswith(MARGIN)})
+
     def settings(self, breadth: int, depth: int) -> dict[str, int]:
         """Name two values."""
         pairs = ((self.breadth, breadth), (self.depth, depth))
