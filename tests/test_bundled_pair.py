@@ -15,10 +15,10 @@ from bindsearch.cache.bundled import bundled_cache
 from bindsearch.cli import run
 from bindsearch.llm.conversations import Chat
 from bindsearch.llm.pair import BUNDLED, load_pair
-from bindsearch.train.answer_measure import answer_all
+from bindsearch.train.answer_measure import measure_answers
 from bindsearch.train.picture_rows import embed_scenes
-from bindsearch.world.instructions import ask, read_answer
-from bindsearch.world.scene import ABSENT, sample, split_seeds
+from bindsearch.world.instructions import read_answer
+from bindsearch.world.scene import sample, split_seeds
 from bindsearch.world.write import write_world
 
 SCENES = 120
@@ -41,11 +41,8 @@ def rows(scenes):
 
 
 def right(pair, scenes, rows, kind):
-    question = ask(scenes, kind, plain=True)
-    there = np.flatnonzero(question.codes != ABSENT)
     chat = Chat(pair.model.tokenizer, context_tokens=pair.model.llama.config.max_position_embeddings)
-    texts = answer_all(pair.model.connection, chat, rows[there], [question.turns[row].question for row in there])
-    return np.mean(np.array([read_answer(kind, text) for text in texts]) == question.codes[there])
+    return measure_answers(pair.model.connection, chat, rows, scenes, [kind])[kind]
 
 
 @pytest.mark.parametrize(

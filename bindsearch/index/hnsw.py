@@ -80,20 +80,14 @@ class HnswIndex(RefinedIndex):
         return index
 
     def _candidates(
-        self,
-        queries: FloatArray,
-        count: int,
-        fetch: int,  # noqa: ARG002
-        mask: BoolArray | None,
-        settings: SearchSettings,
-    ) -> IntArray:
+        self, queries: FloatArray, count: int, mask: BoolArray | None, settings: SearchSettings
+    ) -> tuple[IntArray, FloatArray | None]:
         """See `RefinedIndex._candidates`."""
         faiss = load_faiss()
         parameters = faiss.SearchParametersHNSW(efSearch=max(settings["efSearch"], count))
         parameters.sel, _bits = row_selector(faiss, mask)
         _, places = self._graph.search(np.ascontiguousarray(queries), count, params=parameters)
-        places.sort(axis=1)
-        return np.asarray(places, dtype=np.int64)
+        return np.asarray(places, dtype=np.int64), None
 
 
 def _check_graph(faiss: Any, graph: Any, path: Path) -> None:

@@ -29,7 +29,7 @@ from bindsearch.index.checks import map_array, wide_rows
 from bindsearch.index.faiss_index import load_faiss
 from bindsearch.index.kmeans import assign, default_lists, list_means, train_centroids, unit_or_axis
 from bindsearch.index.list_file import ListLayout
-from bindsearch.index.recipe import MARGIN, NO_MARGIN
+from bindsearch.index.recipe import MARGIN, MARGIN_STEPS, NO_MARGIN
 from bindsearch.index.refined import RefinedIndex, check_numbers, row_selector
 from bindsearch.index.small_products import NearCentroids, to_int8
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from bindsearch.types import FloatArray, IntArray
 
 _BLOCK_ROWS = 8192
-_MARGIN_STEPS = 10_000
 _TRAIN_ROWS = 32768
 
 
@@ -166,8 +165,8 @@ class IvfIndex(RefinedIndex):
         return self._near.count if setting == "nprobe" and self._faiss_index is not None else super().most(setting)
 
     def _candidates(
-        self, queries: FloatArray, count: int, fetch: int, mask: BoolArray | None, settings: SearchSettings
-    ) -> IntArray:
+        self, queries: FloatArray, count: int, mask: BoolArray | None, settings: SearchSettings
+    ) -> tuple[IntArray, FloatArray | None]:
         """See `RefinedIndex._candidates`. More lists than nprobe are looked at where they would hold too few rows."""
         faiss = load_faiss()
         lists = self._near.count
@@ -180,7 +179,7 @@ class IvfIndex(RefinedIndex):
             2 * self._count(mask) >= self.ids.shape[0]
         )  # else answers lie farther out than what was tuned on
         if (margin := settings.get("nprobe_margin", NO_MARGIN)) < NO_MARGIN and mostly_allowed:
-            near = np.where(bias < bias.max(axis=1, keepdims=True) - np.float32(margin / _MARGIN_STEPS), -1, near)
+            near = np.where(bias < bias.max(axis=1, keepdims=True) - np.float32(margin / MARGIN_STEPS), -1, near)
         asked = np.ascontiguousarray(self._queries_for(queries))
         distances = np.empty((queries.shape[0], count), dtype=np.float32)
         places = np.empty((queries.shape[0], count), dtype=np.int64)
@@ -192,11 +191,7 @@ class IvfIndex(RefinedIndex):
             *(faiss.swig_ptr(distances), faiss.swig_ptr(places)),
             *(False, parameters),
         )
-        if (margin := settings.get("rerank_margin", NO_MARGIN)) < NO_MARGIN:
-            last = distances[:, fetch - 1, None]  # they come best first
-            places[distances < last - np.float32(margin / _MARGIN_STEPS)] = -1
-        places.sort(axis=1)
-        return places
+        return places, distances
 
     def _parameters(self, faiss: Any, probe: int) -> Any:
         """Make the parameters of a FAISS search; they belong to one call, so that threads do not meet."""

@@ -23,6 +23,9 @@ MARGIN = "_margin"
 NO_MARGIN = 20_000
 """The margin that cuts nothing: cosines are at most 2 apart."""
 
+MARGIN_STEPS = 10_000
+"""Steps of a margin to a cosine of 1."""
+
 ROW_DTYPES = ("float32", "float16")
 
 
@@ -51,6 +54,11 @@ class Recipe:
         for name, value in self.build.items():
             if not isinstance(value, int | float | str) or isinstance(value, bool):
                 raise InputError(f"recipe: {name} expected a number or a word, got {value!r}.")
+
+
+def uncut(settings: SearchSettings) -> dict[str, int]:
+    """Give settings with margins that cut nothing."""
+    return {name: NO_MARGIN if name.endswith(MARGIN) else value for name, value in settings.items()}
 
 
 def check_row_dtype(row_dtype: str) -> None:

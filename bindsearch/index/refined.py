@@ -11,7 +11,7 @@ import numpy as np
 from bindsearch.errors import InputError, MismatchError
 from bindsearch.index.base import IndexBackend
 from bindsearch.index.byte_table import BLOCK_ROWS
-from bindsearch.index.recipe import MARGIN, NO_MARGIN
+from bindsearch.index.recipe import MARGIN_STEPS, NO_MARGIN, uncut
 from bindsearch.index.small_products import score_places
 
 if TYPE_CHECKING:
@@ -44,24 +44,32 @@ class RefinedIndex(IndexBackend):
     ) -> tuple[FloatArray, IntArray]:
         """See `IndexBackend._scan`. Where few rows are allowed, or half of them asked for, all of them are scored."""
         allowed = self._count(mask)
-        wanted = max(settings["rerank"], fetch)
-        if allowed <= max(wanted, 2 * fetch):
+        if allowed <= max(settings["rerank"], 2 * fetch):
             every = np.arange(allowed, dtype=np.int64) if mask is None else np.flatnonzero(mask)
             places = np.broadcast_to(every, (queries.shape[0], allowed))
         else:
-            places = self._candidates(queries, wanted, fetch, mask, settings)
-            short = np.flatnonzero((places >= 0).sum(axis=1) < fetch)
-            if short.size and any(settings.get(name, NO_MARGIN) < NO_MARGIN for name in settings if MARGIN in name):
-                uncut = {**settings, **{name: NO_MARGIN for name in settings if MARGIN in name}}
-                places[short] = self._candidates(queries[short], wanted, fetch, mask, uncut)
+            places = self._proposed(queries, fetch, mask, settings)
             self._check_places(places)
-        places = self._likely(queries, fetch, places)
+            places = self._likely(queries, fetch, places)
         scores = score_places(self._rows, queries, places)
         if scores.shape[1] > fetch:
             top = np.argpartition(scores, scores.shape[1] - fetch, axis=1)[:, -fetch:]
             scores, places = np.take_along_axis(scores, top, axis=1), np.take_along_axis(places, top, axis=1)
         ranks = np.argsort(-scores, axis=1, kind="stable")
         return np.take_along_axis(scores, ranks, axis=1), np.take_along_axis(places, ranks, axis=1)
+
+    def _proposed(self, queries: FloatArray, fetch: int, mask: BoolArray | None, settings: SearchSettings) -> IntArray:
+        """Give candidates, ascending, -1 for none, cut by the margins; whom they leave too few is asked without."""
+        places, estimates = self._candidates(queries, max(settings["rerank"], fetch), mask, settings)
+        margin = settings.get("rerank_margin", NO_MARGIN)
+        if estimates is not None and margin < NO_MARGIN:
+            least = estimates[:, fetch - 1, None] - np.float32(margin / MARGIN_STEPS)
+            places = np.where(estimates < least, -1, places)
+        places.sort(axis=1)
+        short = np.flatnonzero((places >= 0).sum(axis=1) < fetch)
+        if short.size and (without := uncut(settings)) != settings:
+            places[short] = self._proposed(queries[short], fetch, mask, without)
+        return places
 
     def _likely(self, queries: FloatArray, fetch: int, places: IntArray) -> IntArray:
         """Leave of candidates those that byte codes, where there are some, put near the best; see docs/adr/0114.
@@ -99,19 +107,19 @@ class RefinedIndex(IndexBackend):
 
     @abstractmethod
     def _candidates(
-        self, queries: FloatArray, count: int, fetch: int, mask: BoolArray | None, settings: SearchSettings
-    ) -> IntArray:
+        self, queries: FloatArray, count: int, mask: BoolArray | None, settings: SearchSettings
+    ) -> tuple[IntArray, FloatArray | None]:
         """Propose rows by the files beside them.
 
         Args:
             queries: (q, d) float32 unit rows. Not modified.
             count: how many; fewer than are allowed.
-            fetch: of them, how many are wanted in the end.
             mask: (n,) bool of the rows allowed, or None for all. Not modified.
             settings: a value for each name in `settings` of the class.
 
         Returns:
-            (q, count) int64 row positions, ascending, -1 for none.
+            (q, count) int64 row positions, -1 for none, writeable; and their scores by the files beside the rows,
+            best first, or None where there are none.
         """
 
 

@@ -96,13 +96,8 @@ class SvsIndex(RefinedIndex):
         return index
 
     def _candidates(
-        self,
-        queries: FloatArray,
-        count: int,
-        fetch: int,  # noqa: ARG002
-        mask: BoolArray | None,
-        settings: SearchSettings,
-    ) -> IntArray:
+        self, queries: FloatArray, count: int, mask: BoolArray | None, settings: SearchSettings
+    ) -> tuple[IntArray, FloatArray | None]:
         """See `RefinedIndex._candidates`. It has no filter: more is asked for, and what is not allowed left out."""
         stored = self.ids.shape[0]
         asked = min(stored, count if mask is None else 16 + -(-2 * count * stored // self._count(mask)))
@@ -113,8 +108,7 @@ class SvsIndex(RefinedIndex):
             out = ~mask[found]
             found = np.take_along_axis(found, np.argsort(out, axis=1, kind="stable"), axis=1)[:, :count]
             found[~mask[found]] = -1
-        found.sort(axis=1)
-        return np.asarray(found)
+        return np.asarray(found), None
 
 
 def load_svs(leanvec: bool) -> Any:
