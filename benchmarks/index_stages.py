@@ -37,13 +37,19 @@ Config = dict[str, Any]
 
 
 def build(config: Config) -> dict[str, Any]:
-    """Build the index from the shards of the store."""
+    """Build the index from the shards of the store, knowing where queries come from: the draw "tune"."""
     from bindsearch.index.build import build_index
     from bindsearch.index.recipe import Recipe
     from bindsearch.index.sizes import stored_read_bytes
 
     with Clock() as clock:
-        folder = build_index(config["store"], config["index"], Recipe(**config["recipe"]), force=True)
+        folder = build_index(
+            config["store"],
+            config["index"],
+            Recipe(**config["recipe"]),
+            force=True,
+            queries=list(config["tune"].values()),
+        )
     files = {name: file.size_bytes for part in folder.manifest.segments for name, file in part.files.items()}
     return {
         "cpu_s": clock.cpu_s,

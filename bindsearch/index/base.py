@@ -41,6 +41,8 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) while files are built; what is counted depends on the stage."""
 
 _OVERFETCH = 16
+_SPARE = 4  # of candidates that were ranked by float16 products, prove nothing, and are not thinned out by a filter
+_NOBODY = np.iinfo(np.int64).max
 _CACHE_BYTES = 1 << 20
 _BLOCK_BYTES = 64 << 20
 
@@ -80,6 +82,7 @@ class IndexBackend(ABC):
         abilities: which of ABILITIES this backend has; the others raise UnsupportedError.
         exact: whether `_scan` sees every row, so that the answer is proven to be the true one.
         settings: the search settings that it reads, with what they are where nobody says.
+        asks: whether its files are built for where queries come from, `checks.ASKING` in the folder.
         codes: byte codes of the rows, which `search_exact` reads instead of them; None: there are none.
 
     Backends are read-only for readers: `search` may be called from many threads at once.
@@ -89,6 +92,7 @@ class IndexBackend(ABC):
     abilities: ClassVar[frozenset[str]] = frozenset(ABILITIES)
     exact: ClassVar[bool] = True
     settings: ClassVar[Mapping[str, int]] = {}
+    asks: ClassVar[bool] = False
 
     def __init__(self, rows: RowArray, ids: IntArray, order: IntArray | None = None) -> None:
         """Take over rows that were checked; see `build` for rows that were not.
@@ -382,17 +386,30 @@ class IndexBackend(ABC):
         widened = np.zeros(units.shape[0], dtype=np.int64)
         if allowed == 0 or units.shape[0] == 0:
             return scores, ids, widened
-        fetch = min(allowed, k + max(_OVERFETCH, k // 4))
+        spare = max(_OVERFETCH, k // 4) if self.exact or mask is not None else max(_SPARE, k // 8)
+        fetch = min(allowed, k + spare)
         step = max(1, _BLOCK_BYTES // (8 * self.dim * fetch))
         for start in range(0, units.shape[0], step):
             part = slice(start, start + step)
             out = scores[part], ids[part], widened[part]
             coarse, places = self._scan(units[part].astype(np.float32), fetch, mask, chosen)
-            self._decide(units[part], coarse, places, mask, out)
+            if self.exact:
+                self._decide(units[part], coarse, places, mask, out)
+            else:
+                self._rank(units[part], places, out)
         return scores, ids, widened
 
     def _count(self, mask: BoolArray | None) -> int:
         return int(self._ids.shape[0]) if mask is None else int(np.count_nonzero(mask))
+
+    def _rank(self, units: NDArray[np.float64], places: IntArray, out: tuple[FloatArray, IntArray, IntArray]) -> None:
+        """Score candidates exactly and rank them. Overwrites `out`: scores and ids (q, k)."""
+        exact = self._exact_scores(units, places)
+        ids = np.where(places < 0, _NOBODY, self._ids[np.maximum(places, 0)])
+        best = np.lexsort((ids, -exact), axis=1)[:, : out[0].shape[1]]
+        found = np.take_along_axis(ids, best, axis=1)
+        out[0][:, : best.shape[1]] = np.take_along_axis(exact, best, axis=1)
+        out[1][:, : best.shape[1]] = np.where(found == _NOBODY, -1, found)
 
     def _decide(
         self,
@@ -407,7 +424,7 @@ class IndexBackend(ABC):
         unseen = places.shape[1] < self._count(mask)
         for row in range(units.shape[0]):
             here, score = places[row], exact[row]
-            if self.exact and unseen and not self._is_proven(coarse[row], score, k):
+            if unseen and not self._is_proven(coarse[row], score, k):
                 here, score = self._widen(units[row : row + 1], score, k, mask)
                 out[2][row] = here.size
             here, score = here[here >= 0], score[here >= 0]

@@ -73,7 +73,7 @@ def build_index(
     (output / "segments").mkdir(parents=True, exist_ok=True)
     with writing(output):
         asking = None
-        if recipe is not None and (recipe.byte_codes or recipe.backend == "bytes") and queries:
+        if recipe is not None and (recipe.byte_codes or INDEXES[recipe.backend].asks) and queries:
             asking = query_means(queries, centring)
         manifest = _write(source, name, output, recipe or str(backend), (identity, centring), asking, progress)
         try:

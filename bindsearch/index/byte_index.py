@@ -12,7 +12,7 @@ from bindsearch.errors import InputError
 from bindsearch.index.base import ABILITIES, ExactReport, Progress, no_progress
 from bindsearch.index.byte_codes import FACTS, ByteCodes
 from bindsearch.index.byte_scan import Best, ByteScan
-from bindsearch.index.checks import map_array, unit_queries
+from bindsearch.index.checks import map_array, read_asking, unit_queries
 from bindsearch.index.flat import FlatIndex
 from bindsearch.index.recipe import ROW_DTYPES, SearchSettings, check_settings
 from bindsearch.registry import INDEXES
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from bindsearch.index.base import BoolArray, IndexBackend
     from bindsearch.types import FloatArray, IntArray
-
-ASKING = "asking.npy"
-"""File of a segment: (j, d) float32 means of queries of the modalities that will ask; see `byte_head.py`."""
 
 _QUERIES_AT_ONCE = 1024
 
@@ -37,6 +34,7 @@ class BytesIndex(FlatIndex):
 
     name: ClassVar[str] = "bytes"
     abilities: ClassVar[frozenset[str]] = frozenset(ABILITIES) - {"add"}
+    asks: ClassVar[bool] = True
 
     @classmethod
     def build_files(cls, folder: Path, build: Mapping[str, Any], progress: Progress = no_progress) -> None:
@@ -74,9 +72,8 @@ def write_codes(folder: Path, head_width: int | None = None, progress: Progress 
 
     Where the folder holds directions that queries come from (ASKING), heads hold them first.
     """
-    path = folder / ASKING
-    asking = np.array(map_array(path, "float32", 2)) if path.is_file() else None
-    ByteCodes.build(folder, map_array(folder / "vectors.npy", ROW_DTYPES, 2), head_width, asking, progress)
+    rows = map_array(folder / "vectors.npy", ROW_DTYPES, 2)
+    ByteCodes.build(folder, rows, head_width, read_asking(folder), progress)
 
 
 def open_codes(folder: Path, index: IndexBackend) -> ByteCodes:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from bindsearch.types import FloatArray, IntArray
 
+ASKING = "asking.npy"
+"""File of a segment: (j, d) float32 means of queries of the modalities that will ask; codes hold them first."""
+
 _HEADER_BYTES = 128
 _BROKEN_HEADER = (ValueError, OSError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError, TokenError)
 """What numpy raises on the header of a .npy file, which is a Python literal, when bytes of it are altered."""
@@ -124,6 +127,12 @@ def check_ids(ids: IntArray, count: int) -> None:
     twice = ordered[1:] == ordered[:-1]
     if twice.any():
         raise InputError(f"ids: the id {int(ordered[1:][twice][0])} comes twice. Give each item a key of its own.")
+
+
+def read_asking(folder: Path) -> FloatArray | None:
+    """Read the directions that queries of a segment come from, (j, d) float32; None where it has none."""
+    path = folder / ASKING
+    return np.array(map_array(path, "float32", 2)) if path.is_file() else None
 
 
 def map_array(path: Path, dtype: str | tuple[str, ...], axes: int) -> Any:

@@ -3,7 +3,7 @@
     build   k-means on a sample -> nearest centroid of every row -> rows sorted on disk -> codes of each list
     search  int8 products find the lists to look at -> FAISS scans their codes -> the best of them are scored from rows
 
-The codes are those of one backend each: `ivf-pq` (4-bit codes of few columns), `ivf-rabitq` (a sign a column),
+The codes are those of one backend each: `ivf-pq` (4 bits a direction or some columns), `ivf-rabitq` (a sign a column),
 `ivf-sq8` (a byte a column). A code stands for what a row differs from the mean of its list. Files beside the rows:
 
     centroids.npy     (lists, d) int8, directions of the means of the lists, and centroid_scales.npy (lists,) float32:
@@ -11,6 +11,7 @@ The codes are those of one backend each: `ivf-pq` (4-bit codes of few columns), 
     list_sizes.npy    (lists,) int64
     lists.bin         codes and positions; see list_file.py
     codebook.npy      what the codes mean, where they need it
+    leading.npy       (m, d) float32 directions that rows are seen along first, where the codes need them
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 
 from bindsearch.errors import InputError
 from bindsearch.index.base import Progress, no_progress
-from bindsearch.index.checks import map_array, wide_rows
+from bindsearch.index.checks import map_array, read_asking, wide_rows
 from bindsearch.index.faiss_index import load_faiss
 from bindsearch.index.kmeans import assign, default_lists, list_means, train_centroids, unit_or_axis
 from bindsearch.index.list_file import ListLayout
@@ -75,9 +76,9 @@ class IvfIndex(RefinedIndex):
     # ---- what the codes are ------------------------------------------------------------------------------------------
 
     @classmethod
-    def _train(cls, faiss: Any, residuals: FloatArray, numbers: Mapping[str, int]) -> FloatArray:  # noqa: ARG003
-        """Learn a codebook from (m, d) float32 residuals; here the codes need none, and it is empty."""
-        return np.empty(0, dtype=np.float32)
+    def _learn(cls, faiss: Any, learnt: Learnt, sample: Sample, numbers: Mapping[str, int]) -> Learnt:  # noqa: ARG003
+        """Learn what codes mean from a sample, lists being known already; here codes need nothing."""
+        return learnt
 
     @classmethod
     @abstractmethod
@@ -113,9 +114,10 @@ class IvfIndex(RefinedIndex):
         np.save(folder / "centroid_scales.npy", scales, allow_pickle=False)
         np.save(folder / "list_sizes.npy", sizes, allow_pickle=False)
         learnt = Learnt(directions, scales)
-        learnt = replace(learnt, codebook=cls._train(faiss, _residuals(rows, learnt.means, sizes), numbers))
-        if learnt.codebook.size:
-            np.save(folder / "codebook.npy", learnt.codebook, allow_pickle=False)
+        learnt = cls._learn(faiss, learnt, _sample(rows, learnt.means, sizes, read_asking(folder)), numbers)
+        for name in ("codebook", "leading"):
+            if (array := getattr(learnt, name)).size:
+                np.save(folder / f"{name}.npy", array, allow_pickle=False)
         layout = ListLayout(sizes, cls._code_bytes(learnt), cls.block_rows)
         coder = cls._coder(faiss, learnt)
         with (folder / "lists.bin").open("wb") as stream:
@@ -137,8 +139,12 @@ class IvfIndex(RefinedIndex):
         directions = map_array(folder / "centroids.npy", "int8", 2)
         scales = map_array(folder / "centroid_scales.npy", "float32", 1)
         sizes = map_array(folder / "list_sizes.npy", "int64", 1)
-        book = folder / "codebook.npy"
-        codebook = map_array(book, "float32", 3) if book.exists() else np.empty(0, dtype=np.float32)
+        book, seen = folder / "codebook.npy", folder / "leading.npy"
+        learnt = Learnt(directions, scales)
+        if book.exists():
+            learnt = replace(learnt, codebook=map_array(book, "float32", 3))
+        if seen.exists():
+            learnt = replace(learnt, leading=map_array(seen, "float32", 2))
         good = directions.shape == (sizes.size, index.dim) and scales.shape == sizes.shape
         if not good or sizes.min(initial=0) < 0 or sizes.sum() != index.ids.size:
             raise InputError(
@@ -146,7 +152,7 @@ class IvfIndex(RefinedIndex):
                 f"{sizes.sum()} rows, expected ({sizes.size}, {index.dim}) and {index.ids.size} rows. "
                 "Build the index again."
             )
-        faiss, learnt = load_faiss(), Learnt(directions, scales, codebook)
+        faiss = load_faiss()
         layout = ListLayout(np.asarray(sizes), cls._code_bytes(learnt), cls.block_rows)
         lists = layout.open(faiss, folder / "lists.bin")
         searcher, kept = cls._searcher(faiss, learnt)
@@ -206,11 +212,13 @@ class Learnt:
         directions: (lists, d) int8, all of one length.
         scales: (lists,) float32; scale times direction is the mean of a list.
         codebook: what the codes mean, as the backend lays it out; empty where they need none.
+        leading: (m, d) orthonormal directions that rows are seen along first; (0, 0) where codes need none.
     """
 
     directions: Int8Array
     scales: FloatArray
     codebook: FloatArray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+    leading: FloatArray = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
 
     @property
     def means(self) -> FloatArray:
@@ -218,6 +226,21 @@ class Learnt:
         means: FloatArray = self.directions.astype(np.float32)
         means *= self.scales[:, None]
         return means
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What codes are learnt from.
+
+    Attributes:
+        rows: (m, d) float32.
+        residuals: (m, d) float32, what each differs by from the mean of its list.
+        asking: (j, d) float32 directions that queries come from, or None.
+    """
+
+    rows: FloatArray
+    residuals: FloatArray
+    asking: FloatArray | None
 
 
 class Coder(ABC):
@@ -285,10 +308,9 @@ def _as_int8(means: FloatArray) -> tuple[Int8Array, FloatArray]:
     return directions, lengths * scales
 
 
-def _residuals(rows: Any, means: FloatArray, sizes: IntArray) -> FloatArray:
-    """Sample what rows differ by from the mean of their list: (m, d) float32, evenly over all lists."""
+def _sample(rows: Any, means: FloatArray, sizes: IntArray, asking: FloatArray | None) -> Sample:
+    """Sample rows evenly over all lists."""
     numbers = np.repeat(np.arange(sizes.size), sizes)
     chosen = np.linspace(0, rows.shape[0] - 1, min(_TRAIN_ROWS, rows.shape[0])).astype(np.int64)
     found: FloatArray = rows[chosen].astype(np.float32)
-    found -= means[numbers[chosen]]
-    return found
+    return Sample(found, found - means[numbers[chosen]], asking)

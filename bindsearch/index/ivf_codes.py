@@ -2,68 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bindsearch.index.ivf import Coder, IvfIndex, Learnt
+from bindsearch.errors import InputError
+from bindsearch.index.ivf import Coder, IvfIndex, Learnt, Sample
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from bindsearch.types import FloatArray, IntArray
 
 _CODEWORDS = 16
+_WIDTHS = (1, 2, 4, 8, 12)
+"""Columns of a group that FAISS has kernels for; more are padded to these."""
 
 
 class IvfPqIndex(IvfIndex):
-    """Product codes of 4 bits for every few columns, scanned in registers (FAISS's PQ fast-scan).
+    """Product codes of 4 bits, scanned in registers (FAISS's PQ fast-scan).
 
     As one table a query serves all its lists, a list costs a tenth of what it costs with RaBitQ's codes, of the same
-    size and with the same neighbours found (docs/adr/0092). Further number of a recipe: code_columns, how many columns
-    share 4 bits. Columns are dealt out by their variance, so that each group has as much to say.
+    size and with the same neighbours found (docs/adr/0092). What a row differs by from its list's mean is seen along
+    leading directions first, 4 bits each: where queries come from, if that is known, and where rows differ most. The
+    columns of what is left share the other codes (docs/adr/0115). Further number of a recipe: code_columns, how many
+    columns have 4 bits, on the average.
     """
 
     name: ClassVar[str] = "ivf-pq"
     build_numbers: ClassVar[Mapping[str, int]] = {**IvfIndex.build_numbers, "code_columns": 4}
+    asks: ClassVar[bool] = True
 
     @classmethod
-    def _train(cls, faiss: Any, residuals: FloatArray, numbers: Mapping[str, int]) -> FloatArray:
-        """Give (groups, 17, columns): 16 code words of each group, and the columns it is of, -1 for none."""
-        dim, width = residuals.shape[1], numbers["code_columns"]
-        groups = -(-dim // (2 * width)) * 2  # the kernel takes two at a time
-        by_variance = np.argsort(-residuals.var(axis=0), kind="stable")
-        columns = np.full(groups * width, -1, dtype=np.int64)
-        columns[:dim] = by_variance
-        columns = columns.reshape(width, groups).T  # the widest go to groups of their own
-        quantizer = _quantizer(faiss, groups, width)
-        sample = _take_columns(residuals, columns)
-        quantizer.train(np.resize(sample, (max(sample.shape[0], 4 * _CODEWORDS), sample.shape[1])))
-        words = faiss.vector_to_array(quantizer.centroids).reshape(groups, _CODEWORDS, width)
-        return np.concatenate([words, columns[:, None, :].astype(np.float32)], axis=1)
+    def _learn(cls, faiss: Any, learnt: Learnt, sample: Sample, numbers: Mapping[str, int]) -> Learnt:
+        """See `IvfIndex._learn`: a codebook of (groups, 17, columns), 16 words a group and its columns, -1 for none."""
+        groups = -(-sample.rows.shape[1] // (2 * numbers["code_columns"])) * 2  # the kernel takes two at a time
+        learnt = replace(learnt, leading=_leading(sample, groups))
+        seen = _seen(sample.residuals, learnt.leading)
+        columns = _dealt(seen, learnt.leading.shape[0], groups)
+        quantizer = _quantizer(faiss, groups, columns.shape[1])
+        dealt = _take_columns(seen, columns)
+        quantizer.train(np.resize(dealt, (max(dealt.shape[0], 4 * _CODEWORDS), dealt.shape[1])))
+        words = faiss.vector_to_array(quantizer.centroids).reshape(groups, _CODEWORDS, columns.shape[1])
+        return replace(learnt, codebook=np.concatenate([words, columns[:, None, :].astype(np.float32)], axis=1))
 
     @classmethod
     def _code_bytes(cls, learnt: Learnt) -> int:
         return int(learnt.codebook.shape[0]) // 2
 
     def _queries_for(self, queries: FloatArray) -> FloatArray:
-        return _take_columns(queries, _columns(self._learnt))
+        along = _along(queries.astype(np.float64), self._learnt.leading).astype(np.float32)
+        return _take_columns(np.concatenate([along, queries], axis=1), _columns(self._learnt))
 
     @classmethod
     def _coder(cls, faiss: Any, learnt: Learnt) -> Coder:
-        groups = learnt.codebook.shape[0]
+        groups, columns = learnt.codebook.shape[0], _columns(learnt)
 
         def plain(coarse: Any, lists: int) -> Any:
             index = faiss.IndexIVFPQ(coarse, coarse.d, lists, groups, 4, faiss.METRIC_INNER_PRODUCT)
             faiss.copy_array_to_vector(_words(learnt), index.pq.centroids)
             return index
 
-        columns = _columns(learnt)
-        return _FaissCoder(faiss, _take_columns(learnt.means, columns), plain, faiss.IndexIVFPQFastScan, columns)
+        def view(rows: FloatArray) -> FloatArray:
+            return _take_columns(_seen(rows, learnt.leading), columns)
+
+        return _FaissCoder(faiss, learnt.means, plain, faiss.IndexIVFPQFastScan, view)
 
     @classmethod
     def _searcher(cls, faiss: Any, learnt: Learnt) -> tuple[Any, tuple[Any, ...]]:
         groups, _, width = learnt.codebook.shape
+        most = learnt.leading.shape[0] + learnt.directions.shape[1]
+        columns = _columns(learnt)
+        if columns.size and not -1 <= int(columns.min()) <= int(columns.max()) < most:
+            raise InputError(
+                f"codebook.npy is of column {int(columns.max())}, leading.npy and the rows have {most} columns. "
+                "Build the index again."
+            )
         coarse = faiss.IndexFlatIP(groups * width)  # stays empty: lists are chosen by `NearCentroids`
         lists = learnt.directions.shape[0]
         index = faiss.IndexIVFPQFastScan(
@@ -116,10 +133,10 @@ class IvfSq8Index(IvfIndex):
     settings: ClassVar[Mapping[str, int]] = {**IvfIndex.settings, "rerank": 40}
 
     @classmethod
-    def _train(cls, faiss: Any, residuals: FloatArray, numbers: Mapping[str, int]) -> FloatArray:  # noqa: ARG003
-        quantizer = faiss.ScalarQuantizer(residuals.shape[1], faiss.ScalarQuantizer.QT_8bit)
-        quantizer.train(residuals)
-        return np.asarray(faiss.vector_to_array(quantizer.trained)).reshape(1, 2, -1)
+    def _learn(cls, faiss: Any, learnt: Learnt, sample: Sample, numbers: Mapping[str, int]) -> Learnt:  # noqa: ARG003
+        quantizer = faiss.ScalarQuantizer(sample.residuals.shape[1], faiss.ScalarQuantizer.QT_8bit)
+        quantizer.train(sample.residuals)
+        return replace(learnt, codebook=np.asarray(faiss.vector_to_array(quantizer.trained)).reshape(1, 2, -1))
 
     @classmethod
     def _code_bytes(cls, learnt: Learnt) -> int:
@@ -159,25 +176,32 @@ class _Sq8Coder(Coder):
 class _FaissCoder(Coder):
     """Codes a block by a small FAISS index of its lists alone, and takes their packed bytes out of it."""
 
-    def __init__(self, faiss: Any, means: FloatArray, plain: Any, packed: Any, columns: IntArray | None = None) -> None:
+    def __init__(
+        self,
+        faiss: Any,
+        means: FloatArray,
+        plain: Any,
+        packed: Any,
+        view: Callable[[FloatArray], FloatArray] = np.ascontiguousarray,
+    ) -> None:
         """Make a coder.
 
         Args:
             faiss: the module.
-            means: (lists, d) float32, of the columns that are coded. Not modified.
+            means: (lists, d) float32. Not modified.
             plain: makes a FAISS index of so many lists, from its coarse quantizer.
             packed: makes the fast-scan index of it.
-            columns: of a row that are coded, in order; None: all as they stand.
+            view: brings rows and means into the columns that are coded; linear, C-contiguous.
         """
-        self._faiss, self._means, self._plain, self._packed, self._columns = faiss, means, plain, packed, columns
+        self._faiss, self._means, self._plain, self._packed, self._view = faiss, means, plain, packed, view
 
     def __call__(self, block: FloatArray, numbers: IntArray, sizes: IntArray) -> Iterator[bytes]:
         """See `Coder`."""
         faiss = self._faiss
-        rows = np.ascontiguousarray(block if self._columns is None else _take_columns(block, self._columns))
+        rows, means = self._view(block), self._view(self._means[numbers])
         nearest = np.repeat(np.arange(numbers.size, dtype=np.int64), sizes)
         coarse = faiss.IndexFlatIP(rows.shape[1])
-        coarse.add(self._means[numbers])
+        coarse.add(means)
         plain = self._plain(coarse, numbers.size)
         plain.is_trained = True
         plain.add_core(rows.shape[0], faiss.swig_ptr(rows), None, faiss.swig_ptr(nearest))
@@ -194,8 +218,63 @@ def _quantizer(faiss: Any, groups: int, width: int) -> Any:
     return quantizer
 
 
+def _leading(sample: Sample, groups: int) -> FloatArray:
+    """Choose directions that are worth a code of their own: (m, d) float32, orthonormal, m < groups.
+
+    Those asked for come first, then principal directions of the residuals, by what they do to a score: how much rows
+    differ along them, times how far queries like the rows reach along them. As many are taken as leave the least
+    error by the law of rates, by which b bits a column leave 2^-2b of its variance, with 4 bits for each that is taken
+    and the other codes shared by all other columns.
+    """
+    dim = sample.rows.shape[1]
+    wide = sample.residuals.astype(np.float64)
+    _, vectors = np.linalg.eigh(wide.T @ wide)
+    weights = np.square(wide @ vectors).mean(axis=0) * np.square(sample.rows.astype(np.float64) @ vectors).mean(axis=0)
+    ranks = np.argsort(-weights, kind="stable")
+    asked = 0 if sample.asking is None else min(len(sample.asking), groups // 2)
+    most = min(groups - 1, dim) - asked
+    taken = np.concatenate([[0.0], np.cumsum(weights[ranks])[:most]])
+    counts = asked + np.arange(most + 1)
+    bits = 4 * (groups - counts) / np.maximum(dim - counts, 1)
+    error = taken * 2.0**-8 + (weights.sum() - taken) * 2.0 ** (-2 * bits)
+    first = [] if sample.asking is None else [sample.asking[:asked].astype(np.float64)]
+    basis = np.concatenate([*first, vectors.T[ranks[: np.argmin(error)]]])
+    return np.ascontiguousarray(np.linalg.qr(basis.T)[0].T, dtype=np.float32)
+
+
+def _seen(vectors: FloatArray, leading: FloatArray) -> FloatArray:
+    """See (n, d) vectors along leading directions, and beside them: (n, m + d) float32."""
+    if not leading.size:
+        return vectors
+    wide = vectors.astype(np.float64)
+    along = _along(wide, leading)
+    return np.concatenate([along, wide - along @ leading.astype(np.float64)], axis=1, dtype=np.float32)
+
+
+def _along(vectors: NDArray[np.float64], leading: FloatArray) -> NDArray[np.float64]:
+    """See (n, d) vectors along leading directions: (n, m).
+
+    In float64, so that, once rounded, it does not depend on how many vectors come together.
+    """
+    return vectors @ leading.astype(np.float64).T if leading.size else np.empty((vectors.shape[0], 0))
+
+
+def _dealt(seen: FloatArray, leading: int, groups: int) -> IntArray:
+    """Deal out columns to groups, (groups, width) int64, -1 for none: leading ones alone, the rest by variance."""
+    by_variance = leading + np.argsort(-seen[:, leading:].var(axis=0), kind="stable")
+    shared = groups - leading
+    needed = -(-by_variance.size // shared)
+    width = next((each for each in _WIDTHS if each >= needed), needed)
+    columns = np.full((groups, width), -1, dtype=np.int64)
+    columns[:leading, 0] = np.arange(leading)
+    padded = np.full(needed * shared, -1, dtype=np.int64)
+    padded[: by_variance.size] = by_variance
+    columns[leading:, :needed] = padded.reshape(needed, shared).T  # the widest go to groups of their own
+    return columns
+
+
 def _columns(learnt: Learnt) -> IntArray:
-    """Give the columns that product codes are of, (groups, width) int64, -1 for none."""
+    """Give the columns that product codes are of, (groups, width) int64, -1 for none; the leading ones come first."""
     return np.asarray(learnt.codebook[:, _CODEWORDS, :], dtype=np.int64)
 
 
@@ -206,9 +285,9 @@ def _words(learnt: Learnt) -> FloatArray:
 
 def _take_columns(vectors: FloatArray, columns: IntArray) -> FloatArray:
     """Give the columns of groups one after the other, zeros for -1: (m, groups * width) float32."""
-    flat = columns.ravel()
-    taken = np.take(vectors, np.maximum(flat, 0), axis=1)
-    taken[:, flat < 0] = 0
+    padded = np.zeros((vectors.shape[0], vectors.shape[1] + 1), dtype=np.float32)
+    padded[:, :-1] = vectors
+    taken: FloatArray = np.take(padded, columns.ravel(), axis=1, mode="wrap")  # -1 is the last column, of zeros
     return taken
 
 

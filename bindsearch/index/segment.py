@@ -23,8 +23,8 @@ from bindsearch.errors import InputError, MismatchError, ShapeError, UnknownName
 from bindsearch.index.attributes import write_attributes
 from bindsearch.index.base import IndexBackend, Progress, no_progress
 from bindsearch.index.byte_codes import FACTS as CODES
-from bindsearch.index.byte_index import ASKING, open_codes, write_codes
-from bindsearch.index.checks import check_ids, map_array, stored_rows
+from bindsearch.index.byte_index import open_codes, write_codes
+from bindsearch.index.checks import ASKING, check_ids, map_array, read_asking, stored_rows
 from bindsearch.index.manifest import SegmentEntry, check_file, describe_file, sync_folder
 from bindsearch.index.recipe import Recipe
 from bindsearch.registry import INDEXES
@@ -72,7 +72,7 @@ class Segment:
             self.index: IndexBackend = INDEXES[entry.backend or backend].open(self.path)
             if CODES in entry.files and self.index.codes is None:
                 self.index.codes = open_codes(self.path, self.index)
-            self.asking = np.array(map_array(self.path / ASKING, "float32", 2)) if ASKING in entry.files else None
+            self.asking = read_asking(self.path) if ASKING in entry.files else None
             self._table_rows = self._map_table_rows()
         except ShapeError:
             raise

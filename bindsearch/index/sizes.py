@@ -32,6 +32,8 @@ ITEM_BYTES = 48
 """Of an item in the Parquet table, compressed; keys, sources and captions decide it, so that it is a guess."""
 
 Formula = Callable[[int, int, Mapping[str, Any]], int]
+CodeBytes = Callable[[int, Mapping[str, Any]], int]
+"""Bytes from the number of columns and the numbers of a recipe."""
 
 
 def row_bytes(rows: int, dim: int, row_dtype: str) -> int:
@@ -79,26 +81,36 @@ def _byte_codes(rows: int, dim: int, build: Mapping[str, Any]) -> int:
     return full + (rows * (width + 8) + blocks * 12 + 4 * width * dim if width else 0)
 
 
-def _lists(code_bytes: Callable[[int, Mapping[str, Any]], int], block_rows: int, book_rows: int) -> Formula:
+def _lists(code_bytes: CodeBytes, block_rows: int, book: CodeBytes) -> Formula:
     """index/ivf.py: directions, scales, sizes of lists; codes and positions of rows, lists filled up to whole blocks.
 
     Args:
-        code_bytes: of a row, from its columns and the numbers of the recipe.
+        code_bytes: of a row.
         block_rows: rows that lists are filled up to multiples of.
-        book_rows: float32 rows of the code book.
+        book: bytes of what the codes mean, likewise.
     """
 
     def formula(rows: int, dim: int, build: Mapping[str, Any]) -> int:
         lists = min(rows, int(build.get("nlist", 0)) or default_lists(rows))
         # lists are as uneven as clusters are: like an exponential law, of which this is the mean filled up
         filled = round(block_rows * lists / -math.expm1(-block_rows * lists / rows)) if block_rows > 1 else rows
-        return lists * (dim + 12) + filled * (code_bytes(dim, build) + 8) + 4 * book_rows * dim
+        return lists * (dim + 12) + filled * (code_bytes(dim, build) + 8) + book(dim, build)
 
     return formula
 
 
 def _pq_bytes(dim: int, build: Mapping[str, Any]) -> int:
     return -(-dim // (2 * int(build.get("code_columns", IvfPqIndex.build_numbers["code_columns"]))))
+
+
+def _pq_book(dim: int, build: Mapping[str, Any]) -> int:
+    """16 words and the columns of each group, twice as wide as groups are on the average; directions for a third."""
+    groups = 2 * _pq_bytes(dim, build)
+    return 4 * (17 * 2 * dim + groups // 3 * dim)
+
+
+def _none(*_: Any) -> int:
+    return 0
 
 
 def _sign_bytes(dim: int, _: Mapping[str, Any]) -> int:
@@ -119,10 +131,10 @@ def _svs(rows: int, dim: int, build: Mapping[str, Any]) -> int:
 
 FORMULAS: dict[str, Formula] = {
     "bytes": _byte_codes,
-    "ivf-pq": _lists(_pq_bytes, IvfPqIndex.block_rows, 17),
-    "ivf-rabitq": _lists(_sign_bytes, IvfRabitqIndex.block_rows, 0),
-    "ivf-sq8": _lists(lambda dim, _: dim, IvfSq8Index.block_rows, 2),
-    "rabitq": lambda rows, dim, _: _lists(_sign_bytes, IvfRabitqIndex.block_rows, 0)(rows, dim, {"nlist": 1}),
+    "ivf-pq": _lists(_pq_bytes, IvfPqIndex.block_rows, _pq_book),
+    "ivf-rabitq": _lists(_sign_bytes, IvfRabitqIndex.block_rows, _none),
+    "ivf-sq8": _lists(lambda dim, _: dim, IvfSq8Index.block_rows, lambda dim, _: 8 * dim),
+    "rabitq": lambda rows, dim, _: _lists(_sign_bytes, IvfRabitqIndex.block_rows, _none)(rows, dim, {"nlist": 1}),
     "hnsw": _graph,
     "svs": _svs,
 }
