@@ -49,8 +49,8 @@ class IvfIndex(RefinedIndex):
 
     Numbers of a recipe: nlist (lists; 0: `kmeans.default_lists`), sample (rows a list that k-means sees), rounds.
     Search settings: nprobe (most lists looked at), rerank (most candidates scored from the rows), and a margin of each:
-    lists whose mean, and candidates whose code, falls short of the query's best list, and of its last wanted candidate,
-    by more 10,000ths of a cosine are left out.
+    lists whose direction, and candidates whose code, falls short of the query's best list, and of its last wanted
+    candidate, by more 10,000ths of a cosine are left out.
 
     Attributes:
         block_rows: rows that FAISS's kernel for these codes takes together.
@@ -178,18 +178,17 @@ class IvfIndex(RefinedIndex):
         lists = self._near.count
         probe = min(lists, max(settings.get("nprobe", 1), -(-2 * count * lists // self._count(mask))))
         codes, query_scales = to_int8(queries, one_scale=False)
-        near, products = self._near.probe(codes, probe)
+        margin, margins = settings.get("nprobe_margin", NO_MARGIN), None
+        if margin < NO_MARGIN and 2 * self._count(mask) >= self.ids.shape[0]:
+            # where few rows are allowed, answers lie farther out than those that the margin was tuned on
+            margins = np.float32(margin / MARGIN_STEPS * self._learnt.length) / query_scales
+        near, products = self._near.probe(codes, probe, margins)
         bias = products.astype(np.float32)
         bias *= query_scales[:, None] * self._learnt.scales[near]
-        mostly_allowed = (
-            2 * self._count(mask) >= self.ids.shape[0]
-        )  # else answers lie farther out than what was tuned on
-        if (margin := settings.get("nprobe_margin", NO_MARGIN)) < NO_MARGIN and mostly_allowed:
-            near = np.where(bias < bias.max(axis=1, keepdims=True) - np.float32(margin / MARGIN_STEPS), -1, near)
         asked = np.ascontiguousarray(self._queries_for(queries))
         distances = np.empty((queries.shape[0], count), dtype=np.float32)
         places = np.empty((queries.shape[0], count), dtype=np.int64)
-        parameters = self._parameters(faiss, probe)
+        parameters = self._parameters(faiss, near.shape[1])
         parameters.sel, _bits = row_selector(faiss, mask)
         self._faiss_index.search_preassigned_c(
             *(queries.shape[0], faiss.swig_ptr(asked), count),
@@ -219,6 +218,11 @@ class Learnt:
     scales: FloatArray
     codebook: FloatArray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
     leading: FloatArray = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
+
+    @property
+    def length(self) -> float:
+        """The length of the directions; a product with one, over it, is a cosine."""
+        return float(np.linalg.norm(self.directions[:1].astype(np.float64))) or 1.0
 
     @property
     def means(self) -> FloatArray:

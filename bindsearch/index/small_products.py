@@ -85,18 +85,51 @@ class NearCentroids:
             nearest[start : start + step] = products.argmax(axis=1)
         return nearest
 
-    def probe(self, codes: Int8Array, count: int) -> tuple[IntArray, NDArray[np.int32]]:
+    def probe(
+        self, codes: Int8Array, count: int, margins: FloatArray | None = None
+    ) -> tuple[IntArray, NDArray[np.int32]]:
         """Find the `count` nearest centroids of each of (q, d) int8 vectors.
 
+        Args:
+            codes: the vectors. Not modified.
+            count: how many a vector, at most.
+            margins: (q,) float32: centroids whose product with a vector is less than its largest by more are left out;
+                None: none.
+
         Returns:
-            their numbers (q, count) int64, ascending, C-contiguous, and their products with the vectors, int32.
+            their numbers (q, n) int64, n <= count, ascending, C-contiguous, -1 for none at the end, and their products
+            with the vectors, int32.
         """
         products = np.asarray(self._products(codes, self._packed))
+        if margins is not None:
+            return _within(products, count, margins)
         if count >= self.count:
             every = np.arange(self.count, dtype=np.int64)
             return np.ascontiguousarray(np.broadcast_to(every, products.shape)), products
-        near = np.sort(np.argpartition(products, self.count - count, axis=1)[:, self.count - count :], axis=1)
+        near = np.sort(_largest(products, count), axis=1)
         return near, np.take_along_axis(products, near, axis=1)
+
+
+def _largest(products: NDArray[np.int32], count: int) -> IntArray:
+    """Give the numbers of the `count` largest products of each row, in no order."""
+    first = products.shape[1] - count
+    largest: IntArray = np.argpartition(products, first, axis=1)[:, first:]
+    return largest
+
+
+def _within(products: NDArray[np.int32], count: int, margins: FloatArray) -> tuple[IntArray, NDArray[np.int32]]:
+    """Find the largest products of each row, `count` at most, within a margin of the largest; as `probe` gives them."""
+    wanted = products >= (products.max(axis=1) - margins)[:, None].astype(np.int32)
+    held = np.count_nonzero(wanted, axis=1)
+    if count < products.shape[1] and (many := np.flatnonzero(held > count)).size:
+        wanted[many], held[many] = False, count
+        wanted[many[:, None], _largest(products[many], count)] = True
+    rows, columns = np.nonzero(wanted)
+    places = np.arange(rows.size) - (np.cumsum(held) - held)[rows]
+    near = np.full((held.size, int(held.max(initial=0))), -1, dtype=np.int64)
+    found = np.zeros(near.shape, dtype=np.int32)
+    near[rows, places], found[rows, places] = columns, products[rows, columns]
+    return near, found
 
 
 def score_places(rows: Any, queries: Any, places: IntArray) -> FloatArray:
