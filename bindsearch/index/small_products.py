@@ -172,6 +172,7 @@ def _score_part(rows: Any, queries: Any, places: IntArray, scores: FloatArray) -
         for start in range(0, here.size, step):
             part = here[start : start + step]
             block = buffer[: part.size]
+            _ = rows[part, 0]  # these wait for memory together; rows that are copied wait one after the other
             np.take(rows, part, axis=0, out=block, mode="clip")
             found = block @ small[number] if packed is None else np.asarray(numkong.dots_packed(block, packed))[:, 0]
             scores[number, none + start : none + start + part.size] = found
