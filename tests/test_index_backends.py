@@ -13,7 +13,7 @@ import pytest
 from fake_store import FakeStore
 from test_index_formats import write_index
 
-from bindsearch.errors import BindSearchError, InputError, MissingExtraError, UnsupportedError
+from bindsearch.errors import BindSearchError, InputError, MismatchError, MissingExtraError, UnsupportedError
 from bindsearch.index import ivf, ivf_codes, kmeans, refined, small_products, svs
 from bindsearch.index.base import no_progress
 from bindsearch.index.build import build_index
@@ -155,6 +155,8 @@ def test_codes_hold_first_where_queries_come_from_and_where_rows_differ(tmp_path
         _, truth, _ = index.search_exact(queries, 10)
         found[name] = overlap(index.search(queries, 10, settings={"nprobe": 20, "rerank": 40})[1], truth)
     assert found["asked"] > found["plain"] + 0.02, found
+    with pytest.raises(MismatchError, match=f"dim {DIM}, .* has dim 16"):
+        build_index(store, tmp_path / "other", recipe, queries=(FakeStore(dim=16),))
 
 
 def test_codes_with_leading_directions_find_more_than_codes_of_columns(data, monkeypatch):

@@ -25,6 +25,7 @@ from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.build import build_index
 from bindsearch.index.commit import check_output
 from bindsearch.makers import maker_of, narrow
+from bindsearch.registry import INDEXES
 from bindsearch.store import EmbeddingStore
 
 if TYPE_CHECKING:
@@ -128,15 +129,19 @@ def build_cache(
         mask[np.flatnonzero(mask)[recipe.keep :]] = False
         found["kept"] = recipe.keep
     measured: dict[str, Any] = {}
+    exact = INDEXES[recipe.index.backend].exact
+    queries = inputs.queries if exact else _queries(inputs, output, recipe)
 
     def judge(snapshot: Snapshot) -> dict[str, Any]:
-        if all(segment.index.exact for segment in snapshot.segments):
+        if exact:
             return {}
-        tuned, facts = tune_snapshot(snapshot, recipe, _queries(inputs, output, recipe))
+        tuned, facts = tune_snapshot(snapshot, recipe, queries)
         measured.update(facts)
         return tuned
 
-    folder = build_index(Kept(source, mask), output, recipe.index, force, judge=judge, progress=progress)
+    folder = build_index(
+        Kept(source, mask), output, recipe.index, force, judge=judge, progress=progress, queries=queries
+    )
     record = replace(record_of(recipe, name, found), measured=measured)
     if folder.count != record.kept:
         raise InputError(f"{name}: changed while it was read: {record.kept} rows were to be kept, {folder.count} came.")

@@ -14,7 +14,7 @@ from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.centring import Centring, measure_means
 from bindsearch.index.commit import check_output, commit, last_generation, writing
 from bindsearch.index.folder import IndexFolder
-from bindsearch.index.heldout import query_means
+from bindsearch.index.heldout import check_queries, query_means
 from bindsearch.index.identity import Identity
 from bindsearch.index.manifest import CENTRED_VERSION, FORMAT_VERSION, Manifest
 from bindsearch.index.recipe import Recipe
@@ -55,14 +55,14 @@ def build_index(
             only be asked with; they do not become items.
         judge: measures the index before it is committed; where it raises, the folder stays as it was.
         progress: told how far the backend's files are.
-        queries: embeddings of queries like those to come, of the same space (`heldout.check_queries` says so). Codes
-            for exact search hold the means of their modalities first; nothing else is made of them here.
+        queries: embeddings of queries like those to come, of the same space. Codes of backends that ask for them, and
+            for exact search, hold the means of their modalities first; nothing else is made of them here.
 
     Raises:
         MissingInputError: there is no store, or it holds no embedded item.
         InputError: `output` holds an index and force is not set, or holds other things.
         UnknownNameError: no such backend.
-        MismatchError: embeddings to centre with are of another space, tower or preset.
+        MismatchError: embeddings to centre with, or queries, are of another space, tower or preset.
     """
     source, name = open_source(embeddings)
     output = Path(output)
@@ -70,6 +70,7 @@ def build_index(
     INDEXES[recipe.backend if recipe else str(backend)]  # an unknown name is refused before any work
     check_output(output, force)
     identity, centring = _prepare(source, name, centre, centre_with)
+    check_queries(source, queries)
     (output / "segments").mkdir(parents=True, exist_ok=True)
     with writing(output):
         asking = None
