@@ -19,6 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Self
 
@@ -35,6 +36,8 @@ from bindsearch.index.refined import RefinedIndex, check_numbers, row_selector
 from bindsearch.index.small_products import NearCentroids, to_int8
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from bindsearch.index.base import BoolArray
     from bindsearch.index.recipe import SearchSettings
     from bindsearch.index.small_products import Int8Array
@@ -219,10 +222,15 @@ class Learnt:
     codebook: FloatArray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
     leading: FloatArray = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
 
-    @property
+    @cached_property
     def length(self) -> float:
         """The length of the directions; a product with one, over it, is a cosine."""
         return float(np.linalg.norm(self.directions[:1].astype(np.float64))) or 1.0
+
+    @cached_property
+    def wide_leading(self) -> NDArray[np.float64]:
+        """The leading directions as float64."""
+        return self.leading.astype(np.float64)
 
     @property
     def means(self) -> FloatArray:

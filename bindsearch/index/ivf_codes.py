@@ -13,8 +13,6 @@ from bindsearch.index.ivf import Coder, IvfIndex, Learnt, Sample
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from bindsearch.types import FloatArray, IntArray
 
 _CODEWORDS = 16
@@ -41,7 +39,7 @@ class IvfPqIndex(IvfIndex):
         """See `IvfIndex._learn`: a codebook of (groups, 17, columns), 16 words a group and its columns, -1 for none."""
         groups = -(-sample.rows.shape[1] // (2 * numbers["code_columns"])) * 2  # the kernel takes two at a time
         learnt = replace(learnt, leading=_leading(sample, groups))
-        seen = _seen(sample.residuals, learnt.leading)
+        seen = _seen(sample.residuals, learnt)
         columns = _dealt(seen, learnt.leading.shape[0], groups)
         quantizer = _quantizer(faiss, groups, columns.shape[1])
         dealt = _take_columns(seen, columns)
@@ -54,8 +52,10 @@ class IvfPqIndex(IvfIndex):
         return int(learnt.codebook.shape[0]) // 2
 
     def _queries_for(self, queries: FloatArray) -> FloatArray:
-        along = _along(queries.astype(np.float64), self._learnt.leading).astype(np.float32)
-        return _take_columns(np.concatenate([along, queries], axis=1), _columns(self._learnt))
+        if self._learnt.leading.size:
+            along = queries.astype(np.float64) @ self._learnt.wide_leading.T  # as `_seen`
+            queries = np.concatenate([along, queries], axis=1, dtype=np.float32)
+        return _take_columns(queries, _columns(self._learnt))
 
     @classmethod
     def _coder(cls, faiss: Any, learnt: Learnt) -> Coder:
@@ -67,7 +67,7 @@ class IvfPqIndex(IvfIndex):
             return index
 
         def view(rows: FloatArray) -> FloatArray:
-            return _take_columns(_seen(rows, learnt.leading), columns)
+            return _take_columns(_seen(rows, learnt), columns)
 
         return _FaissCoder(faiss, learnt.means, plain, faiss.IndexIVFPQFastScan, view)
 
@@ -242,21 +242,16 @@ def _leading(sample: Sample, groups: int) -> FloatArray:
     return np.ascontiguousarray(np.linalg.qr(basis.T)[0].T, dtype=np.float32)
 
 
-def _seen(vectors: FloatArray, leading: FloatArray) -> FloatArray:
-    """See (n, d) vectors along leading directions, and beside them: (n, m + d) float32."""
-    if not leading.size:
+def _seen(vectors: FloatArray, learnt: Learnt) -> FloatArray:
+    """See (n, d) vectors along leading directions, and beside them: (n, m + d) float32.
+
+    By way of float64, so that, once rounded, it does not depend on how many vectors come together.
+    """
+    if not learnt.leading.size:
         return vectors
     wide = vectors.astype(np.float64)
-    along = _along(wide, leading)
-    return np.concatenate([along, wide - along @ leading.astype(np.float64)], axis=1, dtype=np.float32)
-
-
-def _along(vectors: NDArray[np.float64], leading: FloatArray) -> NDArray[np.float64]:
-    """See (n, d) vectors along leading directions: (n, m).
-
-    In float64, so that, once rounded, it does not depend on how many vectors come together.
-    """
-    return vectors @ leading.astype(np.float64).T if leading.size else np.empty((vectors.shape[0], 0))
+    along = wide @ learnt.wide_leading.T
+    return np.concatenate([along, wide - along @ learnt.wide_leading], axis=1, dtype=np.float32)
 
 
 def _dealt(seen: FloatArray, leading: int, groups: int) -> IntArray:
