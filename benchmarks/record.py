@@ -76,7 +76,7 @@ def write_score(name: str, value: float, unit: str, target: str, command: str, s
 
 
 def drop_scores(command: str) -> None:
-    """Take the rows of a benchmark that is no more off results/scoreboard.json."""
+    """Take the rows of a command off results/scoreboard.json: it is no more, or its rows are about to be named anew."""
     path = RESULTS / "scoreboard.json"
     rows = json.loads(path.read_text(encoding="utf-8"))
     kept = [row for row in rows if row["command"] != command]
