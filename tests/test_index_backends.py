@@ -24,10 +24,10 @@ from bindsearch.registry import INDEXES
 
 DIM, ROWS = 64, 6000
 FLOORS = {
-    "ivf-pq": ({"nprobe": 4, "rerank": 26}, 0.82),
-    "ivf-rabitq": ({"nprobe": 4, "rerank": 26}, 0.92),
-    "ivf-sq8": ({"nprobe": 4, "rerank": 26}, 0.94),
-    "rabitq": ({"rerank": 26}, 0.84),
+    "ivf-pq": ({"nprobe": 4, "rerank": 20}, 0.82),
+    "ivf-rabitq": ({"nprobe": 4, "rerank": 20}, 0.92),
+    "ivf-sq8": ({"nprobe": 4, "rerank": 12}, 0.94),
+    "rabitq": ({"rerank": 20}, 0.84),
     "hnsw": ({"efSearch": 10, "rerank": 10}, 0.98),
 }
 if find_spec("svs") is not None:

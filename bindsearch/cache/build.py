@@ -129,12 +129,9 @@ def build_cache(
         mask[np.flatnonzero(mask)[recipe.keep :]] = False
         found["kept"] = recipe.keep
     measured: dict[str, Any] = {}
-    exact = INDEXES[recipe.index.backend].exact
-    queries = inputs.queries if exact else _queries(inputs, output, recipe)
+    queries = inputs.queries if INDEXES[recipe.index.backend].exact else _queries(inputs, output, recipe)
 
     def judge(snapshot: Snapshot) -> dict[str, Any]:
-        if exact:
-            return {}
         tuned, facts = tune_snapshot(snapshot, recipe, queries)
         measured.update(facts)
         return tuned

@@ -41,7 +41,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) while files are built; what is counted depends on the stage."""
 
 _OVERFETCH = 16
-_SPARE = 4  # of candidates that were ranked by float16 products, prove nothing, and are not thinned out by a filter
+_SPARE = 4  # of candidates that were ranked by float16 products and prove nothing
 _NOBODY = np.iinfo(np.int64).max
 _CACHE_BYTES = 1 << 20
 _BLOCK_BYTES = 64 << 20
@@ -386,51 +386,46 @@ class IndexBackend(ABC):
         widened = np.zeros(units.shape[0], dtype=np.int64)
         if allowed == 0 or units.shape[0] == 0:
             return scores, ids, widened
-        spare = max(_OVERFETCH, k // 4) if self.exact or mask is not None else max(_SPARE, k // 8)
+        spare = max(_OVERFETCH, k // 4) if self.exact else max(_SPARE, k // 8)
         fetch = min(allowed, k + spare)
         step = max(1, _BLOCK_BYTES // (8 * self.dim * fetch))
         for start in range(0, units.shape[0], step):
             part = slice(start, start + step)
             out = scores[part], ids[part], widened[part]
             coarse, places = self._scan(units[part].astype(np.float32), fetch, mask, chosen)
-            if self.exact:
-                self._decide(units[part], coarse, places, mask, out)
-            else:
-                self._rank(units[part], places, out)
+            exact = self._exact_scores(units[part], places)
+            self._rank(exact, places, out)
+            if self.exact and places.shape[1] < allowed:
+                self._prove(units[part], coarse, exact, mask, out)
         return scores, ids, widened
 
     def _count(self, mask: BoolArray | None) -> int:
         return int(self._ids.shape[0]) if mask is None else int(np.count_nonzero(mask))
 
-    def _rank(self, units: NDArray[np.float64], places: IntArray, out: tuple[FloatArray, IntArray, IntArray]) -> None:
-        """Score candidates exactly and rank them. Overwrites `out`: scores and ids (q, k)."""
-        exact = self._exact_scores(units, places)
+    def _rank(self, exact: FloatArray, places: IntArray, out: tuple[FloatArray, IntArray, IntArray]) -> None:
+        """Rank candidates by their exact scores, equal ones by id. Overwrites `out`: scores and ids (q, k)."""
         ids = np.where(places < 0, _NOBODY, self._ids[np.maximum(places, 0)])
         best = np.lexsort((ids, -exact), axis=1)[:, : out[0].shape[1]]
         found = np.take_along_axis(ids, best, axis=1)
         out[0][:, : best.shape[1]] = np.take_along_axis(exact, best, axis=1)
         out[1][:, : best.shape[1]] = np.where(found == _NOBODY, -1, found)
 
-    def _decide(
+    def _prove(
         self,
         units: NDArray[np.float64],
         coarse: FloatArray,
-        places: IntArray,
+        exact: FloatArray,
         mask: BoolArray | None,
         out: tuple[FloatArray, IntArray, IntArray],
     ) -> None:
-        """Score candidates exactly and prove them. Overwrites `out`: scores and ids (q, k), rows widened by (q,)."""
-        exact, k = self._exact_scores(units, places), out[0].shape[1]
-        unseen = places.shape[1] < self._count(mask)
+        """Widen where rows that are no candidates may belong into the answer. Overwrites `out`, rows widened too."""
+        k = out[0].shape[1]
         for row in range(units.shape[0]):
-            here, score = places[row], exact[row]
-            if unseen and not self._is_proven(coarse[row], score, k):
-                here, score = self._widen(units[row : row + 1], score, k, mask)
-                out[2][row] = here.size
-            here, score = here[here >= 0], score[here >= 0]
-            ids = self._ids[here]
-            best = np.lexsort((ids, -score))[:k]
-            out[0][row, : best.size], out[1][row, : best.size] = score[best], ids[best]
+            if not self._is_proven(coarse[row], exact[row], k):
+                one = slice(row, row + 1)
+                places, scores = self._widen(units[one], exact[row], k, mask)
+                self._rank(scores[None], places[None], (out[0][one], out[1][one], out[2][one]))
+                out[2][row] = places.size
 
     def _margin(self) -> float:
         """Bound the error of a float32 dot product of two unit vectors: d additions, each rounded once.

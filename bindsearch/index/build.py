@@ -70,7 +70,7 @@ def build_index(
     INDEXES[recipe.backend if recipe else str(backend)]  # an unknown name is refused before any work
     check_output(output, force)
     identity, centring = _prepare(source, name, centre, centre_with)
-    check_queries(source, queries)
+    check_queries(embeddings, queries)
     (output / "segments").mkdir(parents=True, exist_ok=True)
     with writing(output):
         asking = None

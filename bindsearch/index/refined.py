@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 WINDOW = 8.0
 _FEWEST = 8
+_MORE = 12  # candidates beyond those that are scored exactly, however few are asked for
 
 
 class RefinedIndex(IndexBackend):
@@ -43,12 +44,12 @@ class RefinedIndex(IndexBackend):
         self, queries: FloatArray, fetch: int, mask: BoolArray | None, settings: SearchSettings
     ) -> tuple[FloatArray, IntArray]:
         """See `IndexBackend._scan`. Where few rows are allowed, or half of them asked for, all of them are scored."""
-        allowed = self._count(mask)
-        if allowed <= max(settings["rerank"], 2 * fetch):
+        allowed, count = self._count(mask), max(settings["rerank"], fetch + _MORE)
+        if allowed <= max(count, 2 * fetch):
             every = np.arange(allowed, dtype=np.int64) if mask is None else np.flatnonzero(mask)
             places = np.broadcast_to(every, (queries.shape[0], allowed))
         else:
-            places = self._proposed(queries, fetch, mask, settings)
+            places = self._proposed(queries, fetch, count, mask, settings)
             self._check_places(places)
             places = self._likely(queries, fetch, places)
         scores = score_places(self._rows, queries, places)
@@ -58,9 +59,11 @@ class RefinedIndex(IndexBackend):
         ranks = np.argsort(-scores, axis=1, kind="stable")
         return np.take_along_axis(scores, ranks, axis=1), np.take_along_axis(places, ranks, axis=1)
 
-    def _proposed(self, queries: FloatArray, fetch: int, mask: BoolArray | None, settings: SearchSettings) -> IntArray:
+    def _proposed(
+        self, queries: FloatArray, fetch: int, count: int, mask: BoolArray | None, settings: SearchSettings
+    ) -> IntArray:
         """Give candidates, ascending, -1 for none, cut by the margins; whom they leave too few is asked without."""
-        places, estimates = self._candidates(queries, max(settings["rerank"], fetch), mask, settings)
+        places, estimates = self._candidates(queries, count, mask, settings)
         margin = settings.get("rerank_margin", NO_MARGIN)
         if estimates is not None and margin < NO_MARGIN:
             least = estimates[:, fetch - 1, None] - np.float32(margin / MARGIN_STEPS)
@@ -68,7 +71,7 @@ class RefinedIndex(IndexBackend):
         places.sort(axis=1)
         short = np.flatnonzero((places >= 0).sum(axis=1) < fetch)
         if short.size and (without := uncut(settings)) != settings:
-            places[short] = self._proposed(queries[short], fetch, mask, without)
+            places[short] = self._proposed(queries[short], fetch, count, mask, without)
         return places
 
     def _likely(self, queries: FloatArray, fetch: int, places: IntArray) -> IntArray:
