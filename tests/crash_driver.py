@@ -17,28 +17,14 @@ import resource
 import signal
 import sys
 import time
-from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"
-
-import torch
+from warm import prepare
 
 from bindsearch.embed import EmbedOptions, run_embed
 from bindsearch.embed import run as running
-from bindsearch.models.spaces import load_space
 
 STAGES = ("list", "decode", "model", "write")
 BATCH, SHARD = 32, 100
-
-
-def prepare():
-    """Load the space and its towers once; the children inherit them."""
-    torch.set_num_threads(1)
-    space = load_space("tiny", device="cpu")
-    for modality in ("image", "text"):
-        kind, config = space.modality(modality), space.config(modality)
-        space.encode(modality, kind.preprocess(kind.example(0), config)[None])
-    return space
 
 
 def die():
@@ -152,5 +138,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     main()

@@ -15,24 +15,12 @@ import sys
 import time
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"
-
-import torch
+from warm import prepare
 
 from bindsearch.embed import EmbedOptions, run_embed
 from bindsearch.embed.place import Place
-from bindsearch.models.spaces import load_space
 
 BATCH, SHARD = 10, 20
-
-
-def prepare():
-    torch.set_num_threads(1)
-    space = load_space("tiny", device="cpu")
-    for modality in ("image", "text"):
-        kind, config = space.modality(modality), space.config(modality)
-        space.encode(modality, kind.preprocess(kind.example(0), config)[None])
-    return space
 
 
 def run_member(member, out, space, told):

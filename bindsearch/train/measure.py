@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bindsearch.evaluate.metrics import wilson
 from bindsearch.world.scene import Codes, Scenes
 
 _SEEN = ("subject", "setting", "motion")
@@ -47,15 +47,9 @@ def accuracy(asked: Codes, found: Codes) -> dict[str, float]:
 
 
 def interval(share: float, n: int) -> dict[str, float]:
-    """Give a share of n with its 95 % interval: value, low, high and n.
-
-    Source: Wilson's score interval.
-    """
-    z = 1.959964
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return {"value": round(share, 4), "low": round(low, 4), "high": round(high, 4), "n": n}
+    """Give a share of n with its 95 % interval (`evaluate.metrics.wilson`): value, low, high and n, four digits."""
+    figure = wilson(share, n)
+    return {"value": round(share, 4), "low": round(figure.low, 4), "high": round(figure.high, 4), "n": n}
 
 
 def named_shares(asked: Scenes, found: Scenes, hits: NDArray[np.int64]) -> dict[str, Any]:
