@@ -1,13 +1,14 @@
 """Filtered search beside brute force over the rows that pass, and beside the unfiltered search, at any size.
 
 python -m benchmarks.bench_filters --rows 100000              # benchmarks/results/filters-100000.json
-python -m benchmarks.bench_filters --rows 3000000 --backends ivf-rabitq bytes
+python -m benchmarks.bench_filters --rows 3000000 --backends ivf-pq ivf-pq+bytes
 python -m benchmarks.bench_filters --rows 50000 --costs       # measure bindsearch/search/costs.json anew
 
 Filters are `size < x` on a column drawn evenly, so that 0.01, 1, 10 and 50 % of the rows pass; sets of queries and rows
 are those of benchmarks/vectors.py. Both sides run in this process in turn, on one thread, CPU time: brute force gathers
 the rows that pass, block by block, and scores them in float32 by BLAS and the best 40 again in float64; ours is
 `SearchIndex.search_many` with its masks at hand. The predicate's own time (the first search of a filter) stands apart.
+Indexes are those of bench_index where it has built them, else built here; "+bytes": with byte codes beside.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.bench_index import OURS, WITH_BYTES, WORK
 from benchmarks.record import machine, spread, write_result, write_score
 from benchmarks.vectors import QUERIES, SIZES, Law, write_rows
 from bindsearch.index.build import build_index
@@ -46,10 +48,13 @@ BLOCK = 4096
 
 def open_or_build(folder: Path, rows: int, backend: str, row_dtype: str) -> SearchIndex:
     """Open the index of so many rows by a backend, built by its own defaults where it is not there."""
-    path = folder / f"filters-{rows}" / f"{backend}-{row_dtype}"
+    path = WORK / str(rows) / f"{backend}-{row_dtype}" / "index"
+    if not (path / "index.json").exists():
+        path = folder / f"filters-{rows}" / f"{backend}-{row_dtype}"
     if not (path / "index.json").exists():
         store = write_rows(folder / str(rows), rows, Law())
-        build_index(store, path, Recipe(backend, row_dtype=row_dtype))
+        name = backend.removesuffix(WITH_BYTES)
+        build_index(store, path, Recipe(name, row_dtype=row_dtype, byte_codes=name != backend))
     return open_index(path)
 
 
@@ -222,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--folder", type=Path, default=Path("runs/vectors"))
-    parser.add_argument("--backends", nargs="+", default=["bytes", "ivf-rabitq"])
+    parser.add_argument("--backends", nargs="+", default=["bytes", OURS, f"{OURS}{WITH_BYTES}"])
     parser.add_argument("--row-dtype", default="float16")
     parser.add_argument("--queries", type=int, nargs=2, default=[32, 256], help="at batch 1 and at batch 64")
     parser.add_argument("--costs", action="store_true", help="measure bindsearch/search/costs.json and stop")
