@@ -111,8 +111,10 @@ def batches(queries: Float, size: int) -> Iterator[Float]:
         yield queries[start : start + size]
 
 
-def measure(index: SearchIndex, queries: Float, size: int, where: str, runs: int) -> dict[str, Any]:
-    """Measure one filter with one set in batches of one size."""
+def measure(
+    index: SearchIndex, queries: Float, truth: Int, size: int, timed: int, where: str, runs: int
+) -> dict[str, Any]:
+    """Measure one filter with one set in batches of one size: answers of all queries, times of the first `timed`."""
     selection = index.select(where=where)
     if selection is None:
         raise SystemExit(f"{where}: filters nothing")
@@ -123,18 +125,17 @@ def measure(index: SearchIndex, queries: Float, size: int, where: str, runs: int
             found.append(hits.ids)
         for step in hits.plans[0].steps:
             routes[step.route] = routes.get(step.route, 0) + 1
-    count = queries.shape[0]
-    ours = cpu_ms(lambda: [index.search_many(part, K, where) for part in batches(queries, size)], runs)
-    plain = cpu_ms(lambda: [index.search_many(part, K) for part in batches(queries, size)], runs)
-    theirs = cpu_ms(lambda: [brute_force(index, selection.masks[0], part) for part in batches(queries, size)], runs)
-    truth = np.concatenate([brute_force(index, selection.masks[0], part) for part in batches(queries, 64)])
+    some = queries[:timed]
+    ours = cpu_ms(lambda: [index.search_many(part, K, where) for part in batches(some, size)], runs)
+    plain = cpu_ms(lambda: [index.search_many(part, K) for part in batches(some, size)], runs)
+    theirs = cpu_ms(lambda: brute_force(index, selection.masks[0], queries[:size]), runs)
     return {
         "survivors": selection.count,
         "routes": routes,
         "overlap_at_10": overlap(found, truth),
-        "ours_ms": spread([each / count for each in ours]),
-        "unfiltered_ms": spread([each / count for each in plain]),
-        "brute_force_ms": spread([each / count for each in theirs]),
+        "ours_ms": spread([each / len(some) for each in ours]),
+        "unfiltered_ms": spread([each / len(some) for each in plain]),
+        "brute_force_ms": spread([each / size for each in theirs]),
     }
 
 
@@ -148,23 +149,30 @@ def predicate_ms(index: SearchIndex, where: str) -> dict[str, float]:
 
 
 def measure_backend(
-    folder: Path, rows: int, backend: str, row_dtype: str, counts: dict[int, int]
+    folder: Path, rows: int, backend: str, row_dtype: str, timed: dict[int, int], truths: dict[tuple[str, str], Int]
 ) -> list[dict[str, Any]]:
-    """Measure all filters, sets and batches on one index."""
+    """Measure all filters, sets and batches on one index; true answers are found once and kept in `truths`."""
     index = open_or_build(folder, rows, backend, row_dtype)
     found = []
     for share in SHARES:
         where = f"size < {round(share * SIZES)}"
         predicate = predicate_ms(index, where)
+        selection = index.select(where=where)
+        if selection is None:
+            raise SystemExit(f"{where}: filters nothing")
         for kind in QUERIES:
+            queries = Law().queries(kind, max(timed.values()), "fresh")
+            if (where, kind) not in truths:
+                answers = [brute_force(index, selection.masks[0], part) for part in batches(queries, BATCHES[-1])]
+                truths[where, kind] = np.concatenate(answers)
             for size in BATCHES:
-                queries = Law().queries(kind, counts[size], "fresh")
                 row = {"backend": backend, "row_dtype": row_dtype, "share": share, "set": kind, "batch": size}
-                row |= {"predicate_ms": predicate, **measure(index, queries, size, where, RUNS)}
+                measured = measure(index, queries, truths[where, kind], size, timed[size], where, RUNS)
+                row |= {"queries": len(queries), "predicate_ms": predicate, **measured}
                 row["limit_ms"] = max(row["unfiltered_ms"]["median"], BUDGET_MS)
                 found.append(row)
                 print(
-                    f"{backend:11} {share:7.2%} {kind:6} B={size:<3} overlap {row['overlap_at_10']:.4f} "
+                    f"{backend:12} {share:7.2%} {kind:6} B={size:<3} overlap {row['overlap_at_10']:.4f} "
                     f"ours {row['ours_ms']['median']:8.3f} ms, unfiltered {row['unfiltered_ms']['median']:8.3f}, "
                     f"brute force {row['brute_force_ms']['median']:8.3f}, predicate {predicate['first']:.1f} ms, "
                     f"{row['routes']}",
@@ -229,7 +237,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/vectors"))
     parser.add_argument("--backends", nargs="+", default=["bytes", OURS, f"{OURS}{WITH_BYTES}"])
     parser.add_argument("--row-dtype", default="float16")
-    parser.add_argument("--queries", type=int, nargs=2, default=[32, 256], help="at batch 1 and at batch 64")
+    parser.add_argument("--queries", type=int, nargs=2, default=[32, 256], help="timed at batch 1 and at batch 64")
     parser.add_argument("--costs", action="store_true", help="measure bindsearch/search/costs.json and stop")
     options = parser.parse_args()
     if options.costs:
@@ -238,11 +246,12 @@ def main() -> None:
         lines = re.sub(r"\[\s+([^\[\]]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
         path.write_text(lines + "\n", encoding="utf-8")
         return
-    counts = dict(zip(BATCHES, options.queries, strict=True))
+    timed = dict(zip(BATCHES, options.queries, strict=True))
+    truths: dict[tuple[str, str], Int] = {}
     found = [
         row
         for backend in options.backends
-        for row in measure_backend(options.folder, options.rows, backend, options.row_dtype, counts)
+        for row in measure_backend(options.folder, options.rows, backend, options.row_dtype, timed, truths)
     ]
     worst = min(row["overlap_at_10"] for row in found)
     slowest = max(row["ours_ms"]["median"] / row["limit_ms"] for row in found)
