@@ -138,7 +138,7 @@ def asked_at_an_angle(seed: int, n: int) -> np.ndarray:
 
 
 def test_codes_hold_first_where_queries_come_from_and_where_rows_differ(tmp_path):
-    """Leading directions are orthonormal, the asked ones among them, and candidates by code are better for it."""
+    """Directions are orthonormal, the asked ones first, and candidates by code are better for it."""
     store, others = FakeStore(n=4000, dim=DIM), FakeStore(n=200, dim=DIM)
     store.vectors, others.vectors = clustered(3, 4000), asked_at_an_angle(5, 200)
     recipe = Recipe("ivf-pq", "float16", {"nlist": 20})
@@ -146,12 +146,13 @@ def test_codes_hold_first_where_queries_come_from_and_where_rows_differ(tmp_path
     found = {}
     for name, given in {"plain": (), "asked": (others,)}.items():
         index = build_index(store, tmp_path / name, recipe, queries=given).snapshot
-        leading = np.load(index.segments[0].path / "leading.npy")
-        assert np.allclose(leading @ leading.T, np.eye(len(leading)), atol=1e-6)
+        part = index.segments[0].path
+        directions = np.load(part / "rotation.npy") * np.load(part / "rotation_scales.npy")[:, None]
+        assert np.allclose(directions @ directions.T, np.eye(DIM), atol=0.02)
         asking = index.asking
         assert (asking is None) == (not given)
         if asking is not None:
-            assert np.allclose(np.linalg.norm(asking @ leading.T, axis=1), 1, atol=1e-5)
+            assert np.allclose(np.linalg.norm(asking @ directions[: len(asking)].T, axis=1), 1, atol=0.02)
         _, truth, _ = index.search_exact(queries, 10)
         found[name] = overlap(index.search(queries, 10, settings={"nprobe": 20, "rerank": 40})[1], truth)
     assert found["asked"] > found["plain"] + 0.02, found
@@ -159,33 +160,43 @@ def test_codes_hold_first_where_queries_come_from_and_where_rows_differ(tmp_path
         build_index(store, tmp_path / "other", recipe, queries=(FakeStore(dim=16),))
 
 
-def test_codes_with_leading_directions_find_more_than_codes_of_columns(data, monkeypatch):
+def unturned(rows, *_):
+    """Find directions for rows as they are: every column its own, all worth the same."""
+    return np.eye(rows.shape[1], dtype=np.float32), np.ones(rows.shape[1]), 0
+
+
+def test_codes_of_rotated_rows_find_more_than_codes_of_columns(data, monkeypatch):
     ids, rows, queries = data
     settings = {"nprobe": ROWS, "rerank": 30}
     _, truth = INDEXES["flat"].build(ids, rows).search(queries, 10)
     found = []
-    for leading in (ivf_codes._leading, lambda *_: np.empty((0, DIM), dtype=np.float32)):
-        monkeypatch.setattr(ivf_codes, "_leading", leading)
+    for find in (ivf_codes.find_directions, unturned):
+        monkeypatch.setattr(ivf_codes, "find_directions", find)
         index = INDEXES["ivf-pq"].build(ids, rows)
         found.append(overlap(index.search(queries, 10, settings=settings)[1], truth))
     assert found[0] > found[1] + 0.02, found
 
 
-def test_codes_of_columns_alone_as_they_were_made_before_still_open(data, tmp_path, monkeypatch):
+def test_codes_of_columns_as_they_were_made_before_still_open(data, tmp_path, monkeypatch):
     ids, rows, queries = data
-    monkeypatch.setattr(ivf_codes, "_leading", lambda *_: np.empty((0, DIM), dtype=np.float32))
+    monkeypatch.setattr(ivf_codes, "find_directions", unturned)
     INDEXES["ivf-pq"].build(ids, rows).save(tmp_path)
-    assert not (tmp_path / "leading.npy").exists()
+    for name in ("rotation.npy", "rotation_scales.npy"):
+        (tmp_path / name).unlink()
+    book = np.load(tmp_path / "codebook.npy")
+    book[:, 16] = np.where(book[:, 16] < 0, -1, book[:, 16] - DIM)
+    np.save(tmp_path / "codebook.npy", book)
     _, found = INDEXES["ivf-pq"].open(tmp_path).search(queries, 10, settings={"nprobe": ROWS, "rerank": 600})
     _, truth = INDEXES["flat"].build(ids, rows).search(queries, 10)
     assert overlap(found, truth) > 0.98
 
 
-def test_a_codebook_without_its_directions_is_refused(data, tmp_path):
+def test_a_codebook_without_its_rotation_is_refused(data, tmp_path):
     ids, rows, _ = data
     INDEXES["ivf-pq"].build(ids[:1000], rows[:1000]).save(tmp_path)
-    (tmp_path / "leading.npy").unlink()
-    with pytest.raises(InputError, match=r"codebook.npy is of column \d+, .* have 64 columns"):
+    for name in ("rotation.npy", "rotation_scales.npy"):
+        (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=r"codebook.npy is of columns up to 108, rows have 64 columns"):
         INDEXES["ivf-pq"].open(tmp_path)
 
 

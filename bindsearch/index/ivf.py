@@ -3,7 +3,7 @@
     build   k-means on a sample -> nearest centroid of every row -> rows sorted on disk -> codes of each list
     search  int8 products find the lists to look at -> FAISS scans their codes -> the best of them are scored from rows
 
-The codes are those of one backend each: `ivf-pq` (4 bits a direction or some columns), `ivf-rabitq` (a sign a column),
+The codes are those of one backend each: `ivf-pq` (4 bits a direction or several), `ivf-rabitq` (a sign a column),
 `ivf-sq8` (a byte a column). A code stands for what a row differs from the mean of its list. Files beside the rows:
 
     centroids.npy     (lists, d) int8, directions of the means of the lists, and centroid_scales.npy (lists,) float32:
@@ -11,7 +11,8 @@ The codes are those of one backend each: `ivf-pq` (4 bits a direction or some co
     list_sizes.npy    (lists,) int64
     lists.bin         codes and positions; see list_file.py
     codebook.npy      what the codes mean, where they need it
-    leading.npy       (m, d) float32 directions that rows are seen along first, where the codes need them
+    rotation.npy      (d, d) int8 directions that codes see rows along, where they need them, and rotation_scales.npy
+                      (d,) float32; see rotation.py
 """
 
 from __future__ import annotations
@@ -33,11 +34,10 @@ from bindsearch.index.kmeans import assign, default_lists, list_means, train_cen
 from bindsearch.index.list_file import ListLayout
 from bindsearch.index.recipe import MARGIN, MARGIN_STEPS, NO_MARGIN
 from bindsearch.index.refined import RefinedIndex, check_numbers, row_selector
+from bindsearch.index.rotation import Rotation
 from bindsearch.index.small_products import NearCentroids, to_int8
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from bindsearch.index.base import BoolArray
     from bindsearch.index.recipe import SearchSettings
     from bindsearch.index.small_products import Int8Array
@@ -118,9 +118,11 @@ class IvfIndex(RefinedIndex):
         np.save(folder / "list_sizes.npy", sizes, allow_pickle=False)
         learnt = Learnt(directions, scales)
         learnt = cls._learn(faiss, learnt, _sample(rows, learnt.means, sizes, read_asking(folder)), numbers)
-        for name in ("codebook", "leading"):
-            if (array := getattr(learnt, name)).size:
-                np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        if learnt.codebook.size:
+            np.save(folder / "codebook.npy", learnt.codebook, allow_pickle=False)
+        if learnt.rotation:
+            np.save(folder / "rotation.npy", learnt.rotation.codes, allow_pickle=False)
+            np.save(folder / "rotation_scales.npy", learnt.rotation.scales, allow_pickle=False)
         layout = ListLayout(sizes, cls._code_bytes(learnt), cls.block_rows)
         coder = cls._coder(faiss, learnt)
         with (folder / "lists.bin").open("wb") as stream:
@@ -142,12 +144,13 @@ class IvfIndex(RefinedIndex):
         directions = map_array(folder / "centroids.npy", "int8", 2)
         scales = map_array(folder / "centroid_scales.npy", "float32", 1)
         sizes = map_array(folder / "list_sizes.npy", "int64", 1)
-        book, seen = folder / "codebook.npy", folder / "leading.npy"
+        book, turned = folder / "codebook.npy", folder / "rotation.npy"
         learnt = Learnt(directions, scales)
         if book.exists():
             learnt = replace(learnt, codebook=map_array(book, "float32", 3))
-        if seen.exists():
-            learnt = replace(learnt, leading=map_array(seen, "float32", 2))
+        if turned.exists():
+            angles = map_array(turned, "int8", 2), map_array(folder / "rotation_scales.npy", "float32", 1)
+            learnt = replace(learnt, rotation=Rotation(*angles))
         good = directions.shape == (sizes.size, index.dim) and scales.shape == sizes.shape
         if not good or sizes.min(initial=0) < 0 or sizes.sum() != index.ids.size:
             raise InputError(
@@ -214,23 +217,18 @@ class Learnt:
         directions: (lists, d) int8, all of one length.
         scales: (lists,) float32; scale times direction is the mean of a list.
         codebook: what the codes mean, as the backend lays it out; empty where they need none.
-        leading: (m, d) orthonormal directions that rows are seen along first; (0, 0) where codes need none.
+        rotation: of the columns before they are coded.
     """
 
     directions: Int8Array
     scales: FloatArray
     codebook: FloatArray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
-    leading: FloatArray = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
+    rotation: Rotation = field(default_factory=Rotation)
 
     @cached_property
     def length(self) -> float:
         """The length of the directions; a product with one, over it, is a cosine."""
         return float(np.linalg.norm(self.directions[:1].astype(np.float64))) or 1.0
-
-    @cached_property
-    def wide_leading(self) -> NDArray[np.float64]:
-        """The leading directions as float64."""
-        return self.leading.astype(np.float64)
 
     @property
     def means(self) -> FloatArray:

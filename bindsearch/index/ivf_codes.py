@@ -10,14 +10,26 @@ import numpy as np
 
 from bindsearch.errors import InputError
 from bindsearch.index.ivf import Coder, IvfIndex, Learnt, Sample
+from bindsearch.index.rotation import Rotation, find_directions, group_widths
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
     from bindsearch.types import FloatArray, IntArray
 
 _CODEWORDS = 16
+_MANY_COLUMNS = 768
 _WIDTHS = (1, 2, 4, 8, 12)
 """Columns of a group that FAISS has kernels for; more are padded to these."""
+
+
+def code_groups(dim: int, code_columns: int = 0) -> int:
+    """Give the number of groups of columns of a product code: an even one, as the kernel takes two at a time.
+
+    Args:
+        dim: columns of the rows.
+        code_columns: columns a group, on the average; 0: 4, and 6 where there are many, most of which hardly matter.
+    """
+    return -(-dim // (2 * (code_columns or (6 if dim >= _MANY_COLUMNS else 4)))) * 2
 
 
 class IvfPqIndex(IvfIndex):
@@ -25,37 +37,36 @@ class IvfPqIndex(IvfIndex):
 
     As one table a query serves all its lists, a list costs a tenth of what it costs with RaBitQ's codes, of the same
     size and with the same neighbours found (docs/adr/0092). What a row differs by from its list's mean is seen along
-    leading directions first, 4 bits each: where queries come from, if that is known, and where rows differ most. The
-    columns of what is left share the other codes (docs/adr/0115). Further number of a recipe: code_columns, how many
-    columns have 4 bits, on the average.
+    directions: where queries come from, if that is known, and where rows differ most, 4 bits each; those that matter
+    less share 4 bits (`rotation.py`, docs/adr/0116). Further number of a recipe: code_columns, how many columns have 4
+    bits, on the average; 0: `code_groups`.
     """
 
     name: ClassVar[str] = "ivf-pq"
-    build_numbers: ClassVar[Mapping[str, int]] = {**IvfIndex.build_numbers, "code_columns": 4}
+    build_numbers: ClassVar[Mapping[str, int]] = {**IvfIndex.build_numbers, "code_columns": 0}
     asks: ClassVar[bool] = True
 
     @classmethod
     def _learn(cls, faiss: Any, learnt: Learnt, sample: Sample, numbers: Mapping[str, int]) -> Learnt:
-        """See `IvfIndex._learn`: a codebook of (groups, 17, columns), 16 words a group and its columns, -1 for none."""
-        groups = -(-sample.rows.shape[1] // (2 * numbers["code_columns"])) * 2  # the kernel takes two at a time
-        learnt = replace(learnt, leading=_leading(sample, groups))
-        seen = _seen(sample.residuals, learnt)
-        columns = _dealt(seen, learnt.leading.shape[0], groups)
+        """See `IvfIndex._learn`: a codebook of (groups, 17, width), 16 words a group and its columns, -1 for none."""
+        dim = sample.rows.shape[1]
+        groups = code_groups(dim, numbers["code_columns"])
+        directions, weights, alone = find_directions(sample.rows, sample.residuals, sample.asking, groups // 2)
+        learnt = replace(learnt, rotation=Rotation.of(directions))
+        columns = _dealt(group_widths(weights, min(groups, dim), alone), groups)
         quantizer = _quantizer(faiss, groups, columns.shape[1])
-        dealt = _take_columns(seen, columns)
+        dealt = _take_columns(learnt.rotation(sample.residuals), columns)
         quantizer.train(np.resize(dealt, (max(dealt.shape[0], 4 * _CODEWORDS), dealt.shape[1])))
         words = faiss.vector_to_array(quantizer.centroids).reshape(groups, _CODEWORDS, columns.shape[1])
-        return replace(learnt, codebook=np.concatenate([words, columns[:, None, :].astype(np.float32)], axis=1))
+        named = np.where(columns < 0, -1, columns + dim)[:, None, :].astype(np.float32)
+        return replace(learnt, codebook=np.concatenate([words, named], axis=1))
 
     @classmethod
     def _code_bytes(cls, learnt: Learnt) -> int:
         return int(learnt.codebook.shape[0]) // 2
 
     def _queries_for(self, queries: FloatArray) -> FloatArray:
-        if self._learnt.leading.size:
-            along = queries.astype(np.float64) @ self._learnt.wide_leading.T  # as `_seen`
-            queries = np.concatenate([along, queries], axis=1, dtype=np.float32)
-        return _take_columns(queries, _columns(self._learnt))
+        return _take_columns(self._learnt.rotation(queries), _columns(self._learnt))
 
     @classmethod
     def _coder(cls, faiss: Any, learnt: Learnt) -> Coder:
@@ -67,19 +78,18 @@ class IvfPqIndex(IvfIndex):
             return index
 
         def view(rows: FloatArray) -> FloatArray:
-            return _take_columns(_seen(rows, learnt), columns)
+            return _take_columns(learnt.rotation(rows), columns)
 
         return _FaissCoder(faiss, learnt.means, plain, faiss.IndexIVFPQFastScan, view)
 
     @classmethod
     def _searcher(cls, faiss: Any, learnt: Learnt) -> tuple[Any, tuple[Any, ...]]:
         groups, _, width = learnt.codebook.shape
-        most = learnt.leading.shape[0] + learnt.directions.shape[1]
-        columns = _columns(learnt)
+        columns, most = _columns(learnt), learnt.directions.shape[1]
         if columns.size and not -1 <= int(columns.min()) <= int(columns.max()) < most:
             raise InputError(
-                f"codebook.npy is of column {int(columns.max())}, leading.npy and the rows have {most} columns. "
-                "Build the index again."
+                f"codebook.npy is of columns up to {int(columns.max())}, rows have {most} columns: "
+                "it belongs to another rotation, or an older version. Build the index again."
             )
         coarse = faiss.IndexFlatIP(groups * width)  # stays empty: lists are chosen by `NearCentroids`
         lists = learnt.directions.shape[0]
@@ -218,59 +228,22 @@ def _quantizer(faiss: Any, groups: int, width: int) -> Any:
     return quantizer
 
 
-def _leading(sample: Sample, groups: int) -> FloatArray:
-    """Choose directions that are worth a code of their own: (m, d) float32, orthonormal, m < groups.
-
-    Those asked for come first, then principal directions of the residuals, by what they do to a score: how much rows
-    differ along them, times how far queries like the rows reach along them. As many are taken as leave the least
-    error by the law of rates, by which b bits a column leave 2^-2b of its variance, with 4 bits for each that is taken
-    and the other codes shared by all other columns.
-    """
-    dim = sample.rows.shape[1]
-    wide = sample.residuals.astype(np.float64)
-    _, vectors = np.linalg.eigh(wide.T @ wide)
-    weights = np.square(wide @ vectors).mean(axis=0) * np.square(sample.rows.astype(np.float64) @ vectors).mean(axis=0)
-    ranks = np.argsort(-weights, kind="stable")
-    asked = 0 if sample.asking is None else min(len(sample.asking), groups // 2)
-    most = min(groups - 1, dim) - asked
-    taken = np.concatenate([[0.0], np.cumsum(weights[ranks])[:most]])
-    counts = asked + np.arange(most + 1)
-    bits = 4 * (groups - counts) / np.maximum(dim - counts, 1)
-    error = taken * 2.0**-8 + (weights.sum() - taken) * 2.0 ** (-2 * bits)
-    first = [] if sample.asking is None else [sample.asking[:asked].astype(np.float64)]
-    basis = np.concatenate([*first, vectors.T[ranks[: np.argmin(error)]]])
-    return np.ascontiguousarray(np.linalg.qr(basis.T)[0].T, dtype=np.float32)
-
-
-def _seen(vectors: FloatArray, learnt: Learnt) -> FloatArray:
-    """See (n, d) vectors along leading directions, and beside them: (n, m + d) float32.
-
-    By way of float64, so that, once rounded, it does not depend on how many vectors come together.
-    """
-    if not learnt.leading.size:
-        return vectors
-    wide = vectors.astype(np.float64)
-    along = wide @ learnt.wide_leading.T
-    return np.concatenate([along, wide - along @ learnt.wide_leading], axis=1, dtype=np.float32)
-
-
-def _dealt(seen: FloatArray, leading: int, groups: int) -> IntArray:
-    """Deal out columns to groups, (groups, width) int64, -1 for none: leading ones alone, the rest by variance."""
-    by_variance = leading + np.argsort(-seen[:, leading:].var(axis=0), kind="stable")
-    shared = groups - leading
-    needed = -(-by_variance.size // shared)
-    width = next((each for each in _WIDTHS if each >= needed), needed)
-    columns = np.full((groups, width), -1, dtype=np.int64)
-    columns[:leading, 0] = np.arange(leading)
-    padded = np.full(needed * shared, -1, dtype=np.int64)
-    padded[: by_variance.size] = by_variance
-    columns[leading:, :needed] = padded.reshape(needed, shared).T  # the widest go to groups of their own
+def _dealt(widths: IntArray, groups: int) -> IntArray:
+    """Deal out rotated columns to groups, one after the other: (groups, width) int64, -1 for none."""
+    widest = int(widths.max())
+    columns = np.full((groups, next((each for each in _WIDTHS if each >= widest), widest)), -1, dtype=np.int64)
+    for group, (end, width) in enumerate(zip(np.cumsum(widths).tolist(), widths.tolist(), strict=True)):
+        columns[group, :width] = np.arange(end - width, end)
     return columns
 
 
 def _columns(learnt: Learnt) -> IntArray:
-    """Give the columns that product codes are of, (groups, width) int64, -1 for none; the leading ones come first."""
-    return np.asarray(learnt.codebook[:, _CODEWORDS, :], dtype=np.int64)
+    """Give the columns that product codes are of, (groups, width) int64, -1 for none.
+
+    In the codebook those of rotated rows are counted from d on, so that it is of no use without its rotation.
+    """
+    named = learnt.codebook[:, _CODEWORDS, :].astype(np.int64)
+    return np.where(named == -1, -1, named - learnt.rotation.scales.size)
 
 
 def _words(learnt: Learnt) -> FloatArray:

@@ -15,7 +15,7 @@ import numpy as np
 from bindsearch.index.byte_codes import HEAD_FROM_DIM, HEAD_FROM_ROWS, HEAD_WIDTH
 from bindsearch.index.byte_table import BLOCK_ROWS
 from bindsearch.index.hnsw import HnswIndex
-from bindsearch.index.ivf_codes import IvfPqIndex, IvfRabitqIndex, IvfSq8Index
+from bindsearch.index.ivf_codes import IvfPqIndex, IvfRabitqIndex, IvfSq8Index, code_groups
 from bindsearch.index.kmeans import default_lists
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.svs import SvsIndex
@@ -100,13 +100,12 @@ def _lists(code_bytes: CodeBytes, block_rows: int, book: CodeBytes) -> Formula:
 
 
 def _pq_bytes(dim: int, build: Mapping[str, Any]) -> int:
-    return -(-dim // (2 * int(build.get("code_columns", IvfPqIndex.build_numbers["code_columns"]))))
+    return code_groups(dim, int(build.get("code_columns", 0))) // 2
 
 
 def _pq_book(dim: int, build: Mapping[str, Any]) -> int:
-    """16 words and the columns of each group, twice as wide as groups are on the average; directions for a third."""
-    groups = 2 * _pq_bytes(dim, build)
-    return 4 * (17 * 2 * dim + groups // 3 * dim)
+    """index/rotation.py: 16 words and the columns of each group, 8 a group where there are many; an int8 rotation."""
+    return 4 * 17 * 8 * 2 * _pq_bytes(dim, build) + dim * (dim + 4)
 
 
 def _none(*_: Any) -> int:
