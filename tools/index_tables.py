@@ -1,4 +1,4 @@
-"""Tables of docs/scaling.md, written from benchmarks/results/index.json, peers.json and plan.json."""
+"""Tables of docs/scaling.md, written from benchmarks/results: index, peers, plan, exact, filters."""
 
 from __future__ import annotations
 
@@ -67,10 +67,41 @@ def planner(report: Report) -> str:
     return rows(["over all budgets", ""], [[name, str(value)] for name, value in report["worst"].items()])
 
 
+def exact(report: Report) -> str:
+    """Lay out proven search: a line a set and batch; wall time counts where several threads work."""
+    clock = "wall_ms" if report["threads"] > 1 else "cpu_ms"
+    head = ["queries", "a batch", "ms a query", "× IndexFlatIP", "× on BLAS", "rows read in full", "overlap"]
+    lines = []
+    for kind, sides in report["sets"].items():
+        for batch, each in sides["bytes"].items():
+            line = [kind, batch, f"{each[clock]:.2f}", f"{each[f'shipped / ours, {clock}']:.1f}"]
+            line += [f"{each[f'blas / ours, {clock}']:.1f}", f"{each['rows_touched_full']['mean']:,.0f}"]
+            lines.append([*line, f"{each['overlap_at_10']:.4f}"])
+    return rows(head, lines)
+
+
+def filters(report: Report) -> str:
+    """Lay out filtered search: a line a recipe, share of rows that pass, and batch; the worst of the three sets."""
+    head = ["recipe", "passes", "a batch", "overlap", "ms a query", "unfiltered", "brute force", "predicate, ms", "how"]
+    groups: dict[tuple[str, float, int], list[Any]] = {}
+    for each in report["measured"]:
+        groups.setdefault((each["backend"], each["share"], each["batch"]), []).append(each)
+    lines = []
+    for (name, share, batch), found in groups.items():
+        line = [name, f"{share:.2%}", str(batch), f"{min(each['overlap_at_10'] for each in found):.4f}"]
+        for side in ("ours_ms", "unfiltered_ms", "brute_force_ms"):
+            line.append(f"{max(each[side]['median'] for each in found):.2f}")
+        how = sorted({route for each in found for route in each["routes"]})
+        lines.append([*line, f"{found[0]['predicate_ms']['first']:.0f}", ", ".join(how)])
+    return rows(head, lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "index": ("index", index),
     "index speed": ("index", speed),
     "index growth": ("index", growth),
     "index peers": ("peers", peers),
     "index planner": ("plan", planner),
+    "index exact": ("exact-3000000", exact),
+    "index filters": ("filters-3000000", filters),
 }
