@@ -19,10 +19,11 @@ from bindsearch.index.base import IndexBackend
 from bindsearch.index.build import build_index
 from bindsearch.index.faiss_index import FaissFlatIndex
 from bindsearch.index.flat import FlatIndex
+from bindsearch.index.recipe import NO_MARGIN
 from bindsearch.search import columns, open_index
 from bindsearch.search.costs import Cost, Costs, measured_costs
 from bindsearch.search.ranking import Effort
-from bindsearch.search.routes import Choice, choose_route, search_segment
+from bindsearch.search.routes import Choice, _efforts, choose_route, search_segment
 from bindsearch.search.selectors import MaskCache, Scope, select
 from bindsearch.search.survivors import Survivors
 from bindsearch.search.where import parse_filter
@@ -549,3 +550,14 @@ def test_a_column_that_one_segment_lacks_is_missing_there(living):
     assert living.select(where="colour is null or colour = 'red'").counts[-1] == 5
     assert living.select(where="colour = 'red'").counts[-1] == 0
     assert parse_filter("colour = 'red'").columns == ("colour",)
+
+
+def test_margins_do_not_count_as_how_far_a_search_reaches():
+    """Efforts go on until lists or candidates reach every row that passes; no margin grows beyond none at all."""
+    rows = np.random.default_rng(0).standard_normal((1000, 8)).astype(np.float32)
+    index = FlatIndex.build(np.arange(1000), rows)
+    first = {"nprobe": 2, "rerank": 20, "nprobe_margin": 400, "rerank_margin": NO_MARGIN}
+    efforts = [used for used, _ in _efforts(index, first, 10, 500, "mask")]
+    assert [used["rerank"] for used in efforts] == [20, 80, 320, 1280]
+    assert [used["nprobe_margin"] for used in efforts] == [400, 1600, 6400, NO_MARGIN]
+    assert {used["rerank_margin"] for used in efforts} == {NO_MARGIN}

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bindsearch.index.recipe import MARGIN, NO_MARGIN
 from bindsearch.search.costs import Costs
 from bindsearch.search.survivors import Survivors
 
@@ -212,8 +213,10 @@ def _efforts(
     effort = 1
     while True:
         used = {name: value * effort for name, value in settings.items()}
+        used |= {name: min(value, NO_MARGIN) for name, value in used.items() if name.endswith(MARGIN)}
         yield used, min(fetch * effort, rows)
-        reach = max(used.values(), default=0) if route == "mask" else fetch * effort
+        looked_at = [value for name, value in used.items() if not name.endswith(MARGIN)]
+        reach = max(looked_at, default=0) if route == "mask" else fetch * effort
         if reach >= far or (route == "mask" and not used):
             return
         effort *= _STEP

@@ -49,6 +49,7 @@ class Survivors(FlatIndex):
             if here[-1] - here[0] == here.size - 1:  # neighbours: nothing to gather
                 rows: Any = self._rows[here[0] : here[-1] + 1]
             else:
+                _ = self._rows[here, 0]  # these wait for memory together; rows that are copied wait one after the other
                 rows = np.take(self._rows, here, axis=0)
             yield start, wide_rows(rows, wide[: here.size])
 
