@@ -262,6 +262,28 @@ def test_survivors_are_read_in_blocks_and_merged(rows_and_ids, monkeypatch):
     np.testing.assert_array_equal(found[0], expected[0])
 
 
+def test_one_query_alone_gets_what_float32_finds_among_rows_that_hardly_differ():
+    """Products in float16 cannot tell these rows apart; they only choose whom float32 is asked about."""
+    rng = np.random.default_rng(11)
+    centre = rng.standard_normal(64)
+    rows = centre + 0.004 * rng.standard_normal((4000, 64))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    rows[1000:1020] = rows[7]  # ties, decided by id
+    index = FlatIndex.build(rng.permutation(4000).astype(np.int64), rows, "float16")
+    mask = rng.random(4000) < 0.7
+    mask[[7, *range(1000, 1020)]] = True
+    survivors = Survivors(index, np.flatnonzero(mask))
+    queries = np.concatenate([rows[[7, 50]], unit(rng, 20, 64)])
+    for query in queries:
+        scores, places = survivors._scan(query[None], 26, None, {})
+        np.testing.assert_allclose(scores, survivors._scan(np.stack([query, query]), 26, None, {})[0][:1], atol=1e-6)
+        assert (np.diff(scores) <= 0).all() and np.unique(places).size == 26
+        expected = brute_force(index, mask, query[None], 12)
+        found = survivors.search(query[None], 12)
+        np.testing.assert_array_equal(found[1], expected[1])
+        np.testing.assert_array_equal(found[0], expected[0])
+
+
 class Cells(IndexBackend):
     """A plain inverted file over random centres: approximate, with FAISS's nprobe."""
 

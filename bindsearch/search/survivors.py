@@ -8,6 +8,7 @@ import numpy as np
 
 from bindsearch.index.checks import wide_rows
 from bindsearch.index.flat import FlatIndex
+from bindsearch.index.small_products import score_places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 _BLOCK_ROWS = 1024
 _SCORES_AT_ONCE = 1 << 22
+_MANY = 16
+_ROUGH = 1.01 * 2.0**-11
+"""The most that rounding a unit query to float16 moves its product with a unit row."""
 
 
 class Survivors(FlatIndex):
@@ -79,6 +83,8 @@ class Survivors(FlatIndex):
     ) -> tuple[FloatArray, IntArray]:
         """See `IndexBackend._scan`; there is no mask among survivors."""
         asked, count = queries.shape[0], self._places.size
+        if asked == 1 and self._rows.dtype == np.float16 and count > _MANY * fetch:
+            return self._scan_roughly(queries, fetch)
         room = _BLOCK_ROWS * max(1, min(-(-count // _BLOCK_ROWS), _SCORES_AT_ONCE // (asked * _BLOCK_ROWS)))
         scores = np.empty((asked, room), dtype=np.float32)
         best = np.empty((asked, 0), dtype=np.float32)
@@ -97,6 +103,19 @@ class Survivors(FlatIndex):
         best, places = np.take_along_axis(best, top, axis=1), np.take_along_axis(places, top, axis=1)
         ranks = np.argsort(-best, axis=1, kind="stable")
         return np.take_along_axis(best, ranks, axis=1), np.take_along_axis(places, ranks, axis=1)
+
+    def _scan_roughly(self, query: FloatArray, fetch: int) -> tuple[FloatArray, IntArray]:
+        """Find the same for one query by products in float16, and by float32 products of whom those leave in doubt.
+
+        Widening takes longer than gathering. A row among the `fetch` best has a rough product above the `fetch`-th
+        largest of those, less twice what one may be off.
+        """
+        rough = score_places(self._rows, query, self._places[None])[0]
+        least = np.partition(rough, rough.size - fetch)[rough.size - fetch] - 2 * (_ROUGH + self._margin())
+        likely = np.flatnonzero(rough >= least)
+        scores = wide_rows(self._rows[self._places[likely]]) @ query[0]
+        best = np.argsort(-scores, kind="stable")[:fetch]
+        return scores[None, best], likely[None, best]
 
     def _exact_scores(self, units: NDArray[np.float64], places: IntArray) -> FloatArray:
         """See `IndexBackend._exact_scores`; places count the survivors."""
