@@ -200,7 +200,7 @@ def measure_costs(folder: Path, rows: int) -> dict[str, Any]:
             found["survivors"][row_dtype] = table
         found["masked"][f"{backend}/{row_dtype}"] = _cost_table(segment, "mask", 0.0, 0.0)
     facts = machine()
-    found["patience_ms"] = BUDGET_MS
+    found["patience_ms"] = BUDGET_MS / 2  # a forecast may be off by a factor of two
     found["measured"] = {name: str(facts[name]) for name in ("processor", "commit")} | {"rows": str(rows)}
     return found
 

@@ -200,6 +200,14 @@ def test_a_codebook_without_its_rotation_is_refused(data, tmp_path):
         INDEXES["ivf-pq"].open(tmp_path)
 
 
+def test_a_rotation_of_other_columns_is_refused(data, tmp_path):
+    ids, rows, _ = data
+    INDEXES["ivf-pq"].build(ids[:1000], rows[:1000]).save(tmp_path)
+    np.save(tmp_path / "rotation.npy", np.ones((DIM, DIM - 1), dtype=np.int8))
+    with pytest.raises(InputError, match=r"rotation.npy .* shapes \(64, 63\) and \(64,\), rows have 64 columns"):
+        INDEXES["ivf-pq"].open(tmp_path)
+
+
 def test_every_approximate_backend_is_tested_here():
     assert {name for name in INDEXES if not INDEXES[name].exact} == {*APPROXIMATE, "svs"}
 

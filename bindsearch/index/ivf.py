@@ -152,6 +152,12 @@ class IvfIndex(RefinedIndex):
             angles = map_array(turned, "int8", 2), map_array(folder / "rotation_scales.npy", "float32", 1)
             learnt = replace(learnt, rotation=Rotation(*angles))
         good = directions.shape == (sizes.size, index.dim) and scales.shape == sizes.shape
+        angles = (learnt.rotation.codes.shape, learnt.rotation.scales.shape)
+        if learnt.rotation and angles != ((index.dim, index.dim), (index.dim,)):
+            raise InputError(
+                f"{folder}: rotation.npy and rotation_scales.npy of shapes {angles[0]} and {angles[1]}, "
+                f"rows have {index.dim} columns. Build the index again."
+            )
         if not good or sizes.min(initial=0) < 0 or sizes.sum() != index.ids.size:
             raise InputError(
                 f"{folder}: centroids of shape {directions.shape}, {scales.size} scales, {sizes.size} lists of "

@@ -56,13 +56,14 @@ class Costs:
     Attributes:
         survivors: row dtype -> gathering the rows that pass and scoring them.
         masked: "backend/row dtype" -> the backend's own search under a mask; of exact backends.
-        patience_ms: an approximate index answers exactly from the survivors where that takes no longer a query.
+        patience_ms: an approximate index answers exactly from the survivors where that is forecast to take no longer a
+            query: half of the 20 ms that a filtered query may take, as a forecast may be off by a factor of two.
         measured: where and when, for people.
     """
 
     survivors: dict[str, Cost] = field(default_factory=dict)
     masked: dict[str, Cost] = field(default_factory=dict)
-    patience_ms: float = 20.0
+    patience_ms: float = 10.0
     measured: dict[str, str] = field(default_factory=dict)
 
 

@@ -7,7 +7,7 @@
     drop      the backend has no selector: it searches deeper and what does not pass is dropped
 
 Exact backends give the same answers on every route; the cheapest is taken by the measured costs (`costs.py`). For an
-approximate backend `rows` and `codes` are preferred as long as a query takes no more than the patience of 20 ms; else
+approximate backend `rows` and `codes` are preferred as long as a query should take no more than 10 ms; else
 its settings were tuned without a filter, so they are taken fourfold until two settings in a row agree on the answers
 (docs/adr/0105).
 """
