@@ -127,7 +127,8 @@ def misses(row: dict[str, Any]) -> bool:
 def cells(row: dict[str, Any]) -> str:
     """Write the columns figure, measured and target of a row."""
     short = " **short**" if misses(row) else ""
-    return f"| {row['name']} | {row['value']:.3g} {spread_words(row['spread'])} | {row['target']}{short} |"
+    value = f"{row['value']:,.0f}" if abs(row["value"]) >= 1000 else f"{row['value']:.3g}"
+    return f"| {row['name']} | {value} {spread_words(row['spread'])} | {row['target']}{short} |"
 
 
 def headline_table() -> str:

@@ -120,9 +120,7 @@ class IvfIndex(RefinedIndex):
         learnt = cls._learn(faiss, learnt, _sample(rows, learnt.means, sizes, read_asking(folder)), numbers)
         if learnt.codebook.size:
             np.save(folder / "codebook.npy", learnt.codebook, allow_pickle=False)
-        if learnt.rotation:
-            np.save(folder / "rotation.npy", learnt.rotation.codes, allow_pickle=False)
-            np.save(folder / "rotation_scales.npy", learnt.rotation.scales, allow_pickle=False)
+        learnt.rotation.save(folder)
         layout = ListLayout(sizes, cls._code_bytes(learnt), cls.block_rows)
         coder = cls._coder(faiss, learnt)
         with (folder / "lists.bin").open("wb") as stream:
@@ -144,20 +142,10 @@ class IvfIndex(RefinedIndex):
         directions = map_array(folder / "centroids.npy", "int8", 2)
         scales = map_array(folder / "centroid_scales.npy", "float32", 1)
         sizes = map_array(folder / "list_sizes.npy", "int64", 1)
-        book, turned = folder / "codebook.npy", folder / "rotation.npy"
-        learnt = Learnt(directions, scales)
-        if book.exists():
+        learnt = Learnt(directions, scales, rotation=Rotation.open(folder, index.dim))
+        if (book := folder / "codebook.npy").exists():
             learnt = replace(learnt, codebook=map_array(book, "float32", 3))
-        if turned.exists():
-            angles = map_array(turned, "int8", 2), map_array(folder / "rotation_scales.npy", "float32", 1)
-            learnt = replace(learnt, rotation=Rotation(*angles))
         good = directions.shape == (sizes.size, index.dim) and scales.shape == sizes.shape
-        angles = (learnt.rotation.codes.shape, learnt.rotation.scales.shape)
-        if learnt.rotation and angles != ((index.dim, index.dim), (index.dim,)):
-            raise InputError(
-                f"{folder}: rotation.npy and rotation_scales.npy of shapes {angles[0]} and {angles[1]}, "
-                f"rows have {index.dim} columns. Build the index again."
-            )
         if not good or sizes.min(initial=0) < 0 or sizes.sum() != index.ids.size:
             raise InputError(
                 f"{folder}: centroids of shape {directions.shape}, {scales.size} scales, {sizes.size} lists of "

@@ -18,9 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bindsearch.errors import InputError
+from bindsearch.index.checks import map_array
 from bindsearch.index.small_products import to_int8
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from bindsearch.index.small_products import Int8Array
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 
     Wide = NDArray[np.float64]
 
+_FILES = ("rotation.npy", "rotation_scales.npy")
 LOST = (0.0115, 0.1105, 0.2350, 0.3413, 0.4361, 0.5072, 0.5589, 0.5979)
 """Share of the variance that 16 words lose of 1, 2, ... 8 columns: k-means on 20,000 Gaussian vectors, on as many.
 
@@ -55,6 +60,29 @@ class Rotation:
     def of(cls, directions: FloatArray) -> Rotation:
         """Round (d, d) float32 orthonormal directions."""
         return cls(*to_int8(np.ascontiguousarray(directions), one_scale=False))
+
+    @classmethod
+    def open(cls, folder: Path, dim: int) -> Rotation:
+        """Map what `save` wrote for rows of `dim` columns; where there are no files, there is no rotation.
+
+        Raises:
+            InputError: a file is damaged, or of other columns.
+        """
+        if not (folder / _FILES[0]).exists():
+            return cls()
+        found = cls(map_array(folder / _FILES[0], "int8", 2), map_array(folder / _FILES[1], "float32", 1))
+        if (found.codes.shape, found.scales.shape) != ((dim, dim), (dim,)):
+            raise InputError(
+                f"{folder}: rotation.npy and rotation_scales.npy of shapes {found.codes.shape} and "
+                f"{found.scales.shape}, rows have {dim} columns. Build the index again."
+            )
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write rotation.npy and rotation_scales.npy; nothing where there is no rotation."""
+        if self:
+            np.save(folder / _FILES[0], self.codes, allow_pickle=False)
+            np.save(folder / _FILES[1], self.scales, allow_pickle=False)
 
     @cached_property
     def _packed(self) -> Any:

@@ -27,6 +27,8 @@ R = TypeVar("R")
 
 _GATHER_BYTES = 1 << 20
 _PRODUCT_BYTES = 16 << 20
+HALF_ERROR = 1.01 * 2.0**-11
+"""The most that rounding a unit query to float16 moves its product with a unit row."""
 _THREADED_QUERIES = 16
 """Fewer are not worth starting threads for."""
 
@@ -132,6 +134,12 @@ def _within(products: NDArray[np.int32], count: int, margins: FloatArray) -> tup
     return near, found
 
 
+def gather_rows(rows: Any, places: IntArray, out: Any = None) -> Any:
+    """Copy rows: (n, d) rows, which may be mapped, and (m,) int64 places -> (m, d), in `out` where it is given."""
+    _ = rows[places, 0]  # these wait for memory together; rows that are copied wait one after the other
+    return np.take(rows, places, axis=0, out=out, mode="clip" if out is not None else "raise")
+
+
 def score_places(rows: Any, queries: Any, places: IntArray) -> FloatArray:
     """Score candidate rows, each query its own.
 
@@ -171,8 +179,6 @@ def _score_part(rows: Any, queries: Any, places: IntArray, scores: FloatArray) -
         packed = None if rows.dtype == np.float32 else numkong.dots_pack(small[number : number + 1])
         for start in range(0, here.size, step):
             part = here[start : start + step]
-            block = buffer[: part.size]
-            _ = rows[part, 0]  # these wait for memory together; rows that are copied wait one after the other
-            np.take(rows, part, axis=0, out=block, mode="clip")
+            block = gather_rows(rows, part, buffer[: part.size])
             found = block @ small[number] if packed is None else np.asarray(numkong.dots_packed(block, packed))[:, 0]
             scores[number, none + start : none + start + part.size] = found

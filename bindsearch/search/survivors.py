@@ -8,7 +8,7 @@ import numpy as np
 
 from bindsearch.index.checks import wide_rows
 from bindsearch.index.flat import FlatIndex
-from bindsearch.index.small_products import score_places
+from bindsearch.index.small_products import HALF_ERROR, gather_rows, score_places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 _BLOCK_ROWS = 1024
 _SCORES_AT_ONCE = 1 << 22
 _MANY = 16
-_ROUGH = 1.01 * 2.0**-11
-"""The most that rounding a unit query to float16 moves its product with a unit row."""
 
 
 class Survivors(FlatIndex):
@@ -53,8 +51,7 @@ class Survivors(FlatIndex):
             if here[-1] - here[0] == here.size - 1:  # neighbours: nothing to gather
                 rows: Any = self._rows[here[0] : here[-1] + 1]
             else:
-                _ = self._rows[here, 0]  # these wait for memory together; rows that are copied wait one after the other
-                rows = np.take(self._rows, here, axis=0)
+                rows = gather_rows(self._rows, here)
             yield start, wide_rows(rows, wide[: here.size])
 
     @property
@@ -111,9 +108,9 @@ class Survivors(FlatIndex):
         largest of those, less twice what one may be off.
         """
         rough = score_places(self._rows, query, self._places[None])[0]
-        least = np.partition(rough, rough.size - fetch)[rough.size - fetch] - 2 * (_ROUGH + self._margin())
+        least = np.partition(rough, rough.size - fetch)[rough.size - fetch] - 2 * (HALF_ERROR + self._margin())
         likely = np.flatnonzero(rough >= least)
-        scores = wide_rows(self._rows[self._places[likely]]) @ query[0]
+        scores = wide_rows(gather_rows(self._rows, self._places[likely])) @ query[0]
         best = np.argsort(-scores, kind="stable")[:fetch]
         return scores[None, best], likely[None, best]
 
