@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import RESULTS, machine, spread, write_result, write_score
+from bindsearch.models.packed import sums_bytes_whole
 
 NAMES = ("image", "audio", "text", "query", "depth", "thermal", "imu", "short-video", "video")
 SIDES = ("plain", "float32", "fast", "int8")
@@ -181,6 +182,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=SCENES)
     parser.add_argument("--draw", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
+    possible = [side for side in arguments.sides if side != "int8" or sums_bytes_whole()]
     found = measured()
     wanted = [] if arguments.draw else arguments.what or ([] if arguments.mini else list(NAMES))
     for what in wanted:
@@ -188,7 +190,7 @@ def main() -> None:
             continue
         begin = time.perf_counter()
         quick = arguments.quick
-        sides = tuple(dict.fromkeys(("plain", "fast", *arguments.sides)))
+        sides = tuple(dict.fromkeys(("plain", "fast", *possible)))
         one = measure(what, sides, 1 if quick else 2, 1 if quick or what in LONG else 3, not quick)
         one |= {"took_s": time.perf_counter() - begin, "machine": machine(), "quick": quick}
         found = keep(what, one)

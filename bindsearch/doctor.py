@@ -125,12 +125,13 @@ def _wheels() -> list[Finding]:
 
 def _numbers() -> str:
     """Say what "--dtype fast" computes in here, and why."""
-    from bindsearch.models.packed import bfloat16_instructions
+    from bindsearch.models.packed import bfloat16_instructions, sums_bytes_whole
 
     found = bfloat16_instructions()
+    eight = "" if sums_bytes_whole() else "; int8=on is refused: it has no VNNI, which sums bytes without loss"
     if found:
-        return f"--dtype fast is bfloat16 on the CPU: it has {found}; --dtype auto is float32"
-    return "--dtype fast is float32 on the CPU: it has no instructions for bfloat16, which would be emulated"
+        return f"--dtype fast is bfloat16 on the CPU: it has {found}; --dtype auto is float32{eight}"
+    return f"--dtype fast is float32 on the CPU: it has no instructions for bfloat16, which would be emulated{eight}"
 
 
 def _devices() -> list[Finding]:

@@ -185,7 +185,7 @@ def main() -> int:
     """Write what is stale, or only say so with --check."""
     pages = {ROOT / "docs" / "cli.md": cli_page(), ROOT / "README.md": readme()}
     pages[ROOT / "docs" / "measured.md"] = measured_page()
-    for name in ("emergence.md", "scaling.md"):
+    for name in ("answers.md", "emergence.md", "scaling.md"):
         report = ROOT / "docs" / name
         pages[report] = fill(report.read_text(encoding="utf-8"))
     stale = [path for path, page in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != page]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import answer_tables
 import index_tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -195,6 +196,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "claims": ("ablations", claims),
     "variants": ("ablations", variants),
     **index_tables.TABLES,
+    **answer_tables.TABLES,
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bindsearch.errors import InputError
 from bindsearch.models.switches import Switches
 
 _ZERO_POINT = 128
@@ -29,6 +30,20 @@ def bfloat16_instructions() -> str:
     if torch.cpu._is_amx_tile_supported():
         return "amx_bf16"
     return "avx512_bf16" if torch.cpu._is_avx512_bf16_supported() else ""
+
+
+@cache
+def sums_bytes_whole() -> bool:
+    """Find by trying whether the processor sums products of bytes without loss.
+
+    Without VNNI (or AMX) oneDNN adds two products of 0..255 and -127..127 in 16 bits, which saturate at 32,767.
+    """
+    columns = 64
+    weight = torch.ops.onednn.qlinear_prepack(torch.full((columns, columns), 127, dtype=torch.int8), None)
+    zero, one = torch.zeros(columns, dtype=torch.int32), torch.ones(columns)
+    x = torch.full((columns, columns), 255, dtype=torch.uint8)
+    y = torch.ops.onednn.qlinear_pointwise(x, 1.0, 0, weight, one, zero, None, 1.0, 0, torch.float32, "none", [], "")
+    return bool((y == 255 * 127 * columns).all())
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -123,8 +138,15 @@ def build_linear(weight: Tensor, bias: Tensor | None, switches: Switches) -> Lin
         weight: (N, K). Not modified.
         bias: (N,) or None.
         switches: `int8` and `packed` are looked at, in this order.
+
+    Raises:
+        InputError: `int8` on a processor that cuts off sums of bytes.
     """
     if switches.int8 and can_pack(weight):
+        if not sums_bytes_whole():
+            raise InputError(
+                "int8=on: this processor has no VNNI: sums of products of bytes are cut off at 16 bits. Leave it out."
+            )
         return Int8Linear(weight, bias)
     if switches.packed and can_pack(weight):
         return PackedLinear(weight, bias, switches.fused_gelu)
