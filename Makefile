@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both build their own .venv.
 PYTHON ?= python3
+JOBS ?= 2               # processes that tests run in, one thread each
 FAISS ?= cpu            # cpu or gpu: never both, they own the same files
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,7 +31,7 @@ demo: $(VENV)/.llm
 	$(BIN)/python examples/demo.py demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

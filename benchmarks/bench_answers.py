@@ -37,7 +37,7 @@ from bindsearch.config import content_hash
 from bindsearch.llm.conversations import Chat
 from bindsearch.llm.pair import Pair, load_pair
 from bindsearch.models.spaces import load_space
-from bindsearch.train.answer_measure import answer_all
+from bindsearch.train.answer_measure import answer_all, ask_about
 from bindsearch.train.picture_rows import embed_scenes
 from bindsearch.world.instructions import ATTRIBUTES, CLOSED, ask, read_answer
 from bindsearch.world.scene import ABSENT, Scenes, sample, split_seeds
@@ -104,7 +104,9 @@ class Answers:
             found: np.ndarray = np.load(path, allow_pickle=False)
             return found
         rows = self.moved(asked.rows[modality], blend, how)
-        right = answers_right(self.pairs[pair], rows, asked.scenes, kind)
+        model = self.pairs[pair].model
+        chat = Chat(model.tokenizer, context_tokens=model.llama.config.max_position_embeddings)
+        right = ask_about(model.connection, chat, rows, asked.scenes, kind)
         np.save(path.with_suffix(".tmp.npy"), right)
         path.with_suffix(".tmp.npy").replace(path)
         self.asked += len(right)
@@ -120,18 +122,6 @@ class Answers:
             return rows
         cache = self.caches[blend.name]
         return np.asarray(cache.enhance(rows, min(blend.k, len(cache)), blend.t, blend.w))
-
-
-def answers_right(pair: Pair, rows: np.ndarray, scenes: Scenes, kind: str) -> np.ndarray:
-    """Ask a pair one question of a kind about each scene; see `Answers.right`."""
-    question = ask(scenes, kind, plain=True)
-    there = np.flatnonzero(question.codes != ABSENT)
-    chat = Chat(pair.model.tokenizer, context_tokens=pair.model.llama.config.max_position_embeddings)
-    texts = answer_all(pair.model.connection, chat, rows[there], [question.turns[row].question for row in there])
-    right = np.full(len(scenes), -1, dtype=np.int8)
-    said = np.array([read_answer(kind, text) for text in texts])
-    right[there] = said == question.codes[there]
-    return right
 
 
 def embedded(space: Any, split: str, n: int, folder: Path, modalities: tuple[str, ...] = MODALITIES) -> Asked:

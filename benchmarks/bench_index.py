@@ -195,7 +195,10 @@ def _score(found: dict[str, dict[str, Any]]) -> None:
 
 
 def write_law() -> Path:
-    """Write growth.json of the planner from the figures at all sizes."""
+    """Write into growth.json of the planner what was measured here; recipes that were not measured stay as they are.
+
+    The points of a recipe are of one machine, whose rates stand beside them: they are replaced together.
+    """
     from bindsearch.index.rates import measure_rates
 
     rates = vars(measure_rates())
@@ -221,8 +224,9 @@ def write_law() -> Path:
         if ms:
             point = {"rows": int(path.parent.parent.name), "build_s": round(built["figures"]["cpu_s"], 3), "ms": ms}
             entry["points"].append(point)
-    about = "Measured by benchmarks/bench_index.py on vectors of benchmarks/vectors.py; see growth.py."
-    GROWTH.write_text(json.dumps({"about": about, "recipes": recipes}, indent=1) + "\n", encoding="utf-8")
+    law = _read(GROWTH)
+    law["recipes"] |= {name: entry for name, entry in recipes.items() if entry["points"]}
+    GROWTH.write_text(json.dumps(law, indent=1) + "\n", encoding="utf-8")
     return GROWTH
 
 

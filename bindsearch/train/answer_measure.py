@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bindsearch.llm.generate import Sampling, generate
-from bindsearch.world.instructions import Question, ask, read_answer
+from bindsearch.world.instructions import ask, read_answer
 from bindsearch.world.scene import ABSENT, Scenes
 
 if TYPE_CHECKING:
@@ -44,10 +44,24 @@ def answer_all(connection: Connection, chat: Chat, features: FloatArray, questio
     return texts
 
 
-def right_answers(question: Question, texts: Sequence[str]) -> NDArray[np.bool_]:
-    """Say which answers are right, (n,) bool."""
-    said = np.array([read_answer(question.kind, text) for text in texts])
-    right: NDArray[np.bool_] = said == question.codes
+def ask_about(connection: Connection, chat: Chat, features: FloatArray, scenes: Scenes, kind: str) -> NDArray[np.int8]:
+    """Ask one question of a kind about each of n scenes.
+
+    Args:
+        connection: of a connector with its Llama, in eval mode.
+        chat: writes the prompts.
+        features: (n, ...) floats that the connector reads, of the scenes. Not modified.
+        scenes: n of them.
+        kind: of `world.instructions.ask`.
+
+    Returns:
+        (n,) int8: 1 where the answer is right, 0 where it is not, -1 where the scene has no such attribute: not asked.
+    """
+    question = ask(scenes, kind, plain=True)
+    there = np.flatnonzero(question.codes != ABSENT)
+    texts = answer_all(connection, chat, features[there], [question.turns[row].question for row in there])
+    right = np.full(len(scenes), -1, dtype=np.int8)
+    right[there] = np.array([read_answer(kind, text) for text in texts]) == question.codes[there]
     return right
 
 
@@ -57,9 +71,6 @@ def measure_answers(
     """Give the share of right answers by kind of question, over the scenes that have the attribute."""
     figures = {}
     for kind in kinds:
-        question = ask(scenes, kind, plain=True)
-        there = np.flatnonzero(question.codes != ABSENT)
-        texts = answer_all(connection, chat, features[there], [question.turns[row].question for row in there])
-        said = np.array([read_answer(kind, text) for text in texts])
-        figures[kind] = round(float((said == question.codes[there]).mean()), 4)
+        right = ask_about(connection, chat, features, scenes, kind)
+        figures[kind] = round(float(right[right >= 0].mean()), 4)
     return figures
