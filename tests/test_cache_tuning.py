@@ -90,6 +90,18 @@ def test_tuning_anew_builds_nothing(built, capsys):
     assert {each: each.stat().st_mtime_ns for each in path.rglob("vectors.npy")} == before
 
 
+def test_what_few_queries_cannot_confirm_is_reached_by_looking_farther(built, caplog):
+    """60 queries confirm no overlap above 0.984; the errors are asked for all the same."""
+    path, _, _, asked = built
+    tight = retune_cache(path, [asked], Tuning(overlap=0.98, error=1e-6, count=60))
+    assert tight["audio"]["queries"] == 60
+    assert tight["audio"]["largest_error"] <= 0.5e-6
+    assert not caplog.records
+    assert all(value > 0 for value in tight["audio"]["settings"].values())
+    retune_cache(path, [asked], Tuning(overlap=0.98, error=1e-30, count=60))  # no arithmetic reaches this
+    assert "1e-30 was asked for" in caplog.text
+
+
 def test_an_exact_cache_has_nothing_to_choose(tmp_path, capsys):
     np.save(tmp_path / "rows.npy", unit(np.random.default_rng(0).standard_normal((50, 8))))
     record = build_cache(tmp_path / "cache", Inputs((str(tmp_path / "rows.npy"),), space_id="toy@0123456789ab"))

@@ -131,6 +131,10 @@ class Knobs:
         """Give the same without margins: where the worst query counts, nobody's luck is relied on."""
         return replace(self, most={name: value for name, value in self.most.items() if not name.endswith(MARGIN)})
 
+    def doubled(self, settings: Mapping[str, int]) -> dict[str, int]:
+        """Give each knob twice its value, up to where more changes nothing."""
+        return {name: min(self.most.get(name, value), 2 * value) for name, value in settings.items()}
+
     def settings(self, breadth: int, depth: int) -> dict[str, int]:
         """Name two values."""
         pairs = ((self.breadth, breadth), (self.depth, depth))
@@ -414,13 +418,19 @@ class Tuner:
             proven = replace(self._judge({}), low=1.0)
             return Tuned(self._sample, proven, proven, self._judge.alone_ms({}), [proven])
         chosen = self._choose(target)
-        judge, scout = self._judge, self._scout
-        if not judge.points:
-            judge(max(scout.points, key=lambda each: each.overlap).settings)
-        best = max(judge.points, key=lambda each: each.low)
-        exact = {tuple(sorted(each.settings.items())): each for each in judge.points}
-        seen = [exact.get(tuple(sorted(each.settings.items())), each) for each in scout.points]
-        return Tuned(self._sample, chosen, best, judge.alone_ms((chosen or best).settings), front(seen))
+        if not self._judge.points:
+            self._judge(max(self._scout.points, key=lambda each: each.overlap).settings)
+        return self._tuned(chosen, max(self._judge.points, key=lambda each: each.low))
+
+    def confirm(self, settings: Mapping[str, int]) -> Tuned:
+        """Measure settings that were found otherwise on all queries: the best, chosen for no overlap."""
+        return self._tuned(None, self._judge(settings))
+
+    def _tuned(self, chosen: Point | None, best: Point) -> Tuned:
+        exact = {tuple(sorted(each.settings.items())): each for each in self._judge.points}
+        seen = [exact.get(tuple(sorted(each.settings.items())), each) for each in self._scout.points]
+        alone_ms = self._judge.alone_ms((chosen or best).settings)
+        return Tuned(self._sample, chosen, best, alone_ms, front(seen))
 
     def _choose(self, target: float) -> Point | None:
         aim = target
