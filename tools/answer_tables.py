@@ -8,12 +8,29 @@ from typing import Any
 from index_tables import rows
 
 Report = Mapping[str, Any]
-SHOWN = ("subject", "colour", "count", "place", "setting", "motion", "is_subject", "is_colour")
+SHOWN = (
+    "subject",
+    "colour",
+    "count",
+    "place",
+    "setting",
+    "motion",
+    "is_subject",
+    "is_colour",
+    "is_setting",
+    "is_motion",
+)
+MODALITIES = ("image", "video", "audio", "depth", "thermal", "imu")
 
 
 def kind_name(kind: str) -> str:
     """Say a kind of question in words."""
     return f"is it that {kind.removeprefix('is_')}?" if kind.startswith("is_") else kind
+
+
+def by_size(report: Report) -> list[str]:
+    """Name the caches, the smallest first."""
+    return sorted(report["caches"], key=report["caches"].__getitem__)
 
 
 def share(found: Mapping[str, Any]) -> str:
@@ -23,13 +40,12 @@ def share(found: Mapping[str, Any]) -> str:
 
 def answers(report: Report) -> str:
     """Lay out right answers: a line a modality and kind of question; cells of caches end in what the cache adds."""
-    caches = list(report["caches"])
+    caches = by_size(report)
     head = ["given", "question", "majority", "zeroed", "shuffled", "no cache", *caches]
     lines = []
-    for modality, kinds in report["answers"].items():
-        for kind, found in kinds.items():
-            if kind not in SHOWN:
-                continue
+    for modality in MODALITIES:
+        for kind in SHOWN:
+            found = report["answers"][modality][kind]
             line = [modality, kind_name(kind), f"{found['majority']:.3f}", f"{found['zeroed']['value']:.3f}"]
             line += [f"{found['shuffled']['value']:.3f}", share(found["without"])]
             lines.append([*line, *(f"{found[name]['value']:.3f} ({gained(found[name]['gain'])})" for name in caches)])
@@ -44,9 +60,10 @@ def gained(found: Mapping[str, Any]) -> str:
 
 def seeds(report: Report) -> str:
     """Lay out each connector by itself, of every modality's first kinds, without a cache and with the largest."""
-    largest = list(report["caches"])[-1:]
+    largest = by_size(report)[-1:]
     lines = []
-    for modality, kinds in report["answers"].items():
+    for modality in MODALITIES:
+        kinds = report["answers"][modality]
         for kind in ("subject", "colour", "setting", "motion"):
             for name in ("without", *largest):
                 cells = [f"{value:.3f}" for value in kinds[kind][name]["pairs"]]
@@ -57,9 +74,10 @@ def seeds(report: Report) -> str:
 def chosen(report: Report) -> str:
     """Lay out the blends that were chosen on other scenes."""
     lines = []
-    for place, blend in report["chosen"].items():
-        modality, name = place.split(", ", 1)
-        lines.append([modality, name, str(blend["k"]), f"{blend['t']:g}", f"{blend['w']:g}"])
+    for modality in MODALITIES:
+        for name in by_size(report):
+            blend = report["chosen"][f"{modality}, {name}"]
+            lines.append([modality, name, str(blend["k"]), f"{blend['t']:g}", f"{blend['w']:g}"])
     return rows(["given", "cache", "k", "t", "w"], lines)
 
 
