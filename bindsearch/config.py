@@ -7,6 +7,7 @@ A setting is looked up in this order: flag, environment `BINDSEARCH_<NAME>`, `bi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -51,13 +52,19 @@ def to_json_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
+@functools.cache
+def _type_hints(cls: type[Any]) -> dict[str, Any]:
+    """Read annotations once a class: each is a string that has to be compiled."""
+    return typing.get_type_hints(cls)
+
+
 def from_json_dict(cls: type[C], data: dict[str, Any], where: str = "config") -> C:
     """Build a frozen dataclass from plain JSON types; unknown and missing fields are refused.
 
     Raises:
         InputError: naming the place, the field and the known fields.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(typing.cast("type[Any]", cls))
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(fields))
     if unknown:

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import operator
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,14 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
 
 def help_of(words: tuple[str, ...]) -> str:
     """Give the help text of a command, at 80 columns."""
-    environment = {**os.environ, "COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "bindsearch", *words, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
-    return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+    from bindsearch.cli import run
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = run([*words, "--help"])
+    if code:
+        raise SystemExit(f"bindsearch {' '.join(words)} --help ended with {code}")
+    return "\n".join(line.rstrip() for line in said.getvalue().strip().splitlines())
 
 
 def cli_page() -> str:
@@ -183,6 +188,7 @@ def readme() -> str:
 
 def main() -> int:
     """Write what is stale, or only say so with --check."""
+    os.environ.update(COLUMNS="80", TERM="dumb", NO_COLOR="1")
     pages = {ROOT / "docs" / "cli.md": cli_page(), ROOT / "README.md": readme()}
     pages[ROOT / "docs" / "measured.md"] = measured_page()
     for name in ("answers.md", "emergence.md", "scaling.md"):
