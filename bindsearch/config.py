@@ -64,7 +64,7 @@ def from_json_dict(cls: type[C], data: dict[str, Any], where: str = "config") ->
     Raises:
         InputError: naming the place, the field and the known fields.
     """
-    hints = _type_hints(typing.cast("type[Any]", cls))
+    hints = _type_hints(cls)  # type: ignore[arg-type]
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(fields))
     if unknown:
