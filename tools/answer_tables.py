@@ -110,22 +110,18 @@ def mixed(report: Report) -> str:
 
 def connectors(report: Report) -> str:
     """Lay out the connectors: a line each."""
-    head = [
-        "connector",
-        "parameters",
-        "tokens a second",
-        "training, min",
-        *[f"image: {kind_name(kind)}" for kind in SHOWN],
-    ]
-    head += ["audio: subject", "depth: subject", "thermal: subject"]
+    kinds = [kind for kind in SHOWN if kind in next(iter(report["rows"].values()))["answers"]["image"]]
+    others = [("audio", "subject"), ("depth", "subject"), ("thermal", "subject")]
+    head = ["connector", "parameters", "tokens a second", *[f"image: {kind_name(kind)}" for kind in kinds]]
+    head += [f"{modality}: {kind}" for modality, kind in others]
     lines = []
     for name, found in report["rows"].items():
-        speeds, seconds = found["tokens a second, answering"], found["seconds of training"]
+        speeds = found["tokens a second, answering"]
         line = [name, f"{found['parameters']:,}", f"{sum(speeds) / len(speeds):,.0f}"]
-        line += [f"{sum(seconds) / len(seconds) / 60:.0f}", *[share(found["answers"]["image"][kind]) for kind in SHOWN]]
-        for modality in ("audio", "depth", "thermal"):
-            kinds = found["answers"].get(modality)
-            line.append(share(kinds["subject"]) if kinds else "")
+        line += [share(found["answers"]["image"][kind]) for kind in kinds]
+        for modality, kind in others:
+            given = found["answers"].get(modality)
+            line.append(share(given[kind]) if given else "")
         lines.append(line)
     return rows(head, lines)
 
