@@ -1,7 +1,7 @@
 """What the visual cache does to answers about sound, depth, heat and motion: the paper's claim, measured.
 
 python -m benchmarks.bench_answers --pairs runs/pair-0/pair runs/pair-1/pair runs/pair-2/pair \
-    --caches indexes/cache-10k indexes/cache-100k indexes/cache-1m indexes/visual-cache   # results/answers.json, .svg
+    --caches runs/cache/10000/cache runs/cache/100000/cache   # bench_cache --keep N; results/answers.json, .svg
 
 A pair was trained on images and text alone. It is asked one question of each kind about each of 1,000 unseen scenes
 (split test), given as image, video, audio, depth, thermal or IMU; an answer is right when it names the scene's value
@@ -373,8 +373,10 @@ def write_scores(tables: dict[str, Any], mixed: dict[str, Any], caches: list[str
 
 
 def open_caches(folders: list[Path], space_id: str) -> dict[str, VisualCache]:
-    """Open caches by their folders' names, smaller ones first."""
-    opened = {folder.name: VisualCache.open(folder) for folder in folders}
+    """Open caches, smaller ones first, and name them by how many pictures they hold: 10k, 100k, 3M."""
+    opened = {}
+    for cache in map(VisualCache.open, folders):
+        opened[f"{len(cache) / 1e6:g}M" if len(cache) >= 1e6 else f"{len(cache) / 1e3:g}k"] = cache
     for name, cache in opened.items():
         if cache.index is not None and cache.index.manifest.space_id != space_id:
             raise SystemExit(f"{name}: of {cache.index.manifest.space_id}; the pairs read {space_id}.")

@@ -7,19 +7,10 @@ from typing import Any
 
 from index_tables import rows
 
+from bindsearch.world.instructions import ATTRIBUTES, CLOSED
+
 Report = Mapping[str, Any]
-SHOWN = (
-    "subject",
-    "colour",
-    "count",
-    "place",
-    "setting",
-    "motion",
-    "is_subject",
-    "is_colour",
-    "is_setting",
-    "is_motion",
-)
+SHOWN = (*ATTRIBUTES, *CLOSED)
 MODALITIES = ("image", "video", "audio", "depth", "thermal", "imu")
 
 

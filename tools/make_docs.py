@@ -25,6 +25,8 @@ TARGET = re.compile(r"(?P<sign>>=|<=|>|<|at least|at most) (?P<bar>[0-9.]+)")
 MEASURED = "<!-- measured: written by tools/make_docs.py from benchmarks/results/scoreboard.json -->"
 END = "<!-- /measured -->"
 HEADLINES = (
+    "answers: audio, subject",
+    "answers: what the cache adds, imu",
     "arithmetic: ",
     "embedding 1000000 items",
     "emergence: audio -> text (English), subject",

@@ -112,17 +112,18 @@ def _raised(
         return errors
 
     allowed, overlap = wanted.error / _SPREAD, wanted.overlap
-    tuned = tuner(overlap)
-    errors = errors_of((tuned.chosen or tuned.best).settings)
-    while errors.max() > allowed and tuned.chosen is not None and overlap < HIGHEST:
-        overlap = min(HIGHEST, 1 - (1 - overlap) / 2)
+    while True:
         tuned = tuner(overlap)
-        errors = errors_of((tuned.chosen or tuned.best).settings)
-    settings = (tuned.chosen or tuned.best).settings
-    while errors.max() > allowed and (wider := knobs.doubled(settings)) != settings:
-        settings, tuned = wider, tuner.confirm(wider)
+        settings = (tuned.chosen or tuned.best).settings
         errors = errors_of(settings)
-    return tuned, errors
+        if errors.max() <= allowed:
+            return tuned, errors
+        if tuned.chosen is None or overlap >= HIGHEST:
+            break
+        overlap = min(HIGHEST, 1 - (1 - overlap) / 2)
+    while errors.max() > allowed and (wider := knobs.doubled(settings)) != settings:
+        settings, errors = wider, errors_of(wider)
+    return tuner.confirm(settings), errors
 
 
 def retune_cache(path: str | Path, queries: Sequence[str | Path] = (), tuning: Tuning | None = None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _BLOCK_ROWS = 1024
 _SCORES_AT_ONCE = 1 << 22
 _MANY = 16
+"""Survivors for each answer, from which on one query alone is scored roughly first."""
 
 
 class Survivors(FlatIndex):
