@@ -27,10 +27,10 @@ from benchmarks.record import write_result, write_score
 from bindsearch.llm.tiny import TinyConfig, save_llama
 from bindsearch.models.spaces import load_space
 from bindsearch.train.answer_config import AnswerConfig, AnswerStageConfig, ConnectorConfig
-from bindsearch.train.answer_measure import answer_all
+from bindsearch.train.answer_measure import answer_all, read_back
 from bindsearch.train.answer_run import AnswerSources, Ready, prepare_run, train_pair
 from bindsearch.train.picture_rows import embed_scenes
-from bindsearch.world.instructions import ask, read_answer
+from bindsearch.world.instructions import ask
 from bindsearch.world.scene import ABSENT, Scenes
 
 COMMAND = "python -m benchmarks.bench_connectors"
@@ -156,11 +156,9 @@ def answer_rows(ready: Ready, rows: np.ndarray, scenes: Scenes, kind: str) -> tu
     began = time.perf_counter()
     texts = answer_all(ready.connection, ready.chat, ready.features(rows[there]), questions)
     seconds = time.perf_counter() - began
-    right = np.full(len(scenes), -1, dtype=np.int8)
-    right[there] = np.array([read_answer(kind, text) for text in texts]) == question.codes[there]
     tokens = sum(len(ready.chat.prompt((), each)) for each in questions)
     tokens += sum(len(ready.chat.tokenizer.pieces(text)) + 1 for text in texts)
-    return right, seconds, tokens
+    return read_back(question, texts), seconds, tokens
 
 
 def measure_row(row: str, seeds: list[int], space: Any, arguments: argparse.Namespace, tests: Any) -> dict[str, Any]:

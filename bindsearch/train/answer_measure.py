@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bindsearch.llm.generate import Sampling, generate
-from bindsearch.world.instructions import ask, read_answer
+from bindsearch.world.instructions import Question, ask, read_answer
 from bindsearch.world.scene import ABSENT, Scenes
 
 if TYPE_CHECKING:
@@ -60,8 +60,14 @@ def ask_about(connection: Connection, chat: Chat, features: FloatArray, scenes: 
     question = ask(scenes, kind, plain=True)
     there = np.flatnonzero(question.codes != ABSENT)
     texts = answer_all(connection, chat, features[there], [question.turns[row].question for row in there])
-    right = np.full(len(scenes), -1, dtype=np.int8)
-    right[there] = np.array([read_answer(kind, text) for text in texts]) == question.codes[there]
+    return read_back(question, texts)
+
+
+def read_back(question: Question, texts: Sequence[str]) -> NDArray[np.int8]:
+    """Say which answers are right, (n,) int8 as `ask_about`; `texts` are of the scenes that have it, in order."""
+    there = np.flatnonzero(question.codes != ABSENT)
+    right = np.full(question.codes.size, -1, dtype=np.int8)
+    right[there] = np.array([read_answer(question.kind, text) for text in texts]) == question.codes[there]
     return right
 
 
