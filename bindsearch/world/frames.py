@@ -19,7 +19,7 @@ from bindsearch.world.scene import Scenes, draw, names, spread, table
 from bindsearch.world.shapes import Array, Canvas, box, column, ellipse, turn
 from bindsearch.world.sprites import EXTENT, paint_sprites
 
-BLOCK, CHUNK = 384, 24
+BLOCK, CHUNK = 1024, 48
 CLUTTER = 5
 EXPOSURES = ((0.32, 0.25), (0.16, 0.45), (0.0, 1.0))
 """Age in seconds and opacity of what a frame shows, oldest first."""
