@@ -3,6 +3,7 @@
 python -m benchmarks.bench_plan --rows 100000 1000000        # 12 budgets a size
 python -m benchmarks.bench_plan --rows 20000 --budgets 3
 
+A budget that was held before is read from runs/plan; delete that folder to hold all anew.
 For every budget the planner forecasts and orders candidates; the first is built (or taken from an earlier budget, when
 it was built already), tuned on the draw "tune" and measured on the draw "fresh", which it never saw. Held: forecast
 bytes that searches keep reading within 10 % of the files; overlap on fresh queries no more than 0.01 below the one
@@ -61,6 +62,17 @@ def budgets(rows: int, dim: int, count: int) -> list[Budget]:
         limit = None if latency is None else latency * (whole.latency_ms or 300.0 * rows / 1e6)
         made.append(Budget(recall, None if memory is None else int(memory * rows * dim * 4), limit))
     return made
+
+
+def held(number: int, budget: Budget, rows: int, queries: dict[tuple[str, str], Path], law: Law) -> dict[str, Any]:
+    """Hold a budget, or read what came of it in a run that was stopped later."""
+    path = WORK / str(rows) / f"budget-{number:02}.json"
+    if not path.is_file():
+        row = {"rows": rows, **hold(budget, rows, queries, law)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(row), encoding="utf-8")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def hold(budget: Budget, rows: int, queries: dict[tuple[str, str], Path], law: Law) -> dict[str, Any]:
@@ -164,8 +176,8 @@ def main() -> None:
     found = []
     for rows in arguments.rows:
         write_rows(VECTORS / str(rows), rows, law)
-        for budget in budgets(rows, law.dim, arguments.budgets):
-            row = {"rows": rows, **hold(budget, rows, queries, law)}
+        for number, budget in enumerate(budgets(rows, law.dim, arguments.budgets)):
+            row = held(number, budget, rows, queries, law)
             print(json.dumps(row), flush=True)
             found.append(row)
     worst = verdict(found)

@@ -28,6 +28,7 @@ from bindsearch.embed.workers import DecodePool
 from bindsearch.embed.writing import Writer
 from bindsearch.errors import BindSearchError
 from bindsearch.listing import BrokenItem, Listing, naming
+from bindsearch.models.packed import bfloat16_instructions
 from bindsearch.models.spaces import load_space
 from bindsearch.registry import MODALITIES
 from bindsearch.store import open_store
@@ -301,6 +302,27 @@ def test_what_was_waited_for_is_said(report, said):
     assert bool(report.advice()) == bool(said)
     assert report.to_json()["advice"] == report.advice()
     assert (said in report.to_text()) or not said
+
+
+@pytest.mark.parametrize(
+    ("quicker", "said"),
+    [
+        (("a GPU", "--dtype bfloat16"), "a GPU, --dtype bfloat16 or a smaller space would help"),
+        (("a GPU",), "a GPU or a smaller space would help"),
+        ((), ": a smaller space would help"),
+    ],
+)
+def test_what_would_help_the_model_here(quicker, said):
+    report = report_of(1, 98, 1, (20, 10, 3))
+    report.quicker = quicker
+    assert said in report.advice()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "fast"])
+def test_a_space_names_the_number_type_that_is_quicker_here(dtype):
+    space = load_space("tiny", device="cpu", dtype=dtype)
+    advised = dtype == "float32" and bool(bfloat16_instructions())
+    assert space.quicker() == ("a GPU", "--dtype bfloat16")[: 1 + advised]
 
 
 def test_idle_shares():

@@ -25,9 +25,10 @@ def advice(report: EmbedReport) -> str:
             "for the output, or a larger --shard-size, would help."
         )
     if shares["decode"] <= _MUCH:
+        helps = " or ".join(filter(None, (", ".join(report.quicker), "a smaller space")))
         return (
             f"The model was the limit (busy {shares['model']:.0%} of the time; decoding stood still for "
-            f"{idle['decode']:.0%}): a GPU, --dtype bfloat16 or a smaller space would help, more --workers would not."
+            f"{idle['decode']:.0%}): {helps} would help, more --workers would not."
         )
     if report.workers == 0:
         return (

@@ -144,6 +144,8 @@ class _Run:
                 self._plan(self.listing, resumed)
             elif self._nobody_plans(since_s):
                 break
+        if self.report.embedded:
+            self.report.quicker = self.space.quicker()
         self.count_store()
         return self.report
 

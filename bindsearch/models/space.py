@@ -101,6 +101,14 @@ class Towers:
         """Names of the towers that are in memory."""
         return tuple(sorted(self._modules))
 
+    def quicker(self) -> tuple[str, ...]:
+        """Name what would make these towers quicker: another device, another number type, or neither."""
+        from bindsearch.models.packed import fast_dtype
+
+        fast = str(fast_dtype(self.device)).removeprefix("torch.")
+        device = ("a GPU",) if self.device.type == "cpu" else ()
+        return device + ((f"--dtype {fast}",) if fast != "float32" and self.dtype_name == "float32" else ())
+
     @cached_property
     def dtype_name(self) -> str:
         """Name of the numbers that towers compute in; "fast" is resolved by what the device is quick at."""
@@ -203,6 +211,10 @@ class Space:
     def device(self) -> str:
         """Where the towers compute."""
         return str(self._towers.device)
+
+    def quicker(self) -> tuple[str, ...]:
+        """Name what would make its towers quicker here, such as ("a GPU", "--dtype bfloat16")."""
+        return self._towers.quicker()
 
     @property
     def loaded(self) -> tuple[str, ...]:
