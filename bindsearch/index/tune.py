@@ -239,7 +239,9 @@ def lower_bound(overlaps: NDArray[np.float64], confidence: float = CONFIDENCE) -
 # ---- the search ------------------------------------------------------------------------------------------------------
 
 
-def cheapest(measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, target: float, k: int) -> Point | None:
+def cheapest(
+    measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, target: float, k: int, near: Point | None = None
+) -> Point | None:
     """Find the settings of least CPU time whose mean overlap reaches a target.
 
     Args:
@@ -247,6 +249,7 @@ def cheapest(measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, target
         knobs: what can be turned; overlap and time are taken to grow with each.
         target: mean overlap to reach.
         k: answers a query; no depth is below it.
+        near: what was found for a lower target, to begin near to; None: from the least on.
 
     Returns:
         The point, or None where no settings reach the target.
@@ -256,6 +259,9 @@ def cheapest(measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, target
         return point if point.overlap >= target else None
     deepest = knobs.most.get(knobs.depth or "", k)
     depth, breadth, worse = min(k, deepest), 1, 0
+    if near is not None:
+        depth = max(depth, near.settings.get(knobs.depth or "", 0) // 2)
+        breadth = near.settings.get(knobs.breadth or "", 1)
     best: Point | None = None
     while True:
         found, breadth = _least_breadth(measure, knobs, depth, breadth, target)
@@ -270,10 +276,10 @@ def cheapest(measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, target
         return best
     for step in (2**0.5, 2**0.25):  # between the doublings
         centre = best.settings[knobs.depth]
-        for near in (round(centre / step), round(centre * step)):
-            if k <= near <= deepest:
+        for beside in (round(centre / step), round(centre * step)):
+            if k <= beside <= deepest:
                 start = best.settings[knobs.breadth] if knobs.breadth else 1
-                found, _ = _least_breadth(measure, knobs, near, start, target)
+                found, _ = _least_breadth(measure, knobs, beside, start, target)
                 best = best if found is None else min(best, found, key=lambda each: each.ms)
     return _cut(measure, knobs, _trimmed(measure, knobs, best, target), target)
 
@@ -286,31 +292,43 @@ def _least_breadth(
         point = measure(knobs.settings(1, depth))
         return (point if point.overlap >= target else None), 1
     most = knobs.most.get(knobs.breadth, 1)
-    low, high, gain, before = 0, start, 0.0, measure(knobs.settings(start, depth))
+    return _least(lambda breadth: measure(knobs.settings(breadth, depth)), start, most, target, share=8, slowing=True)
+
+
+def _least(
+    at: Callable[[int], Point], start: int, most: int, target: float, share: int, slowing: bool = False
+) -> tuple[Point | None, int]:
+    """Find the least value of a knob that reaches a target, to a `share` of it: its point, or None, and where it ended.
+
+    Args:
+        at: measures with a value of the knob.
+        start: where to begin.
+        most: its largest value.
+        target: mean overlap to reach.
+        share: 8 is to an eighth.
+        slowing: gains that shrink are taken to shrink on; where they add up to too little, it is given up.
+    """
+    low, high, gain, before = 0, start, 0.0, at(start)
     if before.overlap >= target:
-        while high > 1 and measure(knobs.settings(high // 2, depth)).overlap >= target:
+        while high > 1 and at(high // 2).overlap >= target:
             high //= 2
         low = high // 2
     else:
         while high < most:
             low, high = high, min(most, 2 * high)
-            point = measure(knobs.settings(high, depth))
+            point = at(high)
             if point.overlap >= target:
                 break
             gain, last = point.overlap - before.overlap, gain
-            # gains that shrink like this add up to too little: candidates are missing, not lists
-            if gain < last and point.overlap + gain * gain / (last - gain) < target:
+            if slowing and gain < last and point.overlap + gain * gain / (last - gain) < target:
                 return None, high
             before = point
         else:
             return None, high
-    while high - low > max(1, high // 8):
+    while high - low > max(1, high // share):
         middle = (low + high) // 2
-        if measure(knobs.settings(middle, depth)).overlap >= target:
-            high = middle
-        else:
-            low = middle
-    return measure(knobs.settings(high, depth)), high
+        low, high = (low, middle) if at(middle).overlap >= target else (middle, high)
+    return at(high), high
 
 
 def _trimmed(measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, best: Point, target: float) -> Point:
@@ -332,21 +350,27 @@ def _trimmed(measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, best: 
 
 
 def _cut(measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, best: Point, target: float) -> Point:
-    """Widen a knob and cut it by the least margin that the target allows, for each knob that has one."""
+    """Widen a knob and cut it by the least margin that the target allows, for each knob that has one.
+
+    A margin that leaves next to nothing takes the least time that a margin can; where that is no less than without,
+    there is nothing to gain.
+    """
     for name, margin in knobs.cuts:
-        narrow = best
+        narrow, start = best, math.isqrt(knobs.most[margin])
         for wider in WIDER:
             wide = {**narrow.settings, name: min(knobs.most[name], round(wider * narrow.settings[name]))}
-            low, high = 0, 1
-            while high < knobs.most[margin] and measure({**wide, margin: high}).overlap < target:
-                low, high = high, min(knobs.most[margin], 2 * high)
-            while high - low > max(1, high // 16):
-                middle = (low + high) // 2
-                low, high = (low, middle) if measure({**wide, margin: middle}).overlap >= target else (middle, high)
-            point = measure({**wide, margin: high})
-            if point.overlap >= target:
-                best = min(best, point, key=lambda each: each.ms)
+            if measure({**wide, margin: 1}).ms >= best.ms:
+                break
+            found, start = _least(_turned(measure, wide, margin), start, knobs.most[margin], target, share=16)
+            best = best if found is None else min(best, found, key=lambda each: each.ms)
     return best
+
+
+def _turned(
+    measure: Callable[[Mapping[str, int]], Point], settings: Mapping[str, int], name: str
+) -> Callable[[int], Point]:
+    """Give what measures settings with one more knob at a value."""
+    return lambda value: measure({**settings, name: value})
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -403,13 +427,14 @@ class Tuner:
     """Chooses settings on one sample; what one target measured serves the next.
 
     Scouts find the cheapest settings for a mean overlap; all queries confirm the lower bound. Where it falls short, the
-    scouts look for that much more.
+    scouts look for that much more, near to what they found.
     """
 
     def __init__(self, search: Search, sample: Sample, knobs: Knobs, k: int) -> None:
         """Take what is tuned, held-out queries, what can be turned, and how many answers a query has."""
         self._sample, self._knobs, self._k = sample, knobs, k
         self._scout, self._judge = Measure(search, sample.first(SCOUTS), k), Measure(search, sample, k)
+        self._near: Point | None = None
 
     def __call__(self, target: float) -> Tuned:
         """Find the cheapest settings whose overlap reaches a target with confidence; lower targets come first."""
@@ -435,9 +460,10 @@ class Tuner:
     def _choose(self, target: float) -> Point | None:
         aim = target
         while True:
-            found = cheapest(self._scout, self._knobs, min(aim, 1.0), self._k)
+            found = cheapest(self._scout, self._knobs, min(aim, 1.0), self._k, self._near)
             if found is None:
                 return None
+            self._near = found
             point = self._judge(found.settings)
             if point.low >= target:
                 return point
