@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bindsearch.errors import MismatchError
-from bindsearch.index import tune
+from bindsearch.index import knobs, tune
 from bindsearch.index.build import build_index
 from bindsearch.index.heldout import held_out
 from bindsearch.index.tuned import most_demanding, settings_for
@@ -35,7 +35,7 @@ class Surface:
         breadth, depth = settings["nprobe"], settings["rerank"]
         overlap = ceiling * (1 - math.exp(-breadth / lists)) * (1 - math.exp(-depth / candidates))
         cost = 0.05 + self.price[0] * breadth + self.price[1] * depth
-        return tune.Point(dict(settings), overlap, overlap, cost)
+        return knobs.Point(dict(settings), overlap, overlap, cost)
 
     def best(self, target):
         breadth, depth = np.meshgrid(np.arange(1, 513), np.arange(10, 1200))
@@ -45,14 +45,14 @@ class Surface:
         return cost[overlap >= target].min()
 
 
-KNOBS = tune.Knobs.of({"nprobe": 8, "rerank": 40}, {"nprobe": 512, "rerank": 100_000})
+KNOBS = knobs.Knobs.of({"nprobe": 8, "rerank": 40}, {"nprobe": 512, "rerank": 100_000})
 
 
 @settings(deadline=None)
 @given(st.floats(2, 80), st.floats(10, 150), st.floats(0.001, 0.03), st.floats(0.0002, 0.004))
 def test_settings_are_found_near_the_cheapest_with_few_measurements(lists, candidates, list_ms, candidate_ms):
     surface = Surface(lists, candidates, 1.0, list_ms, candidate_ms)
-    found = tune.cheapest(surface, KNOBS, 0.95, k=10)
+    found = knobs.cheapest(surface, KNOBS, 0.95, k=10)
     asked = len({json.dumps(each) for each in surface.asked})
     best = surface.best(0.95)
     assert found.overlap >= 0.95
@@ -68,33 +68,57 @@ def test_margins_are_found_where_queries_differ():
         lists = np.minimum(settings["nprobe"], needs * settings.get("nprobe_margin", 20_000) / 100)
         depth = np.minimum(settings["rerank"], 15 * needs * settings.get("rerank_margin", 20_000) / 100)
         overlap = float(((1 - np.exp(-lists / needs * 4)) * (1 - np.exp(-depth / (15 * needs) * 4))).mean())
-        return tune.Point(dict(settings), overlap, overlap, 0.05 + float(0.01 * lists.mean() + 0.002 * depth.mean()))
+        return knobs.Point(dict(settings), overlap, overlap, 0.05 + float(0.01 * lists.mean() + 0.002 * depth.mean()))
 
     most = {"nprobe": 512, "rerank": 100_000}
-    capped = tune.cheapest(measure, tune.Knobs.of(most, most), 0.95, k=10)
+    capped = knobs.cheapest(measure, knobs.Knobs.of(most, most), 0.95, k=10)
     margins = {**most, "nprobe_margin": 20_000, "rerank_margin": 20_000}
-    cut = tune.cheapest(measure, tune.Knobs.of(margins, margins), 0.95, k=10)
+    cut = knobs.cheapest(measure, knobs.Knobs.of(margins, margins), 0.95, k=10)
     assert cut.overlap >= 0.95
     assert {"nprobe_margin", "rerank_margin"} <= cut.settings.keys()
     assert cut.ms < 0.75 * capped.ms
-    assert tune.Knobs.of({"rerank_margin": 1, "rerank": 9, "nprobe_margin": 1, "nprobe": 3}, most).breadth == "nprobe"
+    assert knobs.Knobs.of({"rerank_margin": 1, "rerank": 9, "nprobe_margin": 1, "nprobe": 3}, most).breadth == "nprobe"
+
+
+def test_no_margin_is_looked_for_where_none_can_gain():
+    """Where a search costs the same however few candidates are looked at, one try a knob says so."""
+    surface, tried = Surface(), []
+
+    def measure(settings):
+        tried.append({name for name in settings if name.endswith("_margin")})
+        return surface({"nprobe": settings["nprobe"], "rerank": settings["rerank"]})
+
+    most = {"nprobe": 512, "rerank": 100_000, "nprobe_margin": 20_000, "rerank_margin": 20_000}
+    found = knobs.cheapest(measure, knobs.Knobs.of(most, most), 0.95, k=10)
+    assert [each for each in tried if each] == [{"nprobe_margin"}, {"rerank_margin"}]
+    assert found.settings.keys() == {"nprobe", "rerank"}
+
+
+def test_a_higher_target_is_begun_near_to_what_a_lower_one_found():
+    anew, on = Surface(), Surface()
+    low = knobs.cheapest(Surface(), KNOBS, 0.94, k=10)
+    whole = knobs.cheapest(anew, KNOBS, 0.95, k=10)
+    found = knobs.cheapest(on, KNOBS, 0.95, k=10, near=low)
+    assert found.overlap >= 0.95
+    assert found.ms <= 1.02 * whole.ms
+    assert len({json.dumps(each) for each in on.asked}) < 0.8 * len({json.dumps(each) for each in anew.asked})
 
 
 def test_what_no_settings_reach_is_said():
-    assert tune.cheapest(Surface(ceiling=0.9), KNOBS, 0.95, k=10) is None
+    assert knobs.cheapest(Surface(ceiling=0.9), KNOBS, 0.95, k=10) is None
 
 
 def test_more_is_asked_for_more_and_less_where_candidates_suffice():
-    found = [tune.cheapest(Surface(), KNOBS, target, k=10) for target in (0.8, 0.9, 0.95, 0.99)]
+    found = [knobs.cheapest(Surface(), KNOBS, target, k=10) for target in (0.8, 0.9, 0.95, 0.99)]
     assert [each.ms for each in found] == sorted(each.ms for each in found)
-    easy = tune.cheapest(Surface(candidates=3.0), KNOBS, 0.95, k=10)
+    easy = knobs.cheapest(Surface(candidates=3.0), KNOBS, 0.95, k=10)
     assert easy.settings["rerank"] < found[2].settings["rerank"]
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 9), st.floats(0, 1)), min_size=1, max_size=30))
 def test_the_front_holds_what_nothing_beats(pairs):
-    points = [tune.Point({"rerank": at}, overlap, overlap, ms) for at, (ms, overlap) in enumerate(pairs)]
-    kept = tune.front(points)
+    points = [knobs.Point({"rerank": at}, overlap, overlap, ms) for at, (ms, overlap) in enumerate(pairs)]
+    kept = knobs.front(points)
     for point in points:
         beaten = any(o.ms <= point.ms and o.overlap >= point.overlap and o is not point for o in kept)
         assert point in kept or beaten

@@ -21,9 +21,10 @@ from bindsearch.cache.visual import VisualCache
 from bindsearch.index.commit import commit, writing
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.heldout import held_out
+from bindsearch.index.knobs import Knobs
 from bindsearch.index.plan import knobs_of
 from bindsearch.index.sizes import stored_read_bytes
-from bindsearch.index.tune import CONFIDENCE, Knobs, Sample, Tuned, Tuner, snapshot_search
+from bindsearch.index.tune import CONFIDENCE, Sample, Tuned, Tuner, snapshot_search
 from bindsearch.index.tuned import most_demanding
 
 if TYPE_CHECKING:

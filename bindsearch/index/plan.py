@@ -6,7 +6,7 @@
                       -> the plan, printed before any work
     build.py          builds in blocks
     heldout.py        queries of the modalities that will ask
-    tune.py           settings, by measurement
+    tune.py           settings, by measurement (knobs.py looks for them)
                       -> what was measured, in the manifest
 
 An exact index that fits the budget is taken before any other; among the others the one forecast to be fastest. What
@@ -32,11 +32,12 @@ from bindsearch.index.build import build_index
 from bindsearch.index.commit import commit, writing
 from bindsearch.index.growth import growth_of
 from bindsearch.index.heldout import COUNT, check_queries, held_out
+from bindsearch.index.knobs import Knobs
 from bindsearch.index.rates import Rates, machine_rates
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.sizes import disk_bytes, read_bytes, stored_read_bytes
 from bindsearch.index.source import VectorSource, open_source
-from bindsearch.index.tune import CONFIDENCE, Knobs, Tuned, snapshot_search, tune
+from bindsearch.index.tune import CONFIDENCE, Tuned, snapshot_search, tune
 from bindsearch.index.tuned import most_demanding
 from bindsearch.registry import INDEXES
 
