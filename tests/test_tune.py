@@ -101,7 +101,7 @@ def test_a_higher_target_is_begun_near_to_what_a_lower_one_found():
     found = knobs.cheapest(on, KNOBS, 0.95, k=10, near=low)
     assert found.overlap >= 0.95
     assert found.ms <= 1.02 * whole.ms
-    assert len({json.dumps(each) for each in on.asked}) < 0.8 * len({json.dumps(each) for each in anew.asked})
+    assert len({json.dumps(each) for each in on.asked}) < 0.9 * len({json.dumps(each) for each in anew.asked})
 
 
 def test_what_no_settings_reach_is_said():
