@@ -35,7 +35,7 @@ class Surface:
         breadth, depth = settings["nprobe"], settings["rerank"]
         overlap = ceiling * (1 - math.exp(-breadth / lists)) * (1 - math.exp(-depth / candidates))
         cost = 0.05 + self.price[0] * breadth + self.price[1] * depth
-        return knobs.Point(dict(settings), overlap, overlap, cost)
+        return knobs.Point(dict(settings), overlap, overlap, overlap, cost)
 
     def best(self, target):
         breadth, depth = np.meshgrid(np.arange(1, 513), np.arange(10, 1200))
@@ -68,7 +68,9 @@ def test_margins_are_found_where_queries_differ():
         lists = np.minimum(settings["nprobe"], needs * settings.get("nprobe_margin", 20_000) / 100)
         depth = np.minimum(settings["rerank"], 15 * needs * settings.get("rerank_margin", 20_000) / 100)
         overlap = float(((1 - np.exp(-lists / needs * 4)) * (1 - np.exp(-depth / (15 * needs) * 4))).mean())
-        return knobs.Point(dict(settings), overlap, overlap, 0.05 + float(0.01 * lists.mean() + 0.002 * depth.mean()))
+        return knobs.Point(
+            dict(settings), overlap, overlap, overlap, 0.05 + float(0.01 * lists.mean() + 0.002 * depth.mean())
+        )
 
     most = {"nprobe": 512, "rerank": 100_000}
     capped = knobs.cheapest(measure, knobs.Knobs.of(most, most), 0.95, k=10)
@@ -117,7 +119,7 @@ def test_more_is_asked_for_more_and_less_where_candidates_suffice():
 
 @given(st.lists(st.tuples(st.floats(0.1, 9), st.floats(0, 1)), min_size=1, max_size=30))
 def test_the_front_holds_what_nothing_beats(pairs):
-    points = [knobs.Point({"rerank": at}, overlap, overlap, ms) for at, (ms, overlap) in enumerate(pairs)]
+    points = [knobs.Point({"rerank": at}, overlap, overlap, overlap, ms) for at, (ms, overlap) in enumerate(pairs)]
     kept = knobs.front(points)
     for point in points:
         beaten = any(o.ms <= point.ms and o.overlap >= point.overlap and o is not point for o in kept)

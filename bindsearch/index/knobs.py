@@ -29,12 +29,14 @@ class Point:
         settings: knob -> value.
         overlap: mean overlap_at_k with the exact answers.
         low: its lower confidence bound.
+        likely: the bound that is expected of all held-out queries, of which some were asked.
         ms: CPU milliseconds a query, in batches of BATCH.
     """
 
     settings: dict[str, int]
     overlap: float
     low: float
+    likely: float
     ms: float
 
     @property
@@ -88,12 +90,12 @@ class Knobs:
 def cheapest(
     measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, target: float, k: int, near: Point | None = None
 ) -> Point | None:
-    """Find the settings of least CPU time whose mean overlap reaches a target.
+    """Find the settings of least CPU time that likely reach a target.
 
     Args:
         measure: gives the point of settings; asked for the same ones again and again.
         knobs: what can be turned; overlap and time are taken to grow with each.
-        target: mean overlap to reach.
+        target: overlap to reach, by `Point.likely`.
         k: answers a query; no depth is below it.
         near: what was found for a lower target, to begin near to; None: from the least on.
 
@@ -102,7 +104,7 @@ def cheapest(
     """
     if knobs.depth is None and knobs.breadth is None:
         point = measure({})
-        return point if point.overlap >= target else None
+        return point if point.likely >= target else None
     deepest = knobs.most.get(knobs.depth or "", k)
     depth, breadth, worse = min(k, deepest), 1, 0
     if near is not None:
@@ -110,6 +112,8 @@ def cheapest(
         breadth = near.settings.get(knobs.breadth or "", 1)
     best: Point | None = None
     while True:
+        if best is not None and measure(knobs.settings(1, depth)).ms >= best.ms:
+            break  # whatever looks as deep, or deeper, costs more
         found, breadth = _least_breadth(measure, knobs, depth, breadth, target)
         if found is not None and (best is None or found.ms < best.ms):
             best, worse = found, 0
@@ -136,7 +140,7 @@ def _least_breadth(
     """Find the least breadth that reaches the target at a depth; gives its point and where the next depth may start."""
     if knobs.breadth is None:
         point = measure(knobs.settings(1, depth))
-        return (point if point.overlap >= target else None), 1
+        return (point if point.likely >= target else None), 1
     most = knobs.most.get(knobs.breadth, 1)
     return _least(lambda breadth: measure(knobs.settings(breadth, depth)), start, most, target, share=8, slowing=True)
 
@@ -144,36 +148,38 @@ def _least_breadth(
 def _least(
     at: Callable[[int], Point], start: int, most: int, target: float, share: int, slowing: bool = False
 ) -> tuple[Point | None, int]:
-    """Find the least value of a knob that reaches a target, to a `share` of it: its point, or None, and where it ended.
+    """Find the least value of a knob that reaches a target, to a `share` of it.
+
+    Gives its point, or None, and where to begin at the next depth.
 
     Args:
         at: measures with a value of the knob.
         start: where to begin.
         most: its largest value.
-        target: mean overlap to reach.
+        target: overlap to reach, by `Point.likely`.
         share: 8 is to an eighth.
         slowing: gains that shrink are taken to shrink on; where they add up to too little, it is given up.
     """
     low, high, gain, before = 0, start, 0.0, at(start)
-    if before.overlap >= target:
-        while high > 1 and at(high // 2).overlap >= target:
+    if before.likely >= target:
+        while high > 1 and at(high // 2).likely >= target:
             high //= 2
         low = high // 2
     else:
         while high < most:
             low, high = high, min(most, 2 * high)
             point = at(high)
-            if point.overlap >= target:
+            if point.likely >= target:
                 break
-            gain, last = point.overlap - before.overlap, gain
-            if slowing and gain < last and point.overlap + gain * gain / (last - gain) < target:
-                return None, high
+            gain, last = point.likely - before.likely, gain
+            if slowing and gain < last and point.likely + gain * gain / (last - gain) < target:
+                return None, max(start, high // 4)
             before = point
         else:
-            return None, high
+            return None, max(start, high // 4)
     while high - low > max(1, high // share):
         middle = (low + high) // 2
-        low, high = (low, middle) if at(middle).overlap >= target else (middle, high)
+        low, high = (low, middle) if at(middle).likely >= target else (middle, high)
     return at(high), high
 
 
@@ -187,7 +193,7 @@ def _trimmed(measure: Callable[[Mapping[str, int]], Point], knobs: Knobs, best: 
         while high - low > max(1, high // 32):
             middle = (low + high) // 2
             point = measure({**best.settings, name: middle})
-            if point.overlap >= target:
+            if point.likely >= target:
                 high = middle
                 best = min(best, point, key=lambda each: each.ms)
             else:

@@ -81,9 +81,9 @@ class Measure:
         worth: the overlap from which on the time matters.
     """
 
-    def __init__(self, search: Search, sample: Sample, k: int, confidence: float = CONFIDENCE) -> None:
-        """Take what searches; results are compared with `sample.least`."""
-        self._search, self.sample, self._k, self._confidence = search, sample, k, confidence
+    def __init__(self, search: Search, sample: Sample, k: int, of: int | None = None) -> None:
+        """Take what searches; results are compared with `sample.least`. The sample is the first of `of` queries."""
+        self._search, self.sample, self._k, self._of = search, sample, k, of or len(sample)
         self._found: dict[tuple[tuple[str, int], ...], Point] = {}
         self.worth = 0.0
 
@@ -118,7 +118,7 @@ class Measure:
             if overlaps.mean() < self.worth:
                 break
         ms = max(min(times) / len(queries) * 1e3, 1e-6)
-        return Point(settings, float(overlaps.mean()), lower_bound(overlaps, self._confidence), ms)
+        return Point(settings, float(overlaps.mean()), lower_bound(overlaps), lower_bound(overlaps, self._of), ms)
 
     def alone_ms(self, settings: Mapping[str, int]) -> float:
         """Measure the CPU milliseconds of a query asked alone: the median over some of the sample."""
@@ -147,21 +147,21 @@ def overlap_at_k(scores: FloatArray, ids: IntArray, least: FloatArray, own: IntA
     return np.asarray(np.minimum(right.sum(axis=1), k) / float(k), dtype=np.float64)
 
 
-def lower_bound(overlaps: NDArray[np.float64], confidence: float = CONFIDENCE) -> float:
-    """Bound the mean overlap of all such queries from below.
+def lower_bound(overlaps: NDArray[np.float64], count: int | None = None) -> float:
+    """Bound the mean overlap of all such queries from below, with CONFIDENCE that the true mean is above.
 
     One-sided normal bound of the mean, with one more query that finds nothing: a sample that was answered perfectly has
     no spread, which does not mean that the next query is answered perfectly too.
 
     Args:
         overlaps: (q,) in [0, 1]. Not modified.
-        confidence: that the true mean is above the bound.
+        count: of a larger sample that this one is part of: the bound that it would give if it were like this one.
     """
-    padded = np.append(overlaps, 0.0)
-    mean = float(padded.mean())
+    count = count or len(overlaps)
     centred = overlaps - overlaps.mean()
-    error = math.sqrt(float(centred @ centred) / max(len(overlaps) - 1, 1) / len(overlaps))
-    return max(0.0, mean - NormalDist().inv_cdf(confidence) * error)
+    error = math.sqrt(float(centred @ centred) / max(len(overlaps) - 1, 1) / count)
+    mean = float(overlaps.mean()) * count / (count + 1)
+    return max(0.0, mean - NormalDist().inv_cdf(CONFIDENCE) * error)
 
 
 @dataclass(frozen=True)
@@ -208,14 +208,14 @@ def tune(search: Search, sample: Sample, knobs: Knobs, target: float, k: int) ->
 class Tuner:
     """Chooses settings on one sample; what one target measured serves the next.
 
-    Scouts find the cheapest settings for a mean overlap; all queries confirm the lower bound. Where it falls short, the
-    scouts look for that much more, near to what they found.
+    Scouts find the cheapest settings that all queries should confirm; all queries confirm the lower bound. Where it
+    falls short, the scouts look for that much more, near to what they found.
     """
 
     def __init__(self, search: Search, sample: Sample, knobs: Knobs, k: int) -> None:
         """Take what is tuned, held-out queries, what can be turned, and how many answers a query has."""
         self._sample, self._knobs, self._k = sample, knobs, k
-        self._scout, self._judge = Measure(search, sample.first(SCOUTS), k), Measure(search, sample, k)
+        self._scout, self._judge = Measure(search, sample.first(SCOUTS), k, len(sample)), Measure(search, sample, k)
         self._near: Point | None = None
 
     def __call__(self, target: float) -> Tuned:
@@ -225,8 +225,10 @@ class Tuner:
             proven = replace(self._judge({}), low=1.0)
             return Tuned(self._sample, proven, proven, self._judge.alone_ms({}), [proven])
         chosen = self._choose(target)
-        if not self._judge.points:
-            self._judge(max(self._scout.points, key=lambda each: each.overlap).settings)
+        widest = max(self._scout.points, key=lambda each: (each.overlap, -each.ms))
+        if chosen is None and (widest.overlap >= target or not self._judge.points):
+            point = self._judge(widest.settings)
+            chosen = point if point.low >= target else None
         return self._tuned(chosen, max(self._judge.points, key=lambda each: each.low))
 
     def confirm(self, settings: Mapping[str, int]) -> Tuned:
