@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_store import SPACE, FakeStore
+from PIL import Image
 from safetensors.numpy import load_file
 
 from bindsearch.cache import VisualCache
@@ -20,6 +22,7 @@ from bindsearch.errors import (
     InputError,
     MismatchError,
     MissingInputError,
+    TooManyBadError,
     UnknownNameError,
     UnsupportedError,
 )
@@ -27,6 +30,7 @@ from bindsearch.exchange import export_store
 from bindsearch.index.build import build_index
 from bindsearch.index.recipe import Recipe
 from bindsearch.search import open_index
+from bindsearch.store import open_store
 
 GOLDEN = Path(__file__).parent / "golden" / "imagebind_llm"
 ROOT = Path(__file__).parent.parent
@@ -120,6 +124,43 @@ def test_a_world_grows_until_enough_stay(tmp_path):
     assert record.seen >= 12
     cache = VisualCache.open(tmp_path / "cache")
     assert set(cache.index.manifest.modalities) == {"image"}
+
+
+def test_a_cache_holds_what_it_is_built_from_and_nothing_of_before(tmp_path):
+    from bindsearch.models.spaces import load_space
+
+    def build(source, force=False, embeddings=None):
+        inputs = Inputs((source,), embeddings, load=load_space, workers=0)
+        return build_cache(tmp_path / "cache", inputs, CacheRecipe(space="bindsearch-mini"), force)
+
+    build("world:0..4")
+    with pytest.raises(InputError, match=r"holds embeddings of world:0\.\.4#image, and world:10\.\.13#image is asked"):
+        build_cache(  # as after a first build that failed: the cache itself is not there
+            tmp_path / "other",
+            Inputs(("world:10..13",), tmp_path / "cache.embeddings", load=load_space, workers=0),
+            CacheRecipe(space="bindsearch-mini"),
+            force=True,
+        )
+    record = build("world:10..13", force=True)
+    assert (record.kept, record.seen, record.source) == (3, 3, "world:10..13")
+    keys = open_store(tmp_path / "cache.embeddings").items(("key",)).column("key").to_pylist()
+    assert keys == [f"world:{number}#image" for number in (10, 11, 12)]
+    assert build("world:10..13", force=True).kept == 3
+
+
+def test_how_many_inputs_may_be_bad_is_said(tmp_path):
+    from bindsearch.models.spaces import load_space
+
+    picture = np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8)
+    media = tmp_path / "media"
+    media.mkdir()
+    Image.fromarray(picture).save(media / "good.png")
+    (media / "bad.png").write_bytes(b"no picture")
+    inputs = Inputs((str(media),), load=load_space, workers=0)
+    with pytest.raises(TooManyBadError, match="--max-bad"):
+        build_cache(tmp_path / "cache", inputs, CacheRecipe(space="bindsearch-mini"))
+    record = build_cache(tmp_path / "cache", replace(inputs, max_bad=0.5), CacheRecipe(space="bindsearch-mini"))
+    assert record.kept == 1
 
 
 def test_what_cannot_be_built_from_is_refused(tmp_path):

@@ -8,6 +8,7 @@ build_index(Kept(...), output)   an index as any other, with a record of what it
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,9 +25,10 @@ from bindsearch.errors import InputError, MissingInputError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.build import build_index
 from bindsearch.index.commit import check_output
+from bindsearch.listing import Listing
 from bindsearch.makers import maker_of, narrow
 from bindsearch.registry import INDEXES
-from bindsearch.store import EmbeddingStore
+from bindsearch.store import EmbeddingStore, Generation, generation_folders
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,6 +56,7 @@ class Inputs:
         load: gives the space that media are embedded in, by name; called only where something is embedded.
         embed_progress: whether embedding draws a bar.
         workers: processes that decode; None: one a CPU, at most 8.
+        max_bad: share of bad inputs above which nothing is built.
         queries: stores of embeddings like those that the cache will move, to tune an approximate index on; empty: the
             recipe's.
     """
@@ -65,6 +68,7 @@ class Inputs:
     embed_progress: bool | Callable[[Any], None] = False
     workers: int | None = None
     queries: tuple[Path, ...] = ()
+    max_bad: float = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,17 +123,19 @@ def build_cache(
 
     Raises:
         MissingInputError: no source, or nothing of the modality in it.
-        InputError: `output` holds an index and force is not set; a source or a recipe that cannot be meant.
+        InputError: `output` holds an index and force is not set; a source or a recipe that cannot be meant; embeddings
+            beside the output are of other sources.
         MismatchError: sources of another space than the recipe's.
+        TooManyBadError: more of the media are bad than `inputs.max_bad` allows.
     """
     output, recipe = Path(output), recipe or CacheRecipe()
     check_output(output, force)
-    source, name, found, mask = _gathered(output, inputs, recipe, progress)
+    source, name, found, mask = _gathered(output, inputs, recipe, force, progress)
     if recipe.keep is not None and found["kept"] > recipe.keep:
         mask[np.flatnonzero(mask)[recipe.keep :]] = False
         found["kept"] = recipe.keep
     measured: dict[str, Any] = {}
-    queries = inputs.queries if INDEXES[recipe.index.backend].exact else _queries(inputs, output, recipe)
+    queries = inputs.queries if INDEXES[recipe.index.backend].exact else _queries(inputs, output, recipe, force)
 
     def judge(snapshot: Snapshot) -> dict[str, Any]:
         tuned, facts = tune_snapshot(snapshot, recipe, queries)
@@ -147,7 +153,7 @@ def build_cache(
 
 
 def _gathered(
-    output: Path, inputs: Inputs, recipe: CacheRecipe, progress: Progress
+    output: Path, inputs: Inputs, recipe: CacheRecipe, force: bool, progress: Progress
 ) -> tuple[VectorSource, str, dict[str, int], NDArray[np.bool_]]:
     """Open the sources; those that grow grow until enough rows stay."""
     sources = inputs.sources or ((recipe.source,) if recipe.source else ())
@@ -157,9 +163,10 @@ def _gathered(
         )
     target = recipe.keep or 0
     last = math.ceil(target * _FIRST_SPARE)
+    grow = tuple(source.partition("{last}")[0] for source in sources if "{last}" in source)
     while True:
         named = tuple(source.replace("{last}", str(last)) for source in sources)
-        source, name = open_embeddings(replace(inputs, sources=named), output, recipe)
+        source, name = open_embeddings(replace(inputs, sources=named), output, recipe, force, grow)
         found, mask = find_kept(source, recipe, output.parent, progress)
         if found["kept"] == 0:
             raise MissingInputError(f"{name}: holds no {recipe.modality}. A cache is made of those.")
@@ -168,11 +175,20 @@ def _gathered(
         last += math.ceil((target - found["kept"]) * last / found["kept"] * _SPARE)
 
 
-def open_embeddings(inputs: Inputs, output: Path, recipe: CacheRecipe) -> tuple[VectorSource, str]:
+def open_embeddings(
+    inputs: Inputs, output: Path, recipe: CacheRecipe, force: bool = False, grow: tuple[str, ...] = ()
+) -> tuple[VectorSource, str]:
     """Open what a cache is built from, embedding media first; gives it with its name.
 
+    Args:
+        inputs: what it is.
+        output: of the cache.
+        recipe: of the cache.
+        force: embeddings beside the output that are of other sources are deleted, not refused.
+        grow: how sources begin that had less to list in an earlier round.
+
     Raises:
-        InputError: a source that cannot be meant, such as an index or a FAISS file.
+        InputError: a source that cannot be meant, such as an index or a FAISS file; embeddings of other sources.
     """
     first = Path(inputs.sources[0])
     if len(inputs.sources) == 1 and first.exists():
@@ -184,37 +200,58 @@ def open_embeddings(inputs: Inputs, output: Path, recipe: CacheRecipe) -> tuple[
             return EmbeddingStore.open(first), str(first)
         if layout := layout_of(first):
             return FeatureSource(first, layout, inputs.space_id, recipe.modality), str(first)
-    return _embedded(inputs, output, recipe)
+    return _embedded(inputs, output, recipe, force, grow)
 
 
-def _queries(inputs: Inputs, output: Path, recipe: CacheRecipe) -> tuple[Path, ...]:
+def _queries(inputs: Inputs, output: Path, recipe: CacheRecipe, force: bool) -> tuple[Path, ...]:
     """Give the stores of held-out queries: those named, else the recipe's, embedded beside the cache."""
     if inputs.queries or not recipe.tuning.queries or inputs.load is None:
         return inputs.queries
-    from bindsearch.embed import EmbedOptions, run_embed
-
     folder = output.with_name(output.name + ".queries")
-    options = EmbedOptions(workers=inputs.workers)
-    run_embed([recipe.tuning.queries], folder, inputs.load(recipe.space), options=options).check_bad()
+    _embed((recipe.tuning.queries,), folder, replace(inputs, embed_progress=False), recipe.space, force)
     return (folder,)
 
 
-def _embedded(inputs: Inputs, output: Path, recipe: CacheRecipe) -> tuple[VectorSource, str]:
+def _embedded(
+    inputs: Inputs, output: Path, recipe: CacheRecipe, force: bool, grow: tuple[str, ...]
+) -> tuple[VectorSource, str]:
     """Embed media; an interrupted run goes on, and a source that grew embeds what is new."""
+    folder = inputs.embeddings or output.with_name(output.name + ".embeddings")
+    named = tuple(
+        narrow(each, [recipe.modality]) if maker_of(each) is not None and "#" not in each else each
+        for each in inputs.sources
+    )
+    _embed(named, folder, inputs, recipe.space, force and inputs.embeddings is None, grow)
+    return EmbeddingStore.open(folder), ", ".join(inputs.sources)
+
+
+def _embed(
+    named: tuple[str, ...], folder: Path, inputs: Inputs, space: str | None, force: bool, grow: tuple[str, ...] = ()
+) -> None:
+    """Embed sources to a folder that holds nothing else; with `force` what it holds of others is deleted."""
     from bindsearch.embed import EmbedOptions, run_embed
 
     if inputs.load is None:
-        raise InputError(f"{inputs.sources[0]}: must be embedded, and no space was given.")
-    folder = inputs.embeddings or output.with_name(output.name + ".embeddings")
-    named = [
-        narrow(each, [recipe.modality]) if maker_of(each) is not None and "#" not in each else each
-        for each in inputs.sources
-    ]
-    space = inputs.load(recipe.space)
-    run_embed(
-        named, folder, space, options=EmbedOptions(workers=inputs.workers), progress=inputs.embed_progress
-    ).check_bad()
-    return EmbeddingStore.open(folder), ", ".join(inputs.sources)
+        raise InputError(f"{named[0]}: must be embedded, and no space was given.")
+    wanted = Listing(named).origins
+    others = [name for name in _listed_before(folder) if name not in wanted and not name.startswith(grow)]
+    if others and not force:
+        raise InputError(
+            f"{folder}: holds embeddings of {others[0]}, and {', '.join(wanted)} is asked for. "
+            "Name another folder, --embeddings DIR, or delete this one (--force does where it was not named)."
+        )
+    if others:
+        shutil.rmtree(folder)
+    options = EmbedOptions(workers=inputs.workers, max_bad=inputs.max_bad)
+    run_embed(named, folder, inputs.load(space), options=options, progress=inputs.embed_progress).check_bad()
+
+
+def _listed_before(folder: Path) -> list[str]:
+    """Name the sources that embeddings are of, those of an unfinished run too."""
+    if not folder.is_dir():
+        return []
+    plans = [Generation.load(each) for each in generation_folders(folder)]
+    return list(dict.fromkeys(name for plan in plans for name in plan.record.get("sources", ())))
 
 
 def record_of(recipe: CacheRecipe, name: str, found: Mapping[str, int]) -> CacheRecord:

@@ -65,6 +65,7 @@ def cache_build(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes; 0 decodes in this one.")] = None,
+    max_bad: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of bad inputs above which to exit 4.")] = 0.1,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -91,6 +92,7 @@ def cache_build(
         not quiet,
         setting("workers", workers),
         tuple(queries or ()),
+        max_bad,
     )
     record = build_cache(output, inputs, made, force)
     if as_json:
