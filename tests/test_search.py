@@ -188,7 +188,11 @@ def test_filters_see_every_segment_and_no_removed_item(toy):
         ("sise > 3", UnknownNameError, "Did you mean 'size'"),
         ("color = 'red'", UnknownNameError, "Did you mean 'colour'"),
         ("size > 'big'", InputError, "the column 'size' holds int64, it is compared with 'big'"),
-        ("modality = 3", InputError, "the column 'modality' holds string, it is compared with 3"),
+        (
+            "modality = 3",
+            InputError,
+            "the column 'modality' holds text such as '(audio|image)', it is compared with the number 3",
+        ),
         ("modality > true", InputError, "holds string"),
         ("size like '3%'", InputError, "holds int64"),
         ("size = 99999999999999999999999999", InputError, "cannot be compared"),
@@ -559,3 +563,24 @@ print([name for name in ("torch", "faiss", "torchvision", "timm", "open_clip", "
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.splitlines() == ["item/0001", "[]"]
+
+
+@pytest.mark.parametrize(
+    ("where", "passes"),
+    [
+        ("rating > 3", [True, False, True, False, False]),
+        ("rating = 10", [True, False, False, False, False]),
+        ("not rating < 4", [True, False, True, False, False]),
+        ("rating in (2, 4.0)", [False, True, True, False, False]),
+        ("rating > '1'", [True, True, False, False, False]),
+    ],
+)
+def test_cells_of_csv_files_compare_as_numbers_with_numbers(where, passes):
+    cells = pa.chunked_array([["10", "2"], [" 4.0", "", None]])
+    assert parse_filter(where).mask(lambda name: cells).tolist() == passes
+
+
+def test_a_cell_that_is_no_number_is_named():
+    cells = pa.chunked_array([["10", "n/a"]])
+    with pytest.raises(InputError, match=r"the column 'rating' holds text such as 'n/a', .* the number 3\. Comp"):
+        parse_filter("rating > 3").mask(lambda name: cells)

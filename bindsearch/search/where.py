@@ -15,7 +15,8 @@ Grammar, loosest first; the words of the language are not case-sensitive:
     column   := a column of the item table, or a name in its attributes; `any name` between backquotes
     literal  := 'text' | "text" (a quote doubled stands for itself) | number | true | false
 
-A comparison with a missing value is unknown, as in SQL; only rows that are known to be true pass. Nothing is evaluated
+Text that is compared with a number is read as numbers (cells of CSV files are text). A comparison with a missing value
+is unknown, as in SQL; only rows that are known to be true pass. Nothing is evaluated
 as Python.
 """
 
@@ -257,6 +258,8 @@ def _test(node: _Node, values: Any, text: str) -> Any:
     if pa.types.is_null(kind):  # no row has a value: nothing is known
         return pc.cast(values, pa.bool_())
     textual = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if textual and node.kind != "like" and node.values and all(_is_plain_number(value) for value in node.values):
+        values, kind, textual = _parsed(values, node, text), pa.float64(), False
     for value in node.values:
         fits = (
             (textual and isinstance(value, str))
@@ -278,6 +281,35 @@ def _test(node: _Node, values: Any, text: str) -> Any:
         return getattr(pc, node.kind)(values, node.values[0])
     except (pa.ArrowException, OverflowError, TypeError) as error:
         raise InputError(f"filter {text!r}: the column {node.column!r} cannot be compared: {error}") from error
+
+
+def _is_plain_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _parsed(values: Any, node: _Node, text: str) -> Any:
+    """Read a column of text as numbers, as cells of a CSV file are; an empty one is none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    trimmed = pc.utf8_trim_whitespace(values)
+    filled = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, values.type), trimmed)
+    try:
+        return pc.cast(filled, pa.float64())
+    except pa.ArrowInvalid as error:
+        other = next((each for each in pc.unique(filled).to_pylist() if each is not None and not _reads(each)), "")
+        raise InputError(
+            f"filter {text!r}: the column {node.column!r} holds text such as {other!r}, it is compared with the number "
+            f"{node.values[0]!r}. Compare it with text between quotes."
+        ) from error
+
+
+def _reads(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_number(kind: Any) -> bool:
