@@ -162,3 +162,41 @@ def test_doctor_reports_this_machine() -> None:
 def test_docs_are_fresh() -> None:
     done = subprocess.run([sys.executable, ROOT / "tools" / "make_docs.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+    import bindsearch.embed
+    from bindsearch.cli import run
+
+    def stop(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bindsearch.embed, "run_embed", stop)
+    assert run(["embed", "world:0..4", "-o", str(tmp_path / "out")]) == 130
+    assert "Run the same command again to go on." in capsys.readouterr().err
+
+
+def test_folders_that_are_mixed_up_are_called_what_they_are(tmp_path, capsys):
+    from bindsearch.cli import run
+
+    photos, rows, index = tmp_path / "photos", tmp_path / "run" / "embeddings", tmp_path / "indexes" / "run"
+    photos.mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((40, 40, 3), 60 * number, dtype=np.uint8)).save(photos / f"{number}.png")
+    assert run(["embed", str(photos), "-o", str(rows), "--workers", "0", "-q"]) == 0
+    assert run(["index", str(rows), "-o", str(index), "-q"]) == 0
+    capsys.readouterr()
+    for words, said in (
+        (
+            ["query", str(rows), "--text", "x"],
+            f"holds embeddings, no index. Make one of them: bindsearch index {rows} -o",
+        ),
+        (["query", str(photos), "--text", "x"], f"in two steps: bindsearch embed {photos} -o EMBEDDINGS, then"),
+        (
+            ["index", str(photos), "-o", str(tmp_path / "x")],
+            f"holds no embeddings. Make them: bindsearch embed {photos} -o",
+        ),
+        (["index", str(index), "-o", str(tmp_path / "x")], "is an index, expected embeddings"),
+    ):
+        assert run(words) == 3
+        assert said in capsys.readouterr().err

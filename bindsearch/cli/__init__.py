@@ -40,6 +40,7 @@ COMMANDS = {
 }
 """Commands in the order of the walk: name -> module of this package and the function or group in it."""
 
+_INTERRUPTED = 130
 _COLLECT_AFTER = 100_000
 """Objects made between two rounds of the garbage collector, which costs a tenth of a start at Python's 700."""
 
@@ -134,6 +135,8 @@ def run(args: list[str]) -> int:
     try:
         built = build_app(args[0] if args and args[0] in COMMANDS else None)
         code = built(args=args, standalone_mode=False, prog_name="bindsearch")
+        if code == _INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except BindSearchError as error:
         if debug:
@@ -142,10 +145,10 @@ def run(args: list[str]) -> int:
         return error.exit_code
     except typer.Abort:
         say("stopped at the question; nothing was done.")
-        return 130
+        return _INTERRUPTED
     except KeyboardInterrupt:
         say("interrupted; what was committed stays. Run the same command again to go on.")
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 0

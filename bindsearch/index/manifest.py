@@ -145,6 +145,25 @@ class Manifest:
         return Recipe("faiss-flat", row_dtype=self.row_dtype, byte_codes=self.recipe.byte_codes)
 
 
+def _what_is_there(folder: Path) -> str:
+    """Say what a folder without index.json is, and what to type next."""
+    from bindsearch.store import generation_folders
+
+    make = f"Type: bindsearch index EMBEDDINGS -o {folder}"
+    if not folder.is_dir():
+        return f"does not exist. {make}"
+    if generation_folders(folder):
+        name = folder.name if folder.name != "embeddings" else folder.parent.name or "mine"
+        return f"holds embeddings, no index. Make one of them: bindsearch index {folder} -o indexes/{name}"
+    names = {path.name for path in folder.iterdir()}
+    if any(name.startswith("index.") for name in names) or not names:
+        return f"holds no index.json (no index, or its build did not finish). {make}"
+    return (
+        f"holds no index. Of media make one in two steps: bindsearch embed {folder} -o EMBEDDINGS, then "
+        "bindsearch index EMBEDDINGS -o INDEX"
+    )
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check index.json.
 
@@ -156,8 +175,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        what = "holds no index.json (no index, or its build did not finish)" if folder.is_dir() else "does not exist"
-        raise MissingInputError(f"{folder}: {what}. Type: bindsearch index EMBEDDINGS -o {folder}") from error
+        raise MissingInputError(f"{folder}: {_what_is_there(folder)}") from error
     except NotADirectoryError as error:
         raise MissingInputError(f"{folder}: is a file, expected an index folder.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -66,7 +66,7 @@ class EmbeddingStore:
         folders = generation_folders(folder)
         manifest = Manifest.load(folder)
         if manifest is None and not folders:
-            raise MissingInputError(f"{folder}: no embeddings there. Make them: bindsearch embed SRC -o {folder}")
+            raise MissingInputError(f"{folder}: {_what_is_there(folder)}")
         if not partial:
             if manifest is None:
                 raise MissingInputError(f"{folder}: {_how_far(folders[0])}. Run the same `bindsearch embed` again.")
@@ -282,6 +282,15 @@ def unit_rows(rows: np.ndarray) -> FloatArray:
 
 def _sources(generations: Sequence[Generation]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for generation in generations for name in generation.record["sources"]))
+
+
+def _what_is_there(folder: Path) -> str:
+    """Say what a folder without embeddings is, and what to type next."""
+    if (folder / "index.json").is_file():
+        return "is an index, expected embeddings: the folder that `bindsearch embed SRC -o FOLDER` wrote."
+    if folder.is_dir() and any(folder.iterdir()):
+        return f"holds no embeddings. Make them: bindsearch embed {folder} -o EMBEDDINGS"
+    return f"no embeddings there. Make them: bindsearch embed SRC -o {folder}"
 
 
 def _how_far(folder: Path) -> str:
