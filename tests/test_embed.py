@@ -352,6 +352,21 @@ def test_duplicates_and_collisions_are_refused_naming_both(media, tmp_path, spac
         run_embed([media], tmp_path / "colliding", space, options=HERE)
 
 
+def test_no_file_takes_the_place_of_another_folders(tmp_path, space):
+    for folder, name, seed in (("a", "x", 1), ("a", "p", 2), ("b", "x", 3)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}.png").write_bytes(picture_bytes("png", seed=seed))
+    out = tmp_path / "out"
+    run_embed([tmp_path / "a"], out, space, options=HERE)
+    with pytest.raises(InputError, match=r"key 'x\.png' is in .*out already, of .*a/x\.png; got .*b/x\.png\. Give"):
+        run_embed([tmp_path / "b"], out, space, options=HERE)
+    assert len(open_store(out)) == 2
+    (tmp_path / "a").rename(tmp_path / "moved")  # another name of the same folder brings the same items
+    (tmp_path / "moved" / "x.png").write_bytes(picture_bytes("png", seed=4))
+    report = run_embed([tmp_path / "moved"], out, space, options=HERE)
+    assert (report.embedded.total(), report.bad_items, len(open_store(out))) == (2, 0, 2)
+
+
 def test_long_recordings_become_spans(tmp_path, space):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()

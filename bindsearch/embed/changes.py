@@ -12,6 +12,7 @@ import numpy as np
 from bindsearch.embed.decoding import source_of
 from bindsearch.embed.plan import say_twice
 from bindsearch.errors import DecodeError, InputError
+from bindsearch.listing.naming import to_path
 from bindsearch.store import EmbeddingStore, Generation
 from bindsearch.store.files import read_parquet
 from bindsearch.store.generation import PLAN_ROWS
@@ -118,6 +119,40 @@ class KnownUnits:
         table = self._store.items(("id", "sha256"))
         return dict(zip(table.column("id").to_pylist(), table.column("sha256").to_pylist(), strict=True))
 
+    def check_place(self, item: Item) -> None:
+        """Refuse to put an item in the place of another file's.
+
+        A key that a source brings which an earlier run did not list may be another file's that has the same name. Where
+        that one is no more, its folder was moved or renamed, and the item takes its place.
+
+        Args:
+            item: new or changed.
+
+        Raises:
+            InputError: the other file is still there; both are named.
+        """
+        rows = self.rows_of(item.id)
+        if rows.start == rows.stop or self.listed[rows].any():
+            return
+        source = self._sources[item.id]
+        if _are_two_files(source, item.source):
+            raise InputError(
+                f"key {item.key!r} is in {self._out} already, of {source}; got {item.source}. Give the common parent "
+                "folder as the one source, choose another output folder, or list the files in a manifest with a column "
+                "'key'."
+            )
+
+    @cached_property
+    def _sources(self) -> Mapping[int, str]:
+        """Give the file of each unit, for those that this run's sources did not bring."""
+        wanted = set(self.units[~self.listed].tolist())
+        found: dict[int, str] = {}
+        for generation in self._generations:
+            table = read_parquet(generation.folder / PLAN_ROWS, ["unit", "source"])
+            pairs = zip(table.column("unit").to_pylist(), table.column("source").to_pylist(), strict=True)
+            found |= {unit: source for unit, source in pairs if unit in wanted}
+        return found
+
     def replace(self, unit: int, ids: Sequence[int]) -> None:
         """Note that a listed item is embedded again, as rows of these ids; its other rows will be gone."""
         rows = self.rows_of(unit)
@@ -148,6 +183,14 @@ def _keys_of(generation: Generation, wanted: set[int]) -> Iterator[dict[str, int
     table = read_parquet(generation.folder / PLAN_ROWS, ["id", "key"])
     hits = np.flatnonzero(np.isin(table.column("id").to_numpy(), list(wanted)))
     yield from table.take(hits).to_pylist()
+
+
+def _are_two_files(one: str, other: str) -> bool:
+    """Say whether two sources are files that are both there, and not the same one."""
+    try:
+        return not Path(to_path(one)).samefile(to_path(other))
+    except OSError:
+        return False
 
 
 def _can_be_read(item: Item) -> bool:

@@ -169,6 +169,7 @@ class Planner:
             unchanged = known.count_unchanged(item, mark)
             self.report.unchanged += unchanged
             if not unchanged:
+                known.check_place(item)
                 changed.append((origin, item, mark))
             if len(changed) == _CHUNK_ITEMS:
                 self._plan_chunk(changed, known, writer)
