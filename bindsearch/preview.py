@@ -15,6 +15,7 @@ import numpy as np
 
 from bindsearch.drawing import FAR, HEAT, apply_palette, spectrogram
 from bindsearch.errors import BindSearchError, DecodeError
+from bindsearch.listing.folders import file_facts
 from bindsearch.listing.naming import to_path
 from bindsearch.makers import maker_of
 from bindsearch.registry import MODALITIES
@@ -32,6 +33,7 @@ SIZE_PX = 320
 _SOUND_S = 15.0
 _VIDEO_BYTES = 2 << 20
 _WORDS = 600
+_COMPARED_BYTES = 64 << 20
 _POINTS = 240
 _MP3_RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _VIDEO_TYPES = ("video/mp4", "video/webm")
@@ -99,7 +101,27 @@ def preview_hit(hit: Hit, presets: Mapping[str, str], with_clip: bool = False) -
             source = Source.tar_member(to_path(hit.source), member) if member else Source.of(to_path(hit.source))
     except BindSearchError as error:
         return Preview(hit.key, hit.modality, trouble=str(error))
+    if maker is None and not member and _has_changed(hit, source):
+        return Preview(
+            hit.key, hit.modality, trouble="the file has changed since it was embedded: embed and index again"
+        )
     return preview(source, hit.modality, hit.span, presets.get(hit.modality, "default"), hit.key, with_clip)
+
+
+def _has_changed(hit: Hit, source: Source) -> bool:
+    """Say whether a file is another than the one that was embedded: by size, or by its bytes where its time differs."""
+    size_bytes, mtime_s = file_facts(to_path(hit.source))
+    known_bytes, known_s, sha256 = (hit.columns.get(name) for name in ("size", "mtime", "sha256"))
+    if size_bytes is None or known_bytes is None:
+        return False
+    if size_bytes != known_bytes:
+        return True
+    if mtime_s == known_s or sha256 is None or size_bytes > _COMPARED_BYTES:
+        return False
+    try:
+        return bool(source.sha256() != sha256)
+    except (DecodeError, OSError):
+        return False
 
 
 def preview_term(term: Term, presets: Mapping[str, str], with_clip: bool = False) -> Preview:

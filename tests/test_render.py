@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -78,9 +79,14 @@ def index(tmp_path_factory):
         "caption": [None] * 7 + [NASTY],
         "start_s": pa.array([None] * 8, pa.float64()),
         "end_s": pa.array([None] * 8, pa.float64()),
+        "size": [path.stat().st_size for path in paths.values()] + [1],
+        "mtime": [path.stat().st_mtime for path in paths.values()] + [1.0],
+        "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths.values()] + ["00"],
     }
     for name, values in columns.items():
-        store.table = store.table.set_column(store.table.column_names.index(name), name, [pa.array(values)])
+        if name in store.table.column_names:
+            store.table = store.table.drop_columns(name)
+        store.table = store.table.append_column(name, [pa.array(values)])
     store.manifest.tower_ids = {kind: f"{kind}:aa@{store.manifest.space_id}" for kind in KINDS}
     store.manifest.preset_ids = dict.fromkeys(KINDS, "default:12345678")
     build_index(store, folder / "index")
@@ -419,6 +425,18 @@ def test_broken_files_become_tiles_that_say_so(tmp_path, kind, data):
     assert shown.picture is None
     gone = preview.preview(Source.of(tmp_path / "nothing"), kind, None, "default", "x")
     assert gone.trouble == "no such file"
+
+
+def test_a_file_that_has_changed_is_not_shown_as_what_was_scored(hits):
+    hit = next(each for each in hits if each.key == "photo.png")
+    for changes, changed in (
+        ({}, False),
+        ({"size": 5}, True),
+        ({"mtime": 1.0}, False),  # touched: the bytes are the same
+        ({"mtime": 1.0, "sha256": "00"}, True),
+    ):
+        shown = preview.preview_hit(replace(hit, columns={**hit.columns, **changes}), {})
+        assert ("has changed since it was embedded" in shown.trouble) == changed == (shown.picture is None)
 
 
 def test_a_span_of_a_sound_is_what_is_shown(index):
