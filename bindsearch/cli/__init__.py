@@ -12,9 +12,8 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from bindsearch.cli.options import say
+from bindsearch.cli.options import WholeHelp, say
 from bindsearch.errors import BindSearchError
 
 COMMANDS = {
@@ -45,7 +44,7 @@ _COLLECT_AFTER = 100_000
 """Objects made between two rounds of the garbage collector, which costs a tenth of a start at Python's 700."""
 
 
-class InOrder(TyperGroup):
+class InOrder(WholeHelp):
     """Lists the commands in the order of the walk."""
 
     def list_commands(self, ctx: Any) -> list[str]:

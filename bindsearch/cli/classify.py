@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from bindsearch.cli.options import (
     DeviceOption,
@@ -15,6 +14,7 @@ from bindsearch.cli.options import (
     JsonOption,
     PresetOption,
     SpaceOption,
+    WholeHelp,
     make_group,
     medium_options,
     open_space,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bindsearch.zeroshot import Classifier, Verdicts
 
 
-class RunFirst(TyperGroup):
+class RunFirst(WholeHelp):
     """`bindsearch classify --audio x.wav ...` means `bindsearch classify run --audio x.wav ...`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

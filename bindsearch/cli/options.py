@@ -34,8 +34,22 @@ SpeedOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no notes.")]
 
+_SENTENCE = 300
 
-class BuildFirst(TyperGroup):
+
+class WholeHelp(TyperGroup):
+    """A group whose help shows its commands' first sentences whole, over several lines where they need them."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands; the base class cuts what does not fit on one line."""
+        commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, each.get_short_help_str(_SENTENCE)) for name, each in commands if each and not each.hidden]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+
+class BuildFirst(WholeHelp):
     """`bindsearch index EMBEDDINGS` means `bindsearch index build EMBEDDINGS`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -45,7 +59,7 @@ class BuildFirst(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-def make_group(help_text: str, cls: type[TyperGroup] = TyperGroup) -> typer.Typer:
+def make_group(help_text: str, cls: type[TyperGroup] = WholeHelp) -> typer.Typer:
     """Make a group of subcommands in the house style."""
     return typer.Typer(help=help_text, no_args_is_help=True, cls=cls, rich_markup_mode=None)
 

@@ -52,5 +52,5 @@ def _slowest(report: EmbedReport) -> str:
     """Name the remedy for what was decoded most."""
     most = report.embedded.most_common(1)
     if most and most[0][0] == "image":
-        return "--preset image=quick (large JPEGs decoded at a reduced scale, which moves pixels), or more cores,"
+        return "more cores, or for large JPEGs --preset image=quick (decoded at a reduced scale, which moves pixels),"
     return "more cores"
