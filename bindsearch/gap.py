@@ -282,4 +282,5 @@ def _draw_bars(axes: Any, result: Mapping[str, Any], key: str) -> None:
         axes.bar(np.arange(len(names)) + shift, values, 0.38, label=state)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
     axes.set_title(key.replace("_", " "), fontsize=9)
-    axes.legend(fontsize=7)
+    axes.margins(y=0.25)  # room above the bars for the legend
+    axes.legend(fontsize=7, loc="upper right", ncols=2)
