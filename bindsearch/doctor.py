@@ -28,8 +28,22 @@ WHEELS = (
         "Pillow",
         "av",
     ),
-    *("soundfile", "h5py", "open_clip_torch", "timm", "typer"),
+    *("soundfile", "h5py", "typer"),
 )
+EXTRAS = {
+    "scikit-learn": "probe",
+    "matplotlib": "probe",
+    "scipy": "evaluate",
+    "duckdb": "sql",
+    "transformers": "llm",
+    "sentencepiece": "llm",
+    "timm": "timm",
+    "open_clip_torch": "open-clip",
+    "scalable-vs": "svs",
+    "bitsandbytes": "llm-quantized",
+    "accelerate": "llm-quantized",
+}
+"""Optional package -> the extra that brings it; several extras bring some."""
 OPENMP = re.compile(r"lib(?:gomp|iomp5|omp)[^/]*\.so[^/]*$")
 
 
@@ -106,6 +120,9 @@ def _version(name: str) -> str | None:
 def _wheels() -> list[Finding]:
     found = {name: _version(name) for name in WHEELS}
     lines = [Finding("wheel", name, version or "not installed") for name, version in found.items()]
+    for name, extra in EXTRAS.items():
+        fix = f"not installed; where it is needed: pip install 'bindsearch[{extra}]'"
+        lines.append(Finding("wheel", name, _version(name) or fix))
     if found["faiss-cpu"] and found["faiss-gpu"]:
         fix = "pip uninstall -y faiss-cpu faiss-gpu && pip install 'bindsearch[cpu]' (or [gpu])"
         lines.append(

@@ -21,6 +21,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+NAMES_SHOWN = 12
+"""Upper limit of the known names in the message about an unknown one."""
+
 
 class BindSearchError(Exception):
     """Root of everything that bindsearch raises on purpose."""
@@ -43,11 +46,18 @@ class UnknownNameError(InputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         """Build the message from what was asked for and what there is."""
-        self.kind, self.name, self.known = kind, name, tuple(sorted(known))
+        self.kind, self.name, self.known = kind, name, tuple(sorted(set(known)))
         near = difflib.get_close_matches(name, self.known, n=1)
         did = f" Did you mean {near[0]!r}?" if near else ""
         tail = f" {hint}" if hint else ""
-        super().__init__(f"Unknown {kind} {name!r}.{did} Known: {', '.join(self.known) or '(none)'}.{tail}")
+        super().__init__(f"Unknown {kind} {name!r}.{did} Known: {self._listed() or '(none)'}.{tail}")
+
+    def _listed(self) -> str:
+        """List the known names; of many the nearest ones, the nearest first."""
+        if len(self.known) <= NAMES_SHOWN:
+            return ", ".join(self.known)
+        near = difflib.get_close_matches(self.name, self.known, n=NAMES_SHOWN, cutoff=0.0)
+        return f"{', '.join(near)} and {len(self.known) - len(near):,} more"
 
 
 class MissingInputError(InputError):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".npz", ".npy", ".parquet")
 KEY_COLUMNS = ("path", "key", "file", "name")
+_NPY_MAGIC = b"\x93NUMPY"
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,42 @@ def is_row_table(path: str | os.PathLike[str]) -> bool:
     return here.suffix.lower() in SUFFIXES
 
 
+def read_npy(path: str | os.PathLike[str], name: str = "", mapped: bool = False) -> Any:
+    """Read a .npy file that a user brings; nothing in it is unpickled.
+
+    Args:
+        path: of the file.
+        name: what messages call it; "" is its path.
+        mapped: leave the numbers on disk.
+
+    Returns:
+        An array of any shape and dtype.
+
+    Raises:
+        MissingInputError: no such file.
+        InputError: another kind of file, a damaged one, or Python objects in place of numbers.
+    """
+    import numpy as np
+
+    name = name or os.fspath(path)
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
+                raise InputError(
+                    f"{name}: not a .npy file of numbers; it begins as another kind of file. Write one: "
+                    "numpy.save('vectors.npy', array)"
+                )
+        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{name}: there is no such file.") from error
+    except InputError:
+        raise
+    except (ValueError, OSError, EOFError) as error:
+        objects = "allow_pickle" in str(error) or "Python objects" in str(error)
+        why = "Python objects, which are not unpickled" if objects else f"damaged ({error})"
+        raise InputError(f"{name}: not a .npy file of numbers: {why}. Write it again from numbers.") from error
+
+
 def row_bytes(path: str, key: str) -> bytes:
     """Give one row as the bytes of a .npy file.
 
@@ -152,7 +189,7 @@ def _checked(path: Path, keys: list[str], rows: Any) -> RowTable:
 def _of_npz(path: Path) -> tuple[list[str], Any]:
     import numpy as np
 
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+    with path.open("rb") as stream, np.lib.npyio.NpzFile(stream) as file:  # np.load takes what is no zip for a pickle
         names = list(file.files)
         if len(names) == 2 and "keys" in names:
             other = next(name for name in names if name != "keys")
@@ -170,13 +207,11 @@ def _keys_beside(path: Path) -> Path | None:
 
 
 def _of_npy(path: Path) -> tuple[list[str], Any]:
-    import numpy as np
-
     beside = _keys_beside(path)
     if beside is None:
         raise InputError(f"{path}: whose vectors are these? Write one key a line to {path.with_suffix('.keys.txt')}.")
     keys = [line for line in beside.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return keys, np.load(path, allow_pickle=False)
+    return keys, read_npy(path)
 
 
 def _of_parquet(path: Path) -> tuple[list[str], Any]:
@@ -216,14 +251,12 @@ def _matrix(column: Any, path: Path) -> Any:
 
 
 def _of_folder(path: Path) -> tuple[list[str], Any]:
-    import numpy as np
-
     from bindsearch.store import open_store
 
     if (path / "embeddings.npy").is_file():
         from bindsearch.store.files import read_parquet
 
         keys = read_parquet(path / "items.parquet", ["key"]).column("key").to_pylist()
-        return keys, np.load(path / "embeddings.npy", allow_pickle=False)
+        return keys, read_npy(path / "embeddings.npy")
     store = open_store(path)
     return store.items(["key"]).column("key").to_pylist(), store.vectors()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from bindsearch import doctor
+from bindsearch.doctor import EXTRAS
 
 ROOT = Path(__file__).parent.parent
 
@@ -157,6 +162,22 @@ def test_doctor_reports_this_machine() -> None:
     assert findings["wheel", "torch"].startswith("2.")
     assert ("openmp", "runtimes") in findings
     assert "tiny" in {name for topic, name in findings if topic == "space"}
+    assert all(("wheel", name) in findings for name in EXTRAS)
+
+
+def test_doctor_knows_which_extra_brings_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    brings = {
+        extra: {re.split(r"[<>=]", line)[0] for line in lines.split()}
+        for extra, lines in setup["options.extras_require"].items()
+        if extra not in ("cpu", "gpu", "dev")
+    }
+    assert set().union(*brings.values()) == {*EXTRAS, "toml"}  # toml comes along with scalable-vs, which needs it
+    assert {name: name in brings[extra] for name, extra in EXTRAS.items()} == dict.fromkeys(EXTRAS, True)
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    lines = {finding.name: finding.value for finding in doctor._wheels()}
+    assert lines["duckdb"] == "not installed; where it is needed: pip install 'bindsearch[sql]'"
 
 
 def test_docs_are_fresh() -> None:

@@ -128,6 +128,9 @@ def test_a_second_run_does_nothing(media, tmp_path, space):
     before = contents(tmp_path / "out")
     report = run_embed([media], tmp_path / "out", space, options=HERE)
     assert (report.unchanged, report.shards, report.gone, report.items) == (13, 0, 0, 12)
+    assert report.unchanged_bad == 1
+    assert "in the store: 12 items\n  unchanged: 12\n  unchanged, bad as before: 1\n" in report.to_text()
+    assert report.remarks == []
     assert contents(tmp_path / "out") == before
 
 
@@ -208,9 +211,11 @@ def test_another_dtype_adds_but_finishes_nothing_that_was_begun(media, tmp_path,
     before = contents(out)
     report = run_embed([media], out, wide, options=HERE)
     assert (report.unchanged, report.shards) == (13, 0)
+    assert "note: float64 was not used: nothing is new, and" in report.to_text()
     assert contents(out) == before
     (media / "new.png").write_bytes(picture_bytes(seed=70))
-    assert run_embed([media], out, wide, options=HERE).embedded == {"image": 1}
+    report = run_embed([media], out, wide, options=HERE)
+    assert (report.embedded, report.remarks) == ({"image": 1}, [])
     assert open_store(out).manifest.dtype == "float32+float64"
     dtypes = [json.loads((out / f"g000{number}/plan.json").read_text())["dtype"] for number in (1, 2)]
     assert dtypes == ["float32", "float64"]
@@ -244,6 +249,7 @@ def test_a_damaged_shard_is_made_anew(media, tmp_path, space):
         open_store(out)
     report = run_embed([media], out, space, options=HERE)
     assert (report.shards, report.embedded) == (2, {"image": 7, "audio": 2})
+    assert (report.unchanged, report.unchanged_bad) == (0, 0)
     assert contents(out) == before
 
 
@@ -286,6 +292,15 @@ def test_sources_without_media_are_refused(tmp_path, space):
     with pytest.raises(MissingInputError, match=r"no media found\. Ignored: 1 \.docx"):
         run_embed([tmp_path / "in"], tmp_path / "out", space, options=HERE)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_the_embeddings_is_no_source(media, space):
+    before = contents(media)
+    with pytest.raises(MissingInputError, match=r"in is where the embeddings go, .*another folder for them: -o"):
+        run_embed([media], media, space, options=HERE)
+    assert contents(media) == before
+    report = run_embed([media], media / "out", space, options=HERE)
+    assert report.items == 12
 
 
 def test_what_an_emptied_folder_held_is_gone(tmp_path, space):

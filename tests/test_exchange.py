@@ -279,7 +279,7 @@ def test_what_is_no_such_layout_is_refused(layout, tmp_path):
 
 def test_pickled_arrays_are_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(InputError, match=r"no \.npy file of vectors"):
+    with pytest.raises(InputError, match=r"x\.npy: not a \.npy file of numbers: Python objects"):
         import_store(tmp_path / "x.npy", tmp_path / "out", "npy", modality="image")
 
 

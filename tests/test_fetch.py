@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -205,11 +206,26 @@ def test_statuses(server: Server, tmp_path: Path, told: list[str]) -> None:
     assert download(wanted(server, tmp_path), told.append, patience=QUICK).path.read_bytes() == BODY
     (tmp_path / "weights.pth").unlink()
     server.statuses = [404]
-    with pytest.raises(WeightsError, match=r"the server answers 404 Not Found"):
+    with pytest.raises(WeightsError, match=r"the server answers 404 Not Found\. Bring weights\.pth"):
         download(wanted(server, tmp_path), told.append, patience=QUICK)
     server.statuses = [500] * 3
     with pytest.raises(WeightsError, match=r"the server answers 500 .*3 times in a row"):
         download(wanted(server, tmp_path), told.append, patience=QUICK)
+
+
+def test_a_name_that_is_not_found_is_asked_for_twice(
+    tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    nobody = Wanted("http://nowhere.invalid/weights.pth", tmp_path / "weights.pth", name="tiny")
+    with pytest.raises(WeightsError, match=r"Name or service not known, 2 times in a row") as caught:
+        download(nobody, told.append, patience=QUICK)
+    assert "Is there no network? Bring weights.pth" in str(caught.value)
+    assert "or: bindsearch models fetch tiny --from weights.pth" in str(caught.value)
+    assert len(told) == 1
 
 
 def test_no_server_and_no_such_scheme(tmp_path: Path, told: list[str]) -> None:
@@ -392,7 +408,8 @@ def test_offline_names_the_file_its_size_its_checksum_and_its_place(
     place = tmp_path / "downloads" / "weights.pth"
     with pytest.raises(WeightsError) as caught:
         fetch.fetch_release("tiny", release, tmp_path / "tiny")
-    for fact in (str(place), f"{release.size_bytes} bytes", f"sha256 {release.sha256}", server.url, "--from"):
+    command = "bindsearch models fetch tiny --from weights.pth"
+    for fact in (str(place), f"{release.size_bytes} bytes", f"sha256 {release.sha256}", server.url, command):
         assert fact in str(caught.value)
     assert server.asked == []
     shutil.copy(checkpoint, place)

@@ -31,7 +31,7 @@ def index(tmp_path):
 
 
 def test_split_and_merge_by_command(index, tmp_path):
-    code, _, said = run("index", "split", index, "-o", tmp_path / "parts", "--by-modality", "-q")
+    code, _, said = run("index", "split", index, "-o", tmp_path / "parts", "--by-modality")
     assert code == 0
     assert [line.rpartition("/")[2] for line in said.splitlines()] == [
         "audio: 13 items.",
@@ -39,12 +39,12 @@ def test_split_and_merge_by_command(index, tmp_path):
         "text: 13 items.",
     ]
     parts = [tmp_path / "parts" / name for name in ("audio", "image", "text")]
-    code, _, said = run("index", "merge", *parts, index, "-o", tmp_path / "whole", "-q")
+    code, _, said = run("index", "merge", *parts, index, "-o", tmp_path / "whole")
     assert (code, said) == (0, f"{tmp_path / 'whole'}: 40 items of 4 indexes, 40 of them in several.\n")
-    run("index", "split", index, "-o", tmp_path / "few", "--where", "size > 3000", "-q")
+    assert run("index", "split", index, "-o", tmp_path / "few", "--where", "size > 3000", "-q")[2] == ""
     assert IndexFolder.open(tmp_path / "few" / "passes").count == 9
     assert IndexFolder.open(tmp_path / "few" / "rest").count == 31
-    code, _, said = run("index", "split", index, "-o", tmp_path / "two", "--parts", "2", "-q")
+    code, _, said = run("index", "split", index, "-o", tmp_path / "two", "--parts", "2")
     assert len(said.splitlines()) == 2
 
 
@@ -59,7 +59,7 @@ def test_merge_refuses_a_difference_and_takes_the_winner(index, tmp_path):
     with pytest.raises(BindSearchError, match=r"item/0000.*--prefer first") as error:
         run("index", "merge", index, other, "-o", tmp_path / "out", "-q")
     assert error.value.exit_code == 2
-    assert run("index", "merge", index, other, "-o", tmp_path / "out", "--prefer", "last", "-q")[0] == 0
+    assert run("index", "merge", index, other, "-o", tmp_path / "out", "--prefer", "last", "-q") == (0, "", "")
     np.testing.assert_array_equal(
         IndexFolder.open(tmp_path / "out").snapshot.rows(FakeStore(n=10).ids), FakeStore(n=10, seed=1).units
     )
@@ -71,14 +71,14 @@ def test_add_and_reindex_say_what_they_did(tmp_path):
     write_generation(second, 1, [("image-00000", [row("b"), row("c")], [])])
     commit_store(first)
     commit_store(second)
-    assert run("index", "build", second, "-o", tmp_path / "index", "-q")[0] == 0
+    assert run("index", "build", second, "-o", tmp_path / "index", "-q") == (0, "", "")
     said = run("index", "add", tmp_path / "index", first)[2]
     assert said == f"{tmp_path / 'index'}: 1 added, 2 replaced, 0 unchanged; 3 items.\n"
     said = run("index", "add", tmp_path / "index", first)[2]
     assert said == f"{tmp_path / 'index'}: 0 added, 0 replaced, 3 unchanged; 3 items.\n"
     with pytest.raises(BindSearchError, match=r"1 of its 3 items are not in the new embeddings, such as 'a'"):
         run("index", "reindex", tmp_path / "index", second, "-q")
-    code, _, said = run("index", "reindex", tmp_path / "index", second, "--drop-missing", "-q")
+    code, _, said = run("index", "reindex", tmp_path / "index", second, "--drop-missing")
     assert code == 0
     assert "2 items in " in said and "before, 3 in " in said
     code, out, _ = run("index", "verify", tmp_path / "index", "--json")

@@ -149,8 +149,9 @@ def test_nothing_is_unpickled_and_damage_is_said(tmp_path):
     (tmp_path / "short.json").write_text('{"format": "bindsearch-probe/1"}', encoding="utf-8")
     (tmp_path / "other.json").write_text('{"format": "x", "weights": [], "bias": []}', encoding="utf-8")
     for name in ("pickled.npz", "cut.npz", "text.npz", "short.json", "other.json"):
-        with pytest.raises(InputError, match=name):
+        with pytest.raises(InputError, match=name) as caught:
             load_probe(tmp_path / name)
+        assert "pickled (object)" not in str(caught.value)
     with pytest.raises(MissingInputError, match="--save"):
         load_probe(tmp_path / "none.npz")
 
@@ -203,6 +204,10 @@ def test_the_command_measures_saves_and_labels(bindsearch, store, tmp_path):
     figures = json.loads(done.out)["text"]
     assert [cell["shots"] for cell in figures["cells"]] == [1, 2, 4] and figures["tested"] == 18
     assert plot.is_file() and "99 shots are left out" in done.err
+    done = bindsearch(store.path, "--column", "word", "--shots", "1,77,99", "--repeats", "1")
+    assert [line for line in done.err.splitlines() if "left out" in line] == [
+        f"note: text: 77, 99 shots are left out, {min(WORDS)!r} has too few examples."
+    ]
     done = bindsearch(store.path, "--apply", saved, "-o", tmp_path / "l.csv", "--html", tmp_path / "l.html")
     assert done.returncode == 0, done.err
     with (tmp_path / "l.csv").open(encoding="utf-8", newline="") as file:

@@ -288,11 +288,15 @@ def test_a_cursor_of_another_list_is_refused_with_both_values(tmp_path):
         index.search(index.item("item/0003"), 4, shape=Shape(after=cursor, duplicates=0.9))
     with pytest.raises(InputError, match="list of one query"):
         index.search_many([index.item("item/0003")] * 2, 4, shape=after)
+    build_index(FakeStore(n=30, seed=1), tmp_path / "other")
+    other = open_index(tmp_path / "other")
+    with pytest.raises(MismatchError, match=r"other: the cursor is of the index \w{8}, this one is \w{8}: another one"):
+        other.search(index.item("item/0003"), 4, shape=after)
     index.remove(["item/0009"])
     with pytest.raises(MismatchError, match="cursor is of generation 1, the index is at 2") as caught:
         index.search(index.item("item/0003"), 4, shape=after)
     assert caught.value.exit_code == 5
-    for text in ("", "g1", "g1-zz-r1-d1-1", cursor + "x", "g1-00000000-r-1-d1-1"):
+    for text in ("", "g1", "i1-g1-zz-r1-d1-1", cursor + "x", "i00000000-g1-00000000-r-1-d1-1"):
         with pytest.raises(InputError, match="not a cursor"):
             index.search(index.item("item/0003"), 4, shape=Shape(after=text))
 
@@ -306,7 +310,7 @@ def test_a_cursor_of_another_list_is_refused_with_both_values(tmp_path):
 )
 @CALM
 def test_a_cursor_is_read_as_it_was_written(generation, rank, depth, item, text):
-    cursor = Cursor(generation, "0a1b2c3d", rank, depth, item)
+    cursor = Cursor("5e0c11aa", generation, "0a1b2c3d", rank, depth, item)
     assert Cursor.read(str(cursor)) == cursor
     with pytest.raises(InputError, match="not a cursor"):
         Cursor.read(text)

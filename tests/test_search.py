@@ -221,6 +221,15 @@ def test_a_parsed_filter_names_its_columns():
     assert parsed.mask(columns.__getitem__).tolist() == [True, True, False]
 
 
+def test_of_many_known_names_the_nearest_are_listed():
+    few = str(UnknownNameError("column", "sise", ["size", "key", "size"]))
+    assert few == "Unknown column 'sise'. Did you mean 'size'? Known: key, size."
+    error = UnknownNameError("model", "resnet19", [*(f"aimv2_{number}" for number in range(1300)), "resnet18"])
+    assert len(error.known) == 1301
+    assert "Did you mean 'resnet18'? Known: resnet18, " in str(error)
+    assert str(error).endswith(" and 1,289 more.") and len(str(error)) < 300
+
+
 def test_a_modality_that_the_index_lacks_is_named(toy):
     with pytest.raises(UnknownNameError, match="Known: audio, image, text"):
         toy.search(np.ones((1, 16), dtype=np.float32), modality="imu")
@@ -357,10 +366,13 @@ def test_items_and_vectors_need_no_space(toy, tmp_path):
     assert answers.hits[0][0].score == pytest.approx(1, abs=1e-6)
     for value, error, message in [
         ("nothing.npy", MissingInputError, "no such file"),
-        (__file__, InputError, "not a .npy file"),
+        (__file__, InputError, r"test_search\.py: not a \.npy file of numbers; it begins as another .*numpy\.save"),
+        (str(tmp_path / "cut.npy"), InputError, r"cut\.npy: not a \.npy file of numbers: damaged"),
     ]:
-        with pytest.raises(error, match=message):
+        (tmp_path / "cut.npy").write_bytes((tmp_path / "v.npy").read_bytes()[:-1])
+        with pytest.raises(error, match=message) as caught:
             ask(toy, [("vector", value)], load=no_space)
+        assert "pickle" not in str(caught.value)
     np.save(tmp_path / "words.npy", np.array(["a", "b"]))
     with pytest.raises(InputError, match="expected floating-point numbers, got <U1"):
         ask(toy, [("vector", f"{tmp_path}/words.npy")], load=no_space)

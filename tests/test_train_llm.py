@@ -251,7 +251,8 @@ def picture(tmp_path_factory):
 
 def test_ask_prints_the_answer_and_nothing_else(pair, picture, capsys):
     assert run(["ask", "What is it?", "--image", str(picture), "--pair", str(pair), "--max-new-tokens", "5"]) == 0
-    plain = capsys.readouterr().out
+    plain, said = capsys.readouterr()
+    assert re.search(r"^\(answered in \d+\.\d s, loading not counted\)$", said, re.MULTILINE)
     asked = ["ask", "What is it?", "--image", f"{picture}@0.5", "--pair", str(pair), "--json", "--max-new-tokens", "5"]
     assert run(asked) == 0
     answer = json.loads(capsys.readouterr().out)

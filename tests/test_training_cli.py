@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -266,9 +268,35 @@ def test_an_interrupt_keeps_every_step(world, tmp_path):
     said = []
     run_bind(config, tmp_path / "run", replace(QUIET, say=said.append))
     assert "bind: resumed at step 7 of 40" in said
+    figures = said[-1]
+    assert figures.startswith("bind: step 40, loss ") and ", b->a recall_at_1 " in figures and "{" not in figures
     run_bind(config, tmp_path / "whole", QUIET)
     name = "space/features.safetensors"
     assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+class Terminal(io.StringIO):
+    """Stands for a terminal: bars are drawn there."""
+
+    def isatty(self):
+        return True
+
+
+def test_the_bar_of_a_resumed_run_begins_where_it_was_stopped(world, tmp_path, monkeypatch):
+    config = projector(world, steps=6)
+    run_bind(config, tmp_path / "run", replace(QUIET, stop_after=4))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    run_bind(config, tmp_path / "run", replace(QUIET, progress=True))
+    shown = [part for part in sys.stderr.getvalue().split("\r") if part.startswith("train:")]
+    assert "| 4/6 [" in shown[0] and "| 6/6 [" in shown[-1], shown
+    assert re.search(r"loss=?\s?\d+\.\d{4}\]", shown[-1]), shown
+
+
+def test_slow_steps_are_logged_by_the_clock(world, tmp_path, monkeypatch):
+    config, said = projector(world, steps=4), []
+    monkeypatch.setattr("bindsearch.train.steps.SAY_S", 0.0)
+    run_bind(config, tmp_path / "run", replace(QUIET, say=said.append))
+    assert [line.split(" loss")[0] for line in said if "/4 " in line] == [f"bind: step {n}/4" for n in (1, 2, 3, 4)]
 
 
 def test_stop_after_leaves_no_space_and_goes_on(world, tmp_path):

@@ -276,6 +276,7 @@ def test_commands(tmp_path, capsys):
     out = str(tmp_path / "w")
     asked = ["world", "write", "3", "-o", out, "--size", "32", "--modalities", "image,text", "--workers", "0", "-q"]
     assert run([*asked, "--split", "compositional", "--language", "german"]) == 0
+    assert capsys.readouterr().err == ""
     assert sorted(path.name for path in (tmp_path / "w").glob("scene-00002*")) == [
         "scene-00002.de.txt",
         "scene-00002.png",

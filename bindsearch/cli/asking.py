@@ -205,7 +205,7 @@ def _answers(
             typer.echo("")
         seconds = time.monotonic() - began
         if not quiet and not as_json:
-            say(f"({seconds:.2f} s)")
+            say(f"(answered in {seconds:.1f} s, loading not counted)")
         yield {"question": question, "answer": "".join(pieces).strip(), "seconds": round(seconds, 3)}
 
 

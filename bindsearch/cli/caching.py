@@ -97,7 +97,7 @@ def cache_build(
     record = build_cache(output, inputs, made, force)
     if as_json:
         print_json(to_json_dict(record))
-    else:
+    elif not quiet:
         say(
             f"{output}: {record.kept} images; {record.repeated} of {record.seen} repeated earlier ones; "
             f"{record.others} items of other modalities left out. Next: bindsearch cache info {output}"
@@ -229,16 +229,9 @@ def _numbers(
 
 
 def _read_rows(path: Path) -> FloatArray:
-    import numpy as np
+    from bindsearch.row_table import read_npy
 
-    from bindsearch.errors import MissingInputError
-
-    try:
-        rows: FloatArray = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise MissingInputError(f"--vectors {path}: there is no such file.") from error
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"--vectors {path}: not a .npy file of numbers ({error}).") from error
+    rows: FloatArray = read_npy(path, f"--vectors {path}")
     return rows
 
 

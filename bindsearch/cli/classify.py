@@ -304,8 +304,9 @@ def probe(
     if plot is not None:
         say(f"wrote {plot_curves(curves, plot, f'{column}, {known.store.manifest.space_id}')}")
     for name, curve in curves.items():
-        for k, label in curve.left_out:
-            say(f"note: {name}: {k} shots are left out, {label!r} has too few examples.")
+        if curve.left_out:
+            numbers = ", ".join(str(shots) for shots, _ in curve.left_out)
+            say(f"note: {name}: {numbers} shots are left out, {curve.left_out[0][1]!r} has too few examples.")
     if as_json:
         print_json({name: curve.to_json() for name, curve in curves.items()})
         return

@@ -92,7 +92,7 @@ def index_build(
         )
     if as_json:
         print_json(folder.info())
-    else:
+    elif not quiet:
         say(
             f"{output}: {folder.count} items in {folder.manifest.space_id}. "
             f"Next: bindsearch query {output} --text '...'"

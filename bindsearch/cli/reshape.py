@@ -25,7 +25,8 @@ def merge(
     from bindsearch.index.merge import merge_indexes
 
     merged = merge_indexes(indexes, output, prefer, progress=show_progress(quiet))
-    say(f"{output}: {merged.folder.count} items of {len(indexes)} indexes, {merged.shared} of them in several.")
+    if not quiet:
+        say(f"{output}: {merged.folder.count} items of {len(indexes)} indexes, {merged.shared} of them in several.")
 
 
 def split(
@@ -54,7 +55,7 @@ def split(
         selection = found.select(where)
         chosen = parts_by_masks(snapshot, None if selection is None else selection.masks)
     made = split_index(snapshot, output, chosen, show_progress(quiet))
-    for name, part in made.items():
+    for name, part in made.items() if not quiet else ():
         say(f"{output / name}: {part.count} items.")
 
 
@@ -79,6 +80,8 @@ def reindex(
 
     before = IndexFolder.open(index).manifest
     folder = build.reindex(index, embeddings, tuple(centre_with or ()), drop_missing, progress=show_progress(quiet))
+    if quiet:
+        return
     now = folder.manifest
     say(f"{index}: {now.count} items in {now.space_id}; before, {before.count} in {before.space_id}.")
     if before.tuned:

@@ -51,7 +51,8 @@ def world_write(
         workers=EmbedOptions(workers=setting("workers", workers)).worker_count(),
         progress=not quiet,
     )
-    say(f"wrote {n} scenes to {output}. Next: bindsearch embed {output} -o EMBEDDINGS")
+    if not quiet:
+        say(f"wrote {n} scenes to {output}. Next: bindsearch embed {output} -o EMBEDDINGS")
 
 
 @world_app.command("view")

@@ -91,6 +91,10 @@ class KnownUnits:
         self.seen[rows] = True
         return int(rows.stop) - int(rows.start)
 
+    def count_bad(self, item: Item) -> int:
+        """Tell how many of a listed item's rows in the store have no vector."""
+        return sum(each in self._bad_unread for each in self.ids[self.rows_of(item.id)].tolist())
+
     def _is_same(self, item: Item, rows: slice) -> bool:
         bad = [self._bad_unread[each] for each in self.ids[rows].tolist() if each in self._bad_unread]
         now_s = np.nan if item.mtime_s is None else item.mtime_s

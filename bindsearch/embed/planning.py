@@ -127,7 +127,7 @@ class Planner:
             self.report.ignored += listing.ignored
             self.report.hidden, self.report.linked, self.report.gone = listing.hidden, listing.linked, len(gone)
             if not found and not self.report.kept_shards and not self._is_emptied(done, listing):
-                raise MissingInputError(f"{', '.join(listing.names)}: no media found. {self._what_instead()}")
+                raise MissingInputError(f"{', '.join(listing.names)}: no media found. {self._what_instead(listing)}")
             if not planned and not gone:
                 shutil.rmtree(writer.folder)
                 return None
@@ -150,7 +150,12 @@ class Planner:
         before = {name for generation in done for name in generation.record["sources"]} - {STDIN}
         return not before.isdisjoint(listing.origins) and not (self.options.modality and self.report.ignored)
 
-    def _what_instead(self) -> str:
+    def _what_instead(self, listing: Listing) -> str:
+        if listing.left_out:
+            return (
+                f"{self.folder} is where the embeddings go, and what lies in it is not listed. Name another folder for "
+                "them: -o EMBEDDINGS"
+            )
         if not self.report.ignored:
             return "Nothing there has a name that says what it is."
         ignored = ", ".join(f"{count} {name}" for name, count in sorted(self.report.ignored.items()))
@@ -168,6 +173,7 @@ class Planner:
             mark = fingerprint(item, self.options.window_s)
             unchanged = known.count_unchanged(item, mark)
             self.report.unchanged += unchanged
+            self.report.unchanged_bad += known.count_bad(item) if unchanged else 0
             if not unchanged:
                 known.check_place(item)
                 changed.append((origin, item, mark))

@@ -33,11 +33,13 @@ class EmbedReport:
         ignored: files that are no media, by suffix; a modality that the space lacks stands as "audio (not in space)".
         hidden, linked: hidden files and folders skipped; links to folders listed already.
         unchanged, gone: items that were there before and are as they were; that were there and are no more.
+        unchanged_bad: those of the unchanged ones that are bad, as before.
         shards, kept_shards: shards written by this run; found committed from an interrupted one.
         items, bad_items: in the store now.
         max_bad: share of bad inputs that is allowed.
         ledger: file that says why each bad input is bad.
         notes: warnings counted, such as "text: truncated".
+        remarks: sentences about the run as a whole.
         seconds: wall time of the run: listing, and the main thread's waiting for decode, model, waiting for the writer.
         busy: time that work took wherever it was done, added up: reading and decoding, preprocessing, model, write.
         workers: decode processes; 0 where the main thread decodes.
@@ -53,6 +55,7 @@ class EmbedReport:
     hidden: int = 0
     linked: int = 0
     unchanged: int = 0
+    unchanged_bad: int = 0
     gone: int = 0
     shards: int = 0
     kept_shards: int = 0
@@ -61,6 +64,7 @@ class EmbedReport:
     max_bad: float = 0.1
     ledger: str | None = None
     notes: Counter[str] = field(default_factory=Counter)
+    remarks: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("list", *STAGES), 0.0))
     busy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(BUSY, 0.0))
     workers: int = 0
@@ -141,7 +145,8 @@ class EmbedReport:
         if not self.dry_run:
             lines.append(f"  in the store: {self.items} items")
         for label, count in (
-            ("unchanged", self.unchanged),
+            ("unchanged", self.unchanged - self.unchanged_bad),
+            ("unchanged, bad as before", self.unchanged_bad),
             ("gone", self.gone),
             ("hidden files skipped", self.hidden),
             ("links to folders already listed", self.linked),
@@ -158,6 +163,7 @@ class EmbedReport:
             bad = f"{self.bad_items} ({self.bad_share:.1%})"
             lines.append(f"  bad: {bad}; reasons in {self.ledger}")
         lines += [f"  note: {name}: {count}" for name, count in sorted(self.notes.items())]
+        lines += [f"  note: {remark}" for remark in self.remarks]
         if self.kept_shards:
             lines.append(f"  resumed: {self.kept_shards} shards were committed by an interrupted run")
         if self.dry_run:

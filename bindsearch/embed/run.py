@@ -128,13 +128,13 @@ class _Run:
     def go(self) -> EmbedReport:
         """Finish what is planned and not finished, then plan and do what is new, beside others who do the same."""
         sweep(self.folder, self.crew)
-        since_s, resumed = time.monotonic(), 0
+        since_s, resumed = time.monotonic(), list[Generation]()
         while True:
             unfinished = self._unfinished(self.check_settings())
             finished, remade = self._finished(), False
             for generation in unfinished:
                 if not self.planned and generation.name not in self.begun:
-                    resumed += sum(shard["items"] for shard in generation.record["shards"])
+                    resumed.append(generation)
                 remade |= bool(self.execute(generation)) and generation.name in finished
             if unfinished:
                 self.finish(remade)
@@ -147,6 +147,8 @@ class _Run:
         if self.report.embedded:
             self.report.quicker = self.space.quicker()
         self.count_store()
+        if not self.report.shards:
+            self._remark_dtype()
         return self.report
 
     def _unfinished(self, there: Sequence[Generation]) -> list[Generation]:
@@ -164,8 +166,8 @@ class _Run:
         held = self.crew.holder("plan")
         return held is not None and held["done"] and held["owner"] in self.crew.met
 
-    def _plan(self, listing: Listing, resumed: int) -> None:
-        """Plan what is new, unless another process is at it."""
+    def _plan(self, listing: Listing, resumed: Sequence[Generation]) -> None:
+        """Plan what is new, unless another process is at it; what was resumed in this run is not called unchanged."""
         lease = self.crew.take("plan")
         if lease is None:
             self._wait("plan")
@@ -179,7 +181,10 @@ class _Run:
                     shutil.rmtree(generation)
             with contextlib.suppress(FileExistsError):
                 self.planner.plan(listing, self.folder)
-            self.report.unchanged = max(0, self.report.unchanged - resumed)
+            shards = [shard for generation in resumed for shard in generation.shards()]
+            bad = sum(shard.bad for shard in shards)
+            self.report.unchanged = max(0, self.report.unchanged - bad - sum(shard.rows for shard in shards))
+            self.report.unchanged_bad = max(0, self.report.unchanged_bad - bad)
             self.planned = True
             lease.settle()
 
@@ -383,6 +388,16 @@ class _Run:
         self.report.shards += 1
         self.report.embedded.update(row["modality"] for row in rows.good)
         self.report.bad.update(row["modality"] for row in rows.bad)
+
+    def _remark_dtype(self) -> None:
+        """Say that this run's dtype was not used where the store has another and nothing was embedded."""
+        manifest = Manifest.load(self.folder)
+        mine = Identity.of_space(self.space, ()).dtype
+        if manifest is not None and not {mine, UNKNOWN} & set(manifest.dtype.split("+")):
+            self.report.remarks.append(
+                f"{mine} was not used: nothing is new, and what is in the store was made with {manifest.dtype}. To "
+                "embed all of it again: another folder, -o EMBEDDINGS"
+            )
 
     def count_store(self) -> None:
         """Put into the report what the store holds now."""

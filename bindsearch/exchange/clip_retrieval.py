@@ -18,6 +18,7 @@ import numpy as np
 from bindsearch.config import canonical_json
 from bindsearch.errors import InputError, UnsupportedError
 from bindsearch.exchange.rows import Export, Import, check_matrix, identity_of, identity_text
+from bindsearch.row_table import read_npy
 from bindsearch.store.files import commit_bytes, commit_file, read_parquet
 from bindsearch.store.shard import npy_bytes
 
@@ -123,7 +124,7 @@ def _blocks(partitions: Sequence[Mapping[str, Path]]) -> Iterator[tuple[np.ndarr
         for side, stem in _STEMS.items():
             if stem not in files:
                 continue
-            vectors = check_matrix(np.load(files[stem], allow_pickle=False), str(files[stem]))
+            vectors = check_matrix(read_npy(files[stem]), str(files[stem]))
             rows = metadata if metadata is not None else [{}] * len(vectors)
             if len(rows) != len(vectors):
                 raise InputError(f"{files[stem]}: {len(vectors)} vectors, but {len(rows)} rows in {files['metadata']}.")

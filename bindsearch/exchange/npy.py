@@ -12,6 +12,7 @@ import numpy as np
 
 from bindsearch.errors import InputError
 from bindsearch.exchange.rows import Export, Import, check_matrix, identity_of, identity_text
+from bindsearch.row_table import read_npy
 from bindsearch.store import item_schema
 from bindsearch.store.files import commit_bytes, read_parquet
 
@@ -39,13 +40,11 @@ def read(path: Path) -> Import:
     """Read such a folder, or a .npy file alone.
 
     Raises:
-        InputError: not there, no vectors, or a table of another number of rows.
+        MissingInputError: not there.
+        InputError: no vectors, or a table of another number of rows.
     """
     file = path / VECTORS if path.is_dir() else path
-    try:
-        vectors = check_matrix(np.load(file, mmap_mode="r", allow_pickle=False), str(file))
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{file}: no .npy file of vectors: {error}") from error
+    vectors = check_matrix(read_npy(file, mapped=True), str(file))
     items = path / ITEMS
     if not path.is_dir() or not items.exists():
         return Import(None, _blocks(vectors, None))

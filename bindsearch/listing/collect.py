@@ -40,6 +40,7 @@ class Listing:
         skip: folders that are not entered.
         ignored: after iterating, the number of files that are no media, by suffix.
         hidden, linked: after iterating, the hidden files and folders skipped, and links to folders already listed.
+        left_out: after iterating, the folders of `skip` that lay there.
     """
 
     sources: Sequence[str | os.PathLike[str]]
@@ -50,6 +51,7 @@ class Listing:
     ignored: Counter[str] = field(default_factory=Counter)
     hidden: int = 0
     linked: int = 0
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         """Check everything that can be checked before the first item.

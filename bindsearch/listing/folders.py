@@ -26,7 +26,7 @@ class FolderWalk:
         namer: tells modalities.
         skip: folders that are not entered, as real paths: the output's own.
         ignored: files that are no media, by suffix; added to.
-        count: called with "hidden" or "linked" for each thing skipped.
+        count: called with "hidden", "linked" or "left_out" (a folder of `skip`) for each thing skipped.
     """
 
     root: Path
@@ -56,6 +56,7 @@ class FolderWalk:
                 yield self._broken_folder(relative, error)
                 continue
             if os.path.realpath(path) in self.skip:
+                self.count("left_out")
                 continue
             if (facts.st_dev, facts.st_ino) in self._seen:
                 self.count("linked")

@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import shutil
+import socket
 import ssl
 import time
 import urllib.error
@@ -41,6 +42,7 @@ class Wanted:
             checksum first seen) and .bad (a file that was refused).
         size_bytes, sha256: what it must have; None where it is not known.
         origin: who says so.
+        name: what `bindsearch models fetch` calls it.
     """
 
     url: str
@@ -48,10 +50,21 @@ class Wanted:
     size_bytes: int | None = None
     sha256: str | None = None
     origin: str = ""
+    name: str = "..."
 
     def beside(self, suffix: str) -> Path:
         """Name a file beside the target."""
         return self.target.with_name(self.target.name + suffix)
+
+    @property
+    def how_to_bring(self) -> str:
+        """Say how to bring it without a download: how large, with which checksum, where it goes."""
+        size = f"{self.size_bytes} bytes" if self.size_bytes is not None else "size not known"
+        checksum = f"sha256 {self.sha256}" if self.sha256 else "checksum not known"
+        return (
+            f"Bring {self.target.name} ({size}, {checksum}) to {self.target} and run the same command, or: "
+            f"bindsearch models fetch {self.name} --from {self.target.name}"
+        )
 
 
 @dataclass(frozen=True)
@@ -77,11 +90,13 @@ class Patience:
     Attributes:
         timeout_s: a connection that gives nothing for so long is given up.
         attempts: how many in a row may bring nothing.
+        lookups: how many in a row may not find the server's name, before anything has arrived.
         backoff_s: pause before the second attempt; doubled for each further one.
     """
 
     timeout_s: float = 30.0
     attempts: int = 6
+    lookups: int = 2
     backoff_s: float = 1.0
 
 
@@ -169,9 +184,10 @@ def _refuse(wanted: Wanted, why: str) -> None:
 
 def _receive(wanted: Wanted, say: Callable[[str], None], progress: bool, patience: Patience) -> None:
     """Bring the whole file to its place, over as many connections as it takes."""
-    part, fruitless = wanted.beside(".part"), 0
+    part, fruitless, reached = wanted.beside(".part"), 0, False
     while True:
         before = part.stat().st_size if part.is_file() else 0
+        limit = patience.attempts
         try:
             if _one_connection(wanted, before, say, progress, patience.timeout_s):
                 break
@@ -182,15 +198,22 @@ def _receive(wanted: Wanted, say: Callable[[str], None], progress: bool, patienc
             reason = str(restart)
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code != 429:
-                raise WeightsError(f"{wanted.url}: the server answers {error.code} {error.reason}.") from error
+                said = f"{wanted.url}: the server answers {error.code} {error.reason}."
+                raise WeightsError(f"{said} {wanted.how_to_bring}") from error
             reason = f"the server answers {error.code} {error.reason}"
         except NETWORK_ERRORS as error:
-            reason = str(getattr(error, "reason", "") or error or type(error).__name__)
+            cause = getattr(error, "reason", "") or error
+            reason = str(cause) or type(error).__name__
+            if isinstance(cause, socket.gaierror) and not reached:
+                limit = min(limit, patience.lookups)
         after = part.stat().st_size if part.is_file() else 0
+        reached = reached or after > before
         fruitless = 0 if after > before else fruitless + 1
-        if fruitless >= patience.attempts:
+        if fruitless >= limit:
             kept = f" {after} bytes are kept; the same command resumes." if after else ""
-            raise WeightsError(f"{wanted.url}: {reason}, {fruitless} times in a row.{kept}")
+            raise WeightsError(
+                f"{wanted.url}: {reason}, {fruitless} times in a row.{kept} Is there no network? {wanted.how_to_bring}"
+            )
         say(f"{wanted.target.name}: {reason} at {after} bytes; trying again.")
         time.sleep(patience.backoff_s * 2 ** max(fruitless - 1, 0))
     part.replace(wanted.target)

@@ -87,7 +87,8 @@ def fetch_release(
     Two processes that ask at once download once: the second waits, and finds the folder.
     """
     downloads = folder.parent / "downloads"
-    wanted = Wanted(release.url, downloads / release.file, release.size_bytes, release.sha256, release.sha256_origin)
+    facts = (release.size_bytes, release.sha256, release.sha256_origin)
+    wanted = Wanted(release.url, downloads / release.file, *facts, name)
     with _locked(wanted.beside(".lock"), say):
         if source is None and _is_here(name, folder, dtype, say):
             return folder
@@ -95,14 +96,14 @@ def fetch_release(
         if source is not None:
             checked = check_file(source, release, progress)
         elif setting("offline") and not wanted.target.is_file():
-            raise offline_error(name, wanted)
+            raise offline_error(wanted)
         else:
             _check_room(wanted, folder, dtype)
             checked = download(wanted, say, progress, patience)
-        facts = {"sha256": checked.sha256, "sha256_compared_with": checked.origin}
+        origin = {"sha256": checked.sha256, "sha256_compared_with": checked.origin}
         if source is None:
-            facts["url"] = release.url
-        convert(checked.path, folder, dtype=dtype, progress=progress, source=facts, architecture=name)
+            origin["url"] = release.url
+        convert(checked.path, folder, dtype=dtype, progress=progress, source=origin, architecture=name)
         if source is None:
             wanted.target.unlink()
             say(f"{folder}: converted; the downloaded {release.file} was removed.")
@@ -153,14 +154,11 @@ def check_file(source: Path, release: Release, progress: bool = False) -> Fetche
     return Fetched(source, size, got, release.sha256_origin if release.sha256 else "nothing: no checksum is known")
 
 
-def offline_error(name: str, wanted: Wanted) -> WeightsError:
+def offline_error(wanted: Wanted) -> WeightsError:
     """Say what is missing, how large, with which checksum, and where it goes."""
-    size = f"{wanted.size_bytes} bytes" if wanted.size_bytes is not None else "size not known"
-    checksum = f"sha256 {wanted.sha256}" if wanted.sha256 else "checksum not known"
     return WeightsError(
-        f"{name}: offline (BINDSEARCH_OFFLINE or bindsearch.toml), and {wanted.target} is missing. Bring "
-        f"{wanted.target.name} ({size}, {checksum}) from {wanted.url}, put it there and run the same command, or: "
-        f"bindsearch models fetch {name} --from {wanted.target.name}"
+        f"{wanted.name}: offline (BINDSEARCH_OFFLINE or bindsearch.toml), and {wanted.url} was not fetched before. "
+        f"{wanted.how_to_bring}"
     )
 
 

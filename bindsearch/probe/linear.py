@@ -155,7 +155,7 @@ def load_probe(path: str | Path) -> LinearProbe:
             facts = json.loads(path.read_text(encoding="utf-8"))
             arrays = {name: np.array(facts[name], dtype=np.float32) for name in ("weights", "bias")}
         else:
-            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.lib.npyio.NpzFile(opened) as file:  # no pickle is read, nor looked for
                 arrays = {name: np.asarray(file[name], dtype=np.float32) for name in ("weights", "bias")}
                 facts = json.loads(str(file["about"]))
         if facts["format"] != FORMAT:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bindsearch.search.arrange import Page, Ranked, Shape, arrange
 from bindsearch.search.hits import Hits
-from bindsearch.search.pages import Cursor, hash_question
+from bindsearch.search.pages import Cursor, hash_index, hash_question
 from bindsearch.search.ranking import Plan, Ranker
 
 if TYPE_CHECKING:
@@ -161,11 +161,11 @@ def _cursor_for(snapshot: Snapshot, asked: Asked, row: int, wanted: Wanted, shap
         return _Place(None, None)
     options = [wanted.scope, wanted.exclude_self, *shape.options()]
     question = hash_question(asked.queries[row], asked.vectors[row : row + 1], options)
-    generation = snapshot.manifest.generation
+    own = Cursor(hash_index(snapshot.manifest), snapshot.manifest.generation, question, 0, 0, 0)
     read = None if shape.after is None else Cursor.read(shape.after)
     if read is not None:
-        read.check(generation, question, str(snapshot.path))
-    return _Place(read, Cursor(generation, question, 0, 0, 0))
+        read.check(own, str(snapshot.path))
+    return _Place(read, own)
 
 
 def _calibration_notes(
@@ -190,7 +190,7 @@ def _calibration_notes(
 def _as_hits(
     snapshot: Snapshot, asked: Asked, row: int, page: Page, place: _Place, plans: list[Plan], notes: list[str]
 ) -> Hits:
-    cursor = place.own and Cursor(place.own.generation, place.own.asked, 0, page.depth, 0)
+    cursor = place.own and replace(place.own, depth=page.depth)
     return Hits(
         snapshot,
         page.answers,

@@ -26,6 +26,7 @@ from bindsearch.index.identity import Identity
 from bindsearch.makers import maker_of
 from bindsearch.query import Embedding, TermSpec, parse_terms, term_kinds
 from bindsearch.registry import MODALITIES
+from bindsearch.row_table import read_npy
 from bindsearch.search.arrange import PLAIN, Shape
 from bindsearch.search.hits import Hits
 from bindsearch.search.index import RANGE_LIMIT
@@ -253,15 +254,9 @@ def _read_vector(spec: TermSpec) -> Embedding:
     """
     if not isinstance(spec.value, str):
         return Embedding.of_vector(np.array(spec.value, dtype=np.float32), "vector")
-    try:
-        array = np.load(spec.value, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise MissingInputError(f"--vector {spec.value}: there is no such file.") from error
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"--vector {spec.value}: not a .npy file of numbers ({error}).") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-        got = getattr(array, "dtype", type(array).__name__)
-        raise InputError(f"--vector {spec.value}: expected floating-point numbers, got {got}.")
+    array = read_npy(spec.value, f"--vector {spec.value}")
+    if array.dtype.kind != "f":
+        raise InputError(f"--vector {spec.value}: expected floating-point numbers, got {array.dtype}.")
     return Embedding.of_vector(array.astype(np.float32), spec.value)
 
 

@@ -12,11 +12,12 @@ from bindsearch.config import content_hash
 from bindsearch.errors import InputError, MismatchError
 
 if TYPE_CHECKING:
+    from bindsearch.index.manifest import Manifest
     from bindsearch.query import Embedding
     from bindsearch.types import FloatArray
 
 
-_WRITTEN = re.compile(r"g([0-9]{1,18})-([0-9a-f]{8})-r([0-9]{1,9})-d([0-9]{1,9})-([0-9]{1,19})")
+_WRITTEN = re.compile(r"i([0-9a-f]{8})-g([0-9]{1,18})-([0-9a-f]{8})-r([0-9]{1,9})-d([0-9]{1,9})-([0-9]{1,19})")
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,15 @@ class Cursor:
     """A place in a list of answers: behind the answer of `rank`.
 
     Attributes:
-        generation: of the index that gave the list.
+        index: hash of the index that gave the list.
+        generation: of that index.
         asked: hash of the query and of what may change its list.
         rank: of the last answer seen.
         depth: how many items were ranked for the list.
         item_id: of that answer.
     """
 
+    index: str
     generation: int
     asked: str
     rank: int
@@ -38,8 +41,8 @@ class Cursor:
     item_id: int
 
     def __str__(self) -> str:
-        """Write it as a word: "g7-3f51eb85-r10-d256-1234567890"."""
-        return f"g{self.generation}-{self.asked}-r{self.rank}-d{self.depth}-{self.item_id}"
+        """Write it as a word: "i5e0c11aa-g7-3f51eb85-r10-d256-1234567890"."""
+        return f"i{self.index}-g{self.generation}-{self.asked}-r{self.rank}-d{self.depth}-{self.item_id}"
 
     @classmethod
     def read(cls, text: str) -> Cursor:
@@ -51,29 +54,39 @@ class Cursor:
         match = _WRITTEN.fullmatch(text.strip())
         if match is None:
             raise InputError(f"--after {text!r:.80}: not a cursor. Each hit has one: bindsearch query --paged --json")
-        return cls(int(match[1]), match[2], int(match[3]), int(match[4]), int(match[5]))
+        return cls(match[1], int(match[2]), match[3], int(match[4]), int(match[5]), int(match[6]))
 
-    def check(self, generation: int, asked: str, path: str) -> None:
+    def check(self, now: Cursor, path: str) -> None:
         """Refuse a cursor of another list.
 
         Args:
-            generation: of the index now.
-            asked: hash of what is asked now.
+            now: a cursor of the list that is asked for.
             path: the index, for the message.
 
         Raises:
-            MismatchError: another generation, or another query; both values are named.
+            MismatchError: another generation, another index, or another query; both values are named.
         """
-        if self.generation != generation:
+        if self.generation != now.generation:
             raise MismatchError(
-                f"{path}: the cursor is of generation {self.generation}, the index is at {generation}: it was changed "
-                "in between. Ask for the first page again, without --after."
+                f"{path}: the cursor is of generation {self.generation}, the index is at {now.generation}: it was "
+                "changed in between, or it is not the cursor's index. Ask for the first page again, without --after."
             )
-        if self.asked != asked:
+        if self.index != now.index:
             raise MismatchError(
-                f"{path}: the cursor is of the question {self.asked}, this one is {asked}: query, filter and options "
-                "must be those of the page before. Ask for the first page, without --after."
+                f"{path}: the cursor is of the index {self.index}, this one is {now.index}: another one, or built "
+                "anew. Name the cursor's index, or ask for the first page, without --after."
             )
+        if self.asked != now.asked:
+            raise MismatchError(
+                f"{path}: the cursor is of the question {self.asked}, this one is {now.asked}: query, filter and "
+                "options must be those of the page before. Ask for the first page, without --after."
+            )
+
+
+def hash_index(manifest: Manifest) -> str:
+    """Hash what an index of one generation holds: eight hexadecimal digits, the same for a copy of it."""
+    segments = [[entry.sha256 for _, entry in sorted(each.files.items())] for each in manifest.segments]
+    return content_hash([manifest.space_id, segments], 8)
 
 
 def hash_question(query: Embedding | None, vector: FloatArray, options: Sequence[object]) -> str:

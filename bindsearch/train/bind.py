@@ -10,8 +10,8 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from bindsearch.models.spaces import Space, load_space
 from bindsearch.store.files import commit_bytes
 from bindsearch.train.bind_config import BindConfig
 from bindsearch.train.bind_stage import BoundPairs, bind_stage, measured
-from bindsearch.train.loop import train_stage
+from bindsearch.train.checkpoint import steps_done
+from bindsearch.train.loop import Stage, train_stage
 from bindsearch.train.new_tower import TowerPlan, plan_tower, start_tower, take_statistics, write_joined_space
 from bindsearch.train.pair_files import Pairs, hold_out, read_pairs
 from bindsearch.train.prepared import PreparedRows, check_any, embed_anchors, prepare_inputs, read_anchors
@@ -290,20 +291,31 @@ def _first_signal(interrupted: threading.Event) -> AbstractContextManager[None]:
     return nullcontext() if world_size() > 1 else interruptible(interrupted, "step")
 
 
-def _train(run: _Run, bound: BoundPairs, options: RunOptions, report: BindReport, write: bool) -> None:
-    """Train, and write what came of it; fills the report."""
+@contextmanager
+def _watched(stage: Stage, progress: bool) -> Iterator[None]:
+    """Show how far a stage is on stderr: a bar that begins where the checkpoint stands, and the latest loss."""
     from tqdm import tqdm
 
+    steps, done = stage.config.steps, steps_done(stage.path)
+    with tqdm(total=steps, initial=done, desc="train", unit="step", disable=None if progress else True) as bar:
+
+        def watch(loss: float) -> None:
+            bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            bar.update()
+
+        stage.watch = watch
+        yield
+
+
+def _train(run: _Run, bound: BoundPairs, options: RunOptions, report: BindReport, write: bool) -> None:
+    """Train, and write what came of it; fills the report."""
     tower = start_tower(run.plan, run.config.seed)
     take_statistics(tower, bound.statistics_rows())
     report.parameters = sum(parameter.numel() for parameter in tower.parameters())
     schedule = run.config.schedule
     interrupted = threading.Event()
-    with (
-        _first_signal(interrupted),
-        tqdm(total=schedule.steps, desc="train", unit="step", disable=None if options.progress else True) as bar,
-    ):
-        stage = bind_stage(run.config, run.plan, tower, bound, (run.folder, canonical_json(run.id)), bar.update)
+    stage = bind_stage(run.config, run.plan, tower, bound, (run.folder, canonical_json(run.id)))
+    with _first_signal(interrupted), _watched(stage, options.progress):
         notes = train_stage(stage, options.stop_after, options.say, interrupted.is_set)
     if interrupted.is_set() and int(notes["step"]) < schedule.steps:
         raise KeyboardInterrupt  # the checkpoint holds all steps so far

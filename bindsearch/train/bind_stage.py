@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,7 +120,6 @@ def bind_stage(
     tower: Tower,
     bound: BoundPairs,
     place: tuple[Path, str],
-    advance: Callable[[int], Any],
 ) -> Stage:
     """Make the stage that trains a tower against frozen anchors.
 
@@ -130,7 +129,6 @@ def bind_stage(
         tower: overwritten by training.
         bound: pairs.
         place: folder of the checkpoint; and what identifies the data.
-        advance: told of each step.
     """
     schedule, modality = config.schedule, plan.modality
     batch = min(schedule.batch, len(bound.train))
@@ -138,7 +136,6 @@ def bind_stage(
     anchors, kin = torch.from_numpy(rows), Kinship(bound.train, rows)
 
     def draw(rng: np.random.Generator) -> Batch:
-        advance(1)
         chosen = draw_rows(rows, batch, schedule.hard, rng)
         keys = [bound.train[place][1] for place in chosen]
         clips = [int(rng.integers(0, bound.inputs.clips[key])) for key in keys]

@@ -47,14 +47,24 @@ def hash_weights(tower: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-def finished_notes(path: Path, expected: str, steps: int) -> dict[str, Any] | None:
-    """Read the notes of a checkpoint that has all its steps; None where it is missing, unfinished or another."""
+def _read_notes(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
-    if not path.exists():
-        return None
     with safe_open(str(path), framework="pt") as file:
         notes: dict[str, Any] = json.loads(file.metadata()["notes"])
+    return notes
+
+
+def steps_done(path: Path) -> int:
+    """Read how many steps a checkpoint has behind it; 0 where there is none."""
+    return int(_read_notes(path)["step"]) if path.exists() else 0
+
+
+def finished_notes(path: Path, expected: str, steps: int) -> dict[str, Any] | None:
+    """Read the notes of a checkpoint that has all its steps; None where it is missing, unfinished or another."""
+    if not path.exists():
+        return None
+    notes = _read_notes(path)
     return notes if notes["config"] == expected and notes["step"] >= steps else None
 
 

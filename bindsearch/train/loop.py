@@ -65,6 +65,8 @@ class Stage:
         folder: of the checkpoint.
         times: checkpoint_every_s, measure_every, log_every.
         data: what it is trained on, as far as `config` does not say; a checkpoint of other data is refused.
+        curve: figures so far.
+        watch: told the loss of each step that was taken.
     """
 
     config: StageConfig
@@ -77,6 +79,7 @@ class Stage:
     times: tuple[float, int, int] = (240.0, 250, 50)
     data: str = ""
     curve: list[dict[str, float]] = field(default_factory=list)
+    watch: Callable[[float], None] = lambda loss: None  # noqa: ARG005
 
     @property
     def path(self) -> Path:
@@ -169,7 +172,9 @@ def train_stage(
         return f" scale {float(torch.as_tensor(stage.scale()).detach()):.2f}"
 
     def take(step: int) -> float:
-        return train_step(stage, optimiser, step)
+        loss = train_step(stage, optimiser, step)
+        stage.watch(loss)
+        return loss
 
     return run_steps(stage, stage.towers, optimiser, take, stop_after, say, stopped, scale)
 

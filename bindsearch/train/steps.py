@@ -14,6 +14,9 @@ from torch import nn
 from bindsearch.train.checkpoint import load_checkpoint, save_checkpoint
 from bindsearch.train.processes import rank
 
+SAY_S = 30.0
+"""A line of the log comes after so many seconds at the latest: where steps are slow, stderr may be a file."""
+
 
 class Numbered(Protocol):
     """What the steps need of a stage's numbers."""
@@ -72,7 +75,8 @@ def run_steps(
         optimiser: of the parts; overwritten.
         take: step's number (from 0) -> its loss; moves the parts.
         stop_after: leave after this many steps in all, with a checkpoint; for tests of resuming.
-        say: where the log's lines go: the mean loss since the last one, or of as many steps as there were.
+        say: where the log's lines go, one every `log_every` steps and one after SAY_S: the mean loss of the last
+            `log_every` steps, or of as many as there were.
         stopped: asked after each step; True leaves with a checkpoint. Not for several processes: one would wait.
         beside: words that a line of the log adds to the loss.
 
@@ -91,17 +95,18 @@ def run_steps(
     end = config.steps if stop_after is None else min(stop_after, config.steps)
     began = saved = time.monotonic()
     before, losses = float(notes["seconds"]), deque[float](maxlen=log_every)
+    said = began
     for step in range(int(notes["step"]), end):
         losses.append(take(step))
         notes["step"], notes["seconds"] = step + 1, round(before + time.monotonic() - began, 1)
-        if (step + 1) % log_every == 0:
-            mean = sum(losses) / len(losses)
+        if (step + 1) % log_every == 0 or time.monotonic() - said >= SAY_S:
+            mean, said = sum(losses) / len(losses), time.monotonic()
             words = f"{config.name}: step {step + 1}/{config.steps} loss {mean:.4f}{beside()}"
             say(f"{words} {notes['seconds']:.0f} s")
         if (step + 1) % measure_every == 0 or step + 1 == config.steps:
             figures = {"step": step + 1, "loss": round(losses[-1], 4), **stage.measure()}
             notes["curve"].append(figures)
-            say(f"{config.name}: {figures}")
+            say(f"{config.name}: {', '.join(f'{name} {value}' for name, value in figures.items())}")
         leave = step + 1 == end or stopped()
         if rank() == 0 and (time.monotonic() - saved > checkpoint_every_s or leave):
             save_checkpoint(stage.path, parts, optimiser, notes)
