@@ -592,6 +592,12 @@ def test_cells_of_csv_files_compare_as_numbers_with_numbers(where, passes):
     assert parse_filter(where).mask(lambda name: cells).tolist() == passes
 
 
+@pytest.mark.parametrize("cell", ["1_000", "ten"])
+def test_a_cell_that_arrow_cannot_read_is_named(cell):
+    with pytest.raises(InputError, match=f"holds text such as '{cell}'"):
+        parse_filter("rating > 3").mask(lambda name: pa.chunked_array([["10", None, "", cell]]))
+
+
 def test_a_cell_that_is_no_number_is_named():
     cells = pa.chunked_array([["10", "n/a"]])
     with pytest.raises(InputError, match=r"the column 'rating' holds text such as 'n/a', .* the number 3\. Comp"):

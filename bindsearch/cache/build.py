@@ -28,7 +28,8 @@ from bindsearch.index.commit import check_output
 from bindsearch.listing import Listing
 from bindsearch.makers import maker_of, narrow
 from bindsearch.registry import INDEXES
-from bindsearch.store import EmbeddingStore, Generation, generation_folders
+from bindsearch.store import EmbeddingStore
+from bindsearch.store.reader import listed_sources
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -234,7 +235,7 @@ def _embed(
     if inputs.load is None:
         raise InputError(f"{named[0]}: must be embedded, and no space was given.")
     wanted = Listing(named).origins
-    others = [name for name in _listed_before(folder) if name not in wanted and not name.startswith(grow)]
+    others = [name for name in listed_sources(folder) if name not in wanted and not name.startswith(grow)]
     if others and not force:
         raise InputError(
             f"{folder}: holds embeddings of {others[0]}, and {', '.join(wanted)} is asked for. "
@@ -244,14 +245,6 @@ def _embed(
         shutil.rmtree(folder)
     options = EmbedOptions(workers=inputs.workers, max_bad=inputs.max_bad)
     run_embed(named, folder, inputs.load(space), options=options, progress=inputs.embed_progress).check_bad()
-
-
-def _listed_before(folder: Path) -> list[str]:
-    """Name the sources that embeddings are of, those of an unfinished run too."""
-    if not folder.is_dir():
-        return []
-    plans = [Generation.load(each) for each in generation_folders(folder)]
-    return list(dict.fromkeys(name for plan in plans for name in plan.record.get("sources", ())))
 
 
 def record_of(recipe: CacheRecipe, name: str, found: Mapping[str, int]) -> CacheRecord:

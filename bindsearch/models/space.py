@@ -103,20 +103,20 @@ class Towers:
 
     def quicker(self) -> tuple[str, ...]:
         """Name what would make these towers quicker: another device, another number type, or neither."""
+        device = ("a GPU",) if self.device.type == "cpu" else ()
+        fast = self._fast_name
+        return device + ((f"--dtype {fast}",) if fast != "float32" and self.dtype_name == "float32" else ())
+
+    @property
+    def _fast_name(self) -> str:
         from bindsearch.models.packed import fast_dtype
 
-        fast = str(fast_dtype(self.device)).removeprefix("torch.")
-        device = ("a GPU",) if self.device.type == "cpu" else ()
-        return device + ((f"--dtype {fast}",) if fast != "float32" and self.dtype_name == "float32" else ())
+        return str(fast_dtype(self.device)).removeprefix("torch.")
 
     @cached_property
     def dtype_name(self) -> str:
         """Name of the numbers that towers compute in; "fast" is resolved by what the device is quick at."""
-        if self.asked_dtype != FAST:
-            return self.asked_dtype
-        from bindsearch.models.packed import fast_dtype
-
-        return str(fast_dtype(self.device)).removeprefix("torch.")
+        return self._fast_name if self.asked_dtype == FAST else self.asked_dtype
 
     @property
     def dtype(self) -> torch.dtype:

@@ -297,17 +297,20 @@ def _parsed(values: Any, node: _Node, text: str) -> Any:
     try:
         return pc.cast(filled, pa.float64())
     except pa.ArrowInvalid as error:
-        other = next((each for each in pc.unique(filled).to_pylist() if each is not None and not _reads(each)), "")
+        other = next(each for each in pc.unique(filled).to_pylist() if not _is_read(each))
         raise InputError(
             f"filter {text!r}: the column {node.column!r} holds text such as {other!r}, it is compared with the number "
             f"{node.values[0]!r}. Compare it with text between quotes."
         ) from error
 
 
-def _reads(text: str) -> bool:
+def _is_read(cell: str | None) -> bool:
+    """Say whether Arrow reads a cell as a number: not all that Python does, such as 1_000."""
+    import pyarrow as pa
+
     try:
-        float(text)
-    except ValueError:
+        pa.scalar(cell, pa.string()).cast(pa.float64())
+    except pa.ArrowInvalid:
         return False
     return True
 

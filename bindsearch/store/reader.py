@@ -280,6 +280,11 @@ def unit_rows(rows: np.ndarray) -> FloatArray:
     return wide
 
 
+def listed_sources(folder: Path) -> tuple[str, ...]:
+    """Name the sources that embeddings in a folder are of, those of an unfinished run too; none where none are."""
+    return _sources([Generation.load(each) for each in generation_folders(folder)])
+
+
 def _sources(generations: Sequence[Generation]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for generation in generations for name in generation.record["sources"]))
 
