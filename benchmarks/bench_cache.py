@@ -107,6 +107,7 @@ def main() -> None:
     """Build, or go on building; keep the log and the figures."""
     from bindsearch.cache.build import Inputs, build_cache
     from bindsearch.cache.recipe import read_recipe
+    from bindsearch.cli.options import ready_to_embed
     from bindsearch.config import to_json_dict
     from bindsearch.models.spaces import load_space
 
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--dtype", default="auto", help="that the towers compute in; a begun build keeps its own")
     arguments = parser.parse_args()
+    ready_to_embed()  # as `bindsearch cache build` does
     home = arguments.folder / str(arguments.keep)
     home.mkdir(parents=True, exist_ok=True)
     RESULTS.mkdir(parents=True, exist_ok=True)

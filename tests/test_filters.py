@@ -20,7 +20,7 @@ from bindsearch.index.build import build_index
 from bindsearch.index.faiss_index import FaissFlatIndex
 from bindsearch.index.flat import FlatIndex
 from bindsearch.index.recipe import NO_MARGIN
-from bindsearch.search import columns, open_index
+from bindsearch.search import ask, columns, open_index
 from bindsearch.search.costs import Cost, Costs, measured_costs
 from bindsearch.search.ranking import Effort
 from bindsearch.search.routes import Choice, _efforts, choose_route, search_segment
@@ -583,3 +583,26 @@ def test_margins_do_not_count_as_how_far_a_search_reaches():
     assert [used["rerank"] for used in efforts] == [20, 80, 320, 1280]
     assert [used["nprobe_margin"] for used in efforts] == [400, 1600, 6400, NO_MARGIN]
     assert {used["rerank_margin"] for used in efforts} == {NO_MARGIN}
+
+
+@pytest.mark.parametrize(
+    ("where", "absent"),
+    [
+        ("colour == 'read'", ["Unknown value of the column 'colour' 'read'. Did you mean 'red'? Known: blue, red."]),
+        (
+            "size > 0 and colour in ('read', 'violet')",
+            [
+                "Unknown value of the column 'colour' 'read'. Did you mean 'red'? Known: blue, red.",
+                "Unknown value of the column 'colour' 'violet'. Known: blue, red.",
+            ],
+        ),
+        ("colour == 'red' and colour == 'blue'", []),
+    ],
+)
+def test_a_filter_that_lets_nothing_pass_names_the_values_that_no_item_has(living, where, absent):
+    assert ask(living, [("item", "item/0001")], load=lambda: None, where=where).talk() == absent
+
+
+def test_a_filter_that_lets_something_pass_is_not_lectured(living):
+    found = ask(living, [("item", "item/0001")], load=lambda: None, where="colour in ('red', 'blu')")
+    assert len(found.hits[0]) and found.talk() == []

@@ -19,6 +19,7 @@ from bindsearch.cli.options import (
     open_space,
     print_facts,
     print_json,
+    ready_to_embed,
     say,
     with_options,
 )
@@ -71,6 +72,7 @@ def cache_build(
     quiet: QuietOption = False,
 ) -> None:
     """Build a cache of images without near duplicates; an interrupted run goes on."""
+    ready_to_embed()
     from dataclasses import replace
 
     from bindsearch.cache.build import Inputs, build_cache

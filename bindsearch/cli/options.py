@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,6 +68,17 @@ def make_group(help_text: str, cls: type[TyperGroup] = WholeHelp) -> typer.Typer
 def say(text: str) -> None:
     """Talk to the person, on stderr."""
     typer.echo(text, err=True)
+
+
+def ready_to_embed() -> None:
+    """Set this process up for a long run beside decode workers, before torch is loaded.
+
+    Threads that wait leave the core to the workers (ADR 139), and freed memory stays with the process (ADR 144).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from bindsearch.embed.freed import keep_freed_memory
+
+    keep_freed_memory()
 
 
 def print_json(value: Any) -> None:

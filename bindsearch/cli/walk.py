@@ -20,6 +20,7 @@ from bindsearch.cli.options import (
     medium_options,
     open_space,
     print_json,
+    ready_to_embed,
     say,
     with_options,
 )
@@ -84,14 +85,12 @@ def embed(
     if status:
         _print_status(output, as_json)
         return
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the core to decode workers; ADR 139
+    ready_to_embed()
     from bindsearch.cli.several import helpers, own_device, process_count
     from bindsearch.config import setting
     from bindsearch.embed import EmbedOptions, run_embed
-    from bindsearch.embed.freed import keep_freed_memory
     from bindsearch.embed.place import Place
 
-    keep_freed_memory()
     place = Place.of(shard, os.environ)
     device = setting("device", device)
     count = process_count(processes, place, device) if not dry_run else 1

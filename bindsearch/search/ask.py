@@ -27,6 +27,7 @@ from bindsearch.makers import maker_of
 from bindsearch.query import Embedding, TermSpec, parse_terms, term_kinds
 from bindsearch.registry import MODALITIES
 from bindsearch.row_table import read_npy
+from bindsearch.search.absent import absent_values
 from bindsearch.search.arrange import PLAIN, Shape
 from bindsearch.search.hits import Hits
 from bindsearch.search.index import RANGE_LIMIT
@@ -152,6 +153,10 @@ def ask(
                 shape=shape,
                 effort=effort,
             )
+        if options[1] is not None and not any(len(each) for each in found):
+            absent = absent_values(index.folder.snapshot, options[1])
+            for each in found:
+                each.notes += tuple(absent)
         hits.update(zip(places, found, strict=True))
     for place, request in enumerate(requests):
         hits[place].query_id = request.id

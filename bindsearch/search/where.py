@@ -95,6 +95,16 @@ class Filter:
         found = pc.fill_null(_evaluate(self._root, columns, self.text), False)
         return np.asarray(found.to_numpy(zero_copy_only=False), dtype=bool)
 
+    def asked_for(self) -> list[tuple[str, str]]:
+        """List the texts that a column may have to be: (column, text), as written, each once."""
+        found, left = dict[tuple[str, str], None](), [self._root]
+        while left:
+            node = left.pop(0)
+            if node.kind in ("equal", "in"):
+                found |= {(node.column, value): None for value in node.values if isinstance(value, str)}
+            left[:0] = node.parts
+        return list(found)
+
 
 @dataclass(frozen=True)
 class _Node:
