@@ -4,9 +4,10 @@ python -m benchmarks.bench_connectors              # benchmarks/results/connecto
 
 A tiny Llama learns to read on text once a seed (stage "reading"); every connector then starts from that same Llama and
 is trained on the same captions and instructions, step by step the same batches. Rows: ImageBind-LLM's bind network into
-every layer, LLaMA-Adapter V2's ten visual tokens, LLaVA's projected token, all reading the one joint vector; and, on
-images alone, V2 reading the image tower's patch tokens with query_len 1, 4 and 10. Figures: right answers about unseen
-scenes (split test) by kind of question and modality, parameters, tokens a second when answering, seconds of training.
+every layer, LLaMA-Adapter V2's ten visual tokens, LLaVA's projected token, all reading the one joint vector; the first
+two once more at about the size of LLaVA's ("small"); and, on images alone, V2 reading the image tower's patch tokens
+with query_len 1, 4 and 10. Figures: right answers about unseen scenes (split test) by kind of question and modality,
+parameters, tokens a second when answering, seconds of training.
 Every row is resumable and kept in --folder.
 """
 
@@ -39,6 +40,8 @@ ROWS: dict[str, tuple[ConnectorConfig, bool]] = {
     "imagebind-llm": (ConnectorConfig("imagebind-llm", hidden=512), False),
     "llama-adapter-v2": (ConnectorConfig("llama-adapter-v2", hidden=128, depth=3, heads=4), False),
     "llava mlp2x_gelu": (ConnectorConfig("llava"), False),
+    "imagebind-llm, small": (ConnectorConfig("imagebind-llm", hidden=16), False),
+    "llama-adapter-v2, small": (ConnectorConfig("llama-adapter-v2", hidden=32, depth=3, heads=4), False),
     "v2, patches, query_len 1": (ConnectorConfig("llama-adapter-v2", hidden=128, depth=3, heads=4, tokens=1), True),
     "v2, patches, query_len 4": (ConnectorConfig("llama-adapter-v2", hidden=128, depth=3, heads=4, tokens=4), True),
     "v2, patches, query_len 10": (ConnectorConfig("llama-adapter-v2", hidden=128, depth=3, heads=4), True),
