@@ -96,6 +96,12 @@ class Item:
         }
 
 
+def span_key(key: str, span: tuple[float, float]) -> str:
+    """Write the name of a span that people know and type: "talk.wav#t=5,10.25", its seconds to the last digit."""
+    start, end = (repr(float(each)).removesuffix(".0") for each in span)
+    return f"{key}#t={start},{end}"
+
+
 def item_id(key: str, span: Span | None = None) -> int:
     """Hash a key and a span to a 63-bit id.
 

@@ -20,7 +20,7 @@ from bindsearch.render import (
     page_view,
     visible,
 )
-from bindsearch.types import Hit
+from bindsearch.types import Hit, span_key
 from bindsearch.zeroshot.label import MIXED
 
 if TYPE_CHECKING:
@@ -144,4 +144,4 @@ def _name_of(verdict: Verdict) -> str:
     item = verdict.item
     if item.get("start_s") is None:
         return verdict.key
-    return f"{verdict.key}#t={float(item['start_s']):g},{float(item['end_s']):g}"
+    return span_key(verdict.key, (item["start_s"], item["end_s"]))

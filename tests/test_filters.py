@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -422,7 +423,7 @@ def test_a_filter_is_paid_for_once_and_after_an_addition_for_the_new_rows(living
     reads = []
     monkeypatch.setattr(
         "bindsearch.search.selectors.read_column",
-        lambda segment, name: reads.append(segment.entry.name) or columns.read_column(segment, name),
+        lambda segment, *rest: reads.append(segment.entry.name) or columns.read_column(segment, *rest),
     )
     first = living.search(ANY, 99, where="size > 0 and colour = 'red'")
     assert len(set(reads)) == 3
@@ -606,3 +607,70 @@ def test_a_filter_that_lets_nothing_pass_names_the_values_that_no_item_has(livin
 def test_a_filter_that_lets_something_pass_is_not_lectured(living):
     found = ask(living, [("item", "item/0001")], load=lambda: None, where="colour in ('red', 'blu')")
     assert len(found.hits[0]) and found.talk() == []
+
+
+def store_of(name, attribute, n=30):
+    """A store of which each item has one attribute, "zip"."""
+    store = FakeStore(n=n, dim=16, prefix=name)
+    values = pa.array([json.dumps({"zip": attribute(row)}) for row in range(n)])
+    store.table = store.table.set_column(store.table.column_names.index("attributes"), "attributes", values)
+    return store
+
+
+def test_an_attribute_that_is_text_somewhere_is_compared_as_text_everywhere(tmp_path):
+    build_index(store_of("numbers", lambda row: 10000 + row), tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    index.add(store_of("texts", lambda row: f"{row}a"))
+    asked = {
+        "zip == '3a'": 1,
+        "zip == '10003'": 1,
+        "zip in ('10003', '4a')": 2,
+        "zip like '1000%'": 10,
+        "zip is not null": 60,
+    }
+    for _ in range(2):  # over two segments, then over one
+        assert {where: len(index.search(ANY, 99, where=where)) for where in asked} == asked
+        assert {where: len(index.search(ANY, 99, sql=where)) for where in asked} == asked
+        with pytest.raises(InputError, match="holds text such as '0a'"):
+            index.search(ANY, where="zip == 10003")
+        index.compact()
+
+
+def test_a_mask_does_not_outlive_an_index_that_was_built_anew_in_its_place(tmp_path):
+    store, path = FakeStore(n=60, dim=16), tmp_path / "index"
+    build_index(store, path)
+    index = open_index(path)
+    asked = ({"where": "size > 3000"}, {"sql": "size > 3000"})
+    before = [len(index.search(ANY, 99, **each)) for each in asked]
+    shutil.rmtree(path)
+    nothing = pa.array([0] * 60, pa.int64())
+    store.table = store.table.set_column(store.table.column_names.index("size"), "size", nothing)
+    build_index(store, path)
+    index.folder.reload()
+    assert before[0] == before[1] > 0
+    assert [len(index.search(ANY, 99, **each)) for each in asked] == [0, 0]
+
+
+LARGE = 2**53 + 3
+
+
+@pytest.mark.parametrize(
+    ("where", "passing"),
+    [
+        (f"t == {LARGE}", 1),
+        (f"t > {LARGE}", 3),
+        ("t > 1e15", 7),
+        (f"t < {LARGE}.5", 4),
+        (f"t == {10**30}", 0),
+        (f"t < {10**30}", 7),
+        (f"t in ({LARGE}, {10**30})", 1),
+    ],
+)
+def test_large_whole_numbers_compare_exactly_and_with_everything(where, passing):
+    column = pa.chunked_array([[2**53 + step for step in range(7)]])
+    assert parse_filter(where).mask(lambda _: column).sum() == passing
+
+
+def test_a_large_number_is_looked_for_in_cells_of_text():
+    column = pa.chunked_array([["1234567890123456789", "7", ""]])
+    assert parse_filter("t == 1234567890123456789").mask(lambda _: column).tolist() == [True, False, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from bindsearch.errors import InputError, MismatchError, ShapeError, UnknownNameError
 from bindsearch.index.identity import Identity
 from bindsearch.query import SMALLEST_NORM, Embedding, TermSpec, parse_term, parse_terms
+from bindsearch.search.ask import read_requests
 
 DIM = 12
 SPACE_ID = "toy@0123456789ab"
@@ -229,3 +231,28 @@ def test_minus_turns_the_sign():
         parse_terms([("text", "  ")])
     with pytest.raises(InputError, match="finite weight"):
         parse_terms([("text", "x@1e999")])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"terms": null}', "terms: expected a list"),
+        ('{"terms": 5, "text": "a"}', "terms: expected a list"),
+        ('{"vector": [1' + "0" * 400 + "]}", "vector: expected a text or a list of texts"),
+        ('{"terms": [{"text": "a", "weight": 1' + "0" * 400 + "}]}", "weight: expected a finite number"),
+        ("[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_an_odd_line_of_queries_is_refused_by_its_number(tmp_path, line, said):
+    path = tmp_path / "queries.jsonl"
+    path.write_text('{"text": "a"}\n' + line + "\n")
+    with pytest.raises(InputError, match=r"line 2: .*" + said):
+        read_requests(path)
+
+
+def test_a_line_of_queries_ends_at_a_newline_alone_also_from_stdin(tmp_path, monkeypatch):
+    line = '{"text": "a\u2028dog", "id": null}\n'
+    (tmp_path / "queries.jsonl").write_text(line, encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO(line))
+    found = [read_requests(tmp_path / "queries.jsonl"), read_requests("-")]
+    assert [(each[0].id, each[0].terms[0].value) for each in found] == [("1", "a\u2028dog")] * 2

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bindsearch import render
-from bindsearch.errors import InputError, MismatchError, UnknownNameError
+from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError
 from bindsearch.index.build import build_index
 from bindsearch.search import Answers, Shape, ask, open_index
 from bindsearch.search.calibrate import FILE, Scale, load_background
 from bindsearch.search.diverse import hide_duplicates, order_diverse
 from bindsearch.search.groups import first_of_group
-from bindsearch.search.hits import percent_text
+from bindsearch.search.hits import display_key, percent_text
 from bindsearch.search.pages import Cursor
 from bindsearch.types import item_id
 
@@ -544,3 +544,28 @@ def test_the_command_line_keeps_a_background(shifted):
     assert "10 of 10 audio, 190 of 190 image, 100 of 100 text" in done.stderr
     found = command("query", shifted.path, "--item", "item/0001", "-k", 3, "--calibrate")
     assert "the background beside the index" in found.stderr
+
+
+def test_a_span_is_found_by_the_name_that_it_is_shown_by(tmp_path):
+    spans = [(0.0, 5.0), (1 / 3, 2 / 3), (1234.567, 1239.567), (100000.5, 100010.5), (5.0, 1e7), (1e-7, 1e-6)]
+    store = FakeStore(n=len(spans), dim=DIM)
+    store.ids = np.array([item_id("talk.wav", span) for span in spans], dtype=np.int64)
+    columns = {
+        "id": pa.array(store.ids),
+        "key": pa.array(["talk.wav"] * len(spans)),
+        "start_s": pa.array([start for start, _ in spans]),
+        "end_s": pa.array([end for _, end in spans]),
+    }
+    for name, values in columns.items():
+        store.table = store.table.set_column(store.table.column_names.index(name), name, values)
+    build_index(store, tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    hits = index.search(np.ones((1, DIM), dtype=np.float32), 2**62)  # more than there are, and more than memory holds
+    assert len(hits) == len(spans)
+    shown = {display_key(hit): hit.id for hit in hits}
+    assert {"talk.wav#t=0,5", "talk.wav#t=1234.567,1239.567"} < set(shown)
+    for name, number in shown.items():
+        assert index.item(name).terms[0].item_id == number
+    with pytest.raises(MissingInputError) as said:
+        index.item("talk.wav")
+    assert all(index.has(name) for name in re.findall(r"talk\.wav#t=[^ ]+,[^ ,]+", str(said.value)))

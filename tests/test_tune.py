@@ -7,6 +7,7 @@ import logging
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from fake_store import MODALITIES, FakeStore, questions
 from hypothesis import given, settings
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 
 from bindsearch.errors import MismatchError
 from bindsearch.index import knobs, tune
+from bindsearch.index.budget import Budget
 from bindsearch.index.build import build_index
 from bindsearch.index.heldout import held_out
+from bindsearch.index.plan import retune
+from bindsearch.index.recipe import Recipe
 from bindsearch.index.tuned import most_demanding, settings_for
 
 # ---- the search for settings -----------------------------------------------------------------------------------------
@@ -212,3 +216,19 @@ def test_queries_of_another_space_are_refused(tmp_path):
     folder = build_index(FakeStore(40), tmp_path / "index")
     with pytest.raises(MismatchError, match="other@0123456789ab"):
         held_out(folder.snapshot, [questions(space_id="other@0123456789ab")], 5)
+
+
+def test_where_few_can_answer_all_of_them_are_a_whole_answer(tmp_path):
+    store = FakeStore(n=600, dim=32)
+    kinds = pa.array(["text"] * 3 + ["image"] * 597)
+    store.table = store.table.set_column(store.table.column_names.index("modality"), "modality", kinds)
+    folder = build_index(store, tmp_path / "index", Recipe("ivf-sq8", "float16"))
+    samples = {sample.modality: sample for sample in held_out(folder.snapshot, (), 10)}
+    assert {name: sample.answers for name, sample in samples.items()} == {"image": 3}  # three texts cannot confirm much
+    sample = samples["image"]
+
+    def search(queries, k, settings):
+        return folder.snapshot.search(queries, k, sample.selectors, settings)
+
+    assert tune.Measure(search, sample, 10)({"nprobe": 10_000, "rerank": 10_000}).overlap == 1.0
+    assert retune(folder, Budget(recall=0.9))["settings"]

@@ -73,6 +73,7 @@ def build_index(
     check_queries(embeddings, queries)
     (output / "segments").mkdir(parents=True, exist_ok=True)
     with writing(output):
+        check_output(output, force)  # once more: another process may have built it while this one waited
         asking = None
         if recipe is not None and (recipe.byte_codes or INDEXES[recipe.backend].asks) and queries:
             asking = query_means(queries, centring)
@@ -111,10 +112,10 @@ def reindex(
         InputError: items of the index are missing from the embeddings and `drop_missing` is not set.
         MismatchError: a modality would lose its mean; or as in `build_index`.
     """
-    old = Snapshot.open(Path(path))
-    manifest = old.manifest
+    manifest = Snapshot.open(Path(path)).manifest
 
     def check(new: Snapshot) -> dict[str, Any]:
+        old = Snapshot.open(Path(path))  # as it is now that nobody else may change it
         lost = sorted(set(old.centring.names if old.centring else ()) - set(new.centring.names if new.centring else ()))
         if lost:
             raise MismatchError(

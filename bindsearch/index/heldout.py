@@ -34,6 +34,9 @@ LOG = logging.getLogger(__name__)
 COUNT = 500
 """Queries a modality that are held out, as many as there are."""
 
+FEWEST = 20
+"""Rows of a modality that are too few to ask for the others: no settings could be confirmed on them."""
+
 _BLOCK = 8192
 _NO_MEAN = 3.0
 """A mean of n unit rows is shorter than this over sqrt(n) where they point anywhere."""
@@ -74,8 +77,8 @@ def held_out(
     for each in asked:
         extra = int((each.own >= 0).any())
         scores, ids, _ = snapshot.search_exact(each.queries, k + extra, each.selectors)
-        least = _least(scores, ids, each.own, k)
-        samples.append(Sample(each.modality, each.source, each.queries, least, each.own, each.selectors))
+        least, answers = _least(scores, ids, each.own, k)
+        samples.append(Sample(each.modality, each.source, each.queries, least, each.own, each.selectors, answers))
     return samples
 
 
@@ -100,12 +103,13 @@ def _check_store(identity: Identity, dim: int, here: str, store: str | Path | Ve
     return source, name
 
 
-def _least(scores: FloatArray, ids: IntArray, own: IntArray, k: int) -> FloatArray:
-    """Give the score of each query's k-th answer that is not itself; of fewer answers, of the last."""
+def _least(scores: FloatArray, ids: IntArray, own: IntArray, k: int) -> tuple[FloatArray, int]:
+    """Give the score of each query's k-th answer that is not itself; of fewer answers, of the last; and how many."""
     kept = np.where((ids >= 0) & (ids != own[:, None]), scores, -np.inf)
     best = -np.sort(-kept, axis=1)[:, :k]
     last = np.maximum(np.isfinite(best).sum(axis=1) - 1, 0)
-    return np.asarray(np.take_along_axis(best, last[:, None], axis=1)[:, 0], dtype=np.float32)
+    least = np.asarray(np.take_along_axis(best, last[:, None], axis=1)[:, 0], dtype=np.float32)
+    return least, int(last.min(initial=k - 1)) + 1
 
 
 def query_means(stores: Sequence[str | Path | VectorSource], centring: Centring | None = None) -> FloatArray | None:
@@ -180,8 +184,16 @@ def _from_index(snapshot: Snapshot, count: int) -> list[Asked]:
     alive = np.concatenate([segment.index.alive for segment in snapshot.segments])
     every = np.concatenate(modality)
     names = sorted(snapshot.manifest.modalities)
+    few = [name for name in names if snapshot.manifest.modalities[name] < FEWEST]
+    if few and len(few) < len(names):
+        LOG.warning(
+            "%s: not tuned for questions by %s, of which it holds fewer than %d; they get the most demanding settings",
+            snapshot.path,
+            ", ".join(few),
+            FEWEST,
+        )
     asked = []
-    for name in names:
+    for name in names if len(few) == len(names) else [each for each in names if each not in few]:
         places = np.flatnonzero((every == name) & alive)
         own = ids[places[_spread(len(places), count)]]
         queries = snapshot.rows(own)

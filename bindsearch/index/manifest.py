@@ -73,6 +73,11 @@ class SegmentEntry:
     tombstones_file: FileEntry | None = None
     backend: str = ""
 
+    @property
+    def mark(self) -> tuple[str, str]:
+        """Tells its item table from that of every other segment, also of an index that stood in its place."""
+        return self.name, self.files["items.parquet"].sha256
+
 
 @dataclass(frozen=True)
 class CentringEntry:

@@ -83,6 +83,7 @@ def merge_indexes(
     as_stored = all(each.manifest.row_dtype == manifest.row_dtype for each in snapshots)
     (output / "segments").mkdir(parents=True, exist_ok=True)
     with writing(output):
+        check_output(output, force=False)  # once more: another process may have built it while this one waited
         blocks = _blocks(snapshots, last_wins=prefer == "last")
         generation = last_generation(output) + 1
         asking = next((each.asking for each in snapshots if each.asking is not None), None)

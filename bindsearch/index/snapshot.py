@@ -57,14 +57,16 @@ class Snapshot:
         while True:
             try:
                 return cls.of(path, manifest)
-            except FileNotFoundError as error:
+            except (FileNotFoundError, MismatchError) as error:
                 newer = read_manifest(path)
                 if newer == manifest:
+                    if isinstance(error, MismatchError):
+                        raise
                     raise MismatchError(
                         f"{error.filename}: the file is missing, index.json names it. Build the index again: "
                         f"bindsearch index EMBEDDINGS -o {path} --force"
                     ) from error
-                manifest = newer  # replaced between our reading it and opening its files
+                manifest = newer  # replaced between our reading it and opening its files; some of them may be swept
 
     @classmethod
     def of(cls, path: Path, manifest: Manifest) -> Snapshot:
@@ -135,6 +137,11 @@ class Snapshot:
         masks = [None] * len(self.segments) if selectors is None else selectors
         return zip(self.segments, masks, strict=True)
 
+    @property
+    def setting_names(self) -> frozenset[str]:
+        """The search settings that any segment reads."""
+        return frozenset(name for part in self.segments for name in part.index.settings)
+
     def chosen_settings(self, settings: SearchSettings | None) -> SearchSettings:
         """Give the settings of a search: those asked for, else the planner's.
 
@@ -142,7 +149,7 @@ class Snapshot:
             InputError: one that no segment reads.
         """
         if settings is not None:
-            check_settings(settings, {name: 1 for part in self.segments for name in part.index.settings})
+            check_settings(settings, dict.fromkeys(self.setting_names, 1))
             return settings
         tuned = (self.manifest.tuned or {}).get("settings", {})
         check_settings(tuned, tuned)

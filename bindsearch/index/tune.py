@@ -50,6 +50,7 @@ class Sample:
         least: (q,) float32, the score of the k-th true answer: whoever reaches it belongs into the answer, ties too.
         own: (q,) int64 id of the indexed row that a query is, left out of its answers; -1: it is none.
         selectors: a mask a segment of the rows that may be answers; None: all.
+        answers: how many true answers each query has, where those are fewer than are asked for.
     """
 
     modality: str
@@ -58,6 +59,7 @@ class Sample:
     least: FloatArray
     own: IntArray
     selectors: tuple[BoolArray, ...] | None = None
+    answers: int | None = None
 
     def first(self, count: int) -> Sample:
         """Give the first queries alone."""
@@ -112,7 +114,7 @@ class Measure:
             times.append(time.process_time() - begin)
             if len(times) == 1:
                 scores, ids = (np.concatenate(each) for each in zip(*parts, strict=True))
-                overlaps = overlap_at_k(scores, ids, self.sample.least, own, self._k)
+                overlaps = overlap_at_k(scores, ids, self.sample.least, own, self.sample.answers or self._k)
             elif time.process_time() - began >= _LEAST_S:
                 break
             if overlaps.mean() < self.worth:

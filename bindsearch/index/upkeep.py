@@ -49,6 +49,8 @@ def advice(manifest: Manifest) -> list[str]:
         added = sum(_rows(entry) for entry in manifest.segments if _is_addition(manifest, entry))
         if added * _row_bytes(manifest) > SCAN_ADVICE_BYTES:
             reasons.append(f"{added:,} added rows are scanned beside what {manifest.recipe.backend} holds")
+        elif manifest.segments and all(_is_addition(manifest, entry) for entry in manifest.segments):
+            reasons.append(f"all rows of {manifest.recipe.backend} were replaced or removed; what was added is scanned")
     most = FOLD_WIDTH * 2
     if len(manifest.segments) > most:
         reasons.append(f"{len(manifest.segments)} segments are searched one by one")

@@ -13,6 +13,7 @@ relative to the file that names them, for stdin to the working folder. "id" defa
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -280,7 +281,7 @@ def read_requests(path: str | Path, has_key: Callable[[str], bool] | None = None
         InputError: naming the line and what is wrong with it.
     """
     if str(path) == "-":
-        lines, folder, name = sys.stdin.read().splitlines(), Path(), "stdin"
+        lines, folder, name = sys.stdin.read().split("\n"), Path(), "stdin"
     else:
         try:
             lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
@@ -295,7 +296,7 @@ def read_requests(path: str | Path, has_key: Callable[[str], bool] | None = None
             where = f"{name}, line {number}"
             try:
                 requests.append(_parse_request(json.loads(line), where, str(number), folder, has_key))
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise InputError(f"{where}: not valid JSON ({error}).") from error
     if not requests:
         raise MissingInputError(f'--from {name}: no query in it. Write one a line, such as {{"text": "a dog"}}')
@@ -313,8 +314,10 @@ def _parse_request(data: Any, where: str, number: str, folder: Path, has_key: Ca
         if name.removeprefix("minus_") not in term_kinds():
             raise UnknownNameError(f"field in {where}:", name, (*term_kinds(), *_OPTIONS))
         specs += _short_terms(name, value, where, has_key)
-    for term in data.get("terms", ()):
-        specs.append(_whole_term(term, where))
+    terms = data.get("terms", [])
+    if not isinstance(terms, list):
+        raise InputError(f'{where}: terms: expected a list such as [{{"text": "a dog"}}], got {terms!r:.60}.')
+    specs += [_whole_term(term, where) for term in terms]
     k = data.get("k")
     if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
         raise InputError(f"{where}: k: expected a whole number from 1, got {k!r}.")
@@ -324,7 +327,8 @@ def _parse_request(data: Any, where: str, number: str, folder: Path, has_key: Ca
     if not specs:
         raise InputError(f"{where}: it has no term. Kinds of terms: {', '.join(term_kinds())}.")
     placed = tuple(_relative_to(folder, spec) for spec in specs)
-    return Request(placed, str(data.get("id", number)), k, data.get("where"), data.get("modality"), data.get("sql"))
+    name = number if data.get("id") is None else str(data["id"])
+    return Request(placed, name, k, data.get("where"), data.get("modality"), data.get("sql"))
 
 
 def _short_terms(name: str, value: Any, where: str, has_key: Callable[[str], bool] | None) -> list[TermSpec]:
@@ -345,7 +349,7 @@ def _whole_term(term: Any, where: str) -> TermSpec:
         known = ", ".join(term_kinds())
         raise InputError(f"{where}: terms: expected one of {known} and perhaps a weight, got {term!r:.60}.")
     value, weight = term[kinds[0]], term.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not np.isfinite(weight):
+    if not _is_number(weight) or not math.isfinite(weight):
         raise InputError(f"{where}: weight: expected a finite number, got {weight!r}.")
     if kinds[0] == "vector" and _is_numbers(value):
         return TermSpec("vector", tuple(map(float, value)), float(weight))
@@ -355,11 +359,14 @@ def _whole_term(term: Any, where: str) -> TermSpec:
 
 
 def _is_numbers(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(number, int | float) and not isinstance(number, bool) for number in value)
-    )
+    return isinstance(value, list) and bool(value) and all(_is_number(number) for number in value)
+
+
+def _is_number(value: Any) -> bool:
+    """Say whether a value of JSON is a number that a float can hold."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, float)
 
 
 def _relative_to(folder: Path, spec: TermSpec) -> TermSpec:

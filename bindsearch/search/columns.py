@@ -20,13 +20,40 @@ _parsed: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _parsed_lock = threading.Lock()
 
 
-def read_column(segment: Segment, name: str) -> pa.ChunkedArray:
+def mixed_columns(snapshot: Snapshot, names: Iterable[str]) -> frozenset[str]:
+    """Say which attributes are text in one segment and something else in another: these are read as text everywhere.
+
+    A segment's attributes are typed by its own rows alone, so that one that came from JSON may hold numbers where one
+    that came from CSV holds text.
+    """
+    import pyarrow as pa
+
+    mixed = set()
+    schemas = [attribute_table(segment).schema for segment in snapshot.segments] if len(snapshot.segments) > 1 else []
+    for name in set(names) - set(snapshot.column_names()):
+        kinds = {schema.field(name).type for schema in schemas if name in schema.names}
+        textual = {kind for kind in kinds if pa.types.is_string(kind) or pa.types.is_large_string(kind)}
+        if textual and any(not pa.types.is_null(kind) for kind in kinds - textual):
+            mixed.add(name)
+    return frozenset(mixed)
+
+
+def read_column(segment: Segment, name: str, as_text: bool = False) -> pa.ChunkedArray:
     """Read a column of the item table, or a name out of the attributes; nulls where there is neither.
+
+    Args:
+        segment: of the index.
+        name: of the column.
+        as_text: give text whatever the column holds; see `mixed_columns`.
 
     Returns:
         (n,) in the order of the item table, removed rows included.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if as_text:
+        return pc.cast(read_column(segment, name), pa.string())
 
     if name in segment.column_names():
         return segment.table_column(name)

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from bindsearch.index.tuned import settings_for
 from bindsearch.query import Embedding
 
 if TYPE_CHECKING:
+    from bindsearch.index.snapshot import Snapshot
     from bindsearch.search.ranking import Effort
     from bindsearch.types import FloatArray
 
 T = TypeVar("T")
 
 
-def effort_for(tuned: Mapping[str, Any] | None, query: Embedding | FloatArray, effort: Effort) -> Effort:
+def effort_for(snapshot: Snapshot, query: Embedding | FloatArray, effort: Effort) -> Effort:
     """Fill in the settings of a query that names none.
 
     Args:
-        tuned: of the index; None: nothing was tuned. Not modified.
+        snapshot: of the index. What was tuned for a segment that is gone, with all its rows, is left out.
         query: its modalities decide; bare vectors and modalities that nobody tuned for get the most demanding settings.
         effort: as asked for; its own settings stay.
     """
+    tuned = snapshot.manifest.tuned
     if effort.exact or effort.settings is not None or not tuned:
         return effort
     modalities = [term.modality for term in query.terms] if isinstance(query, Embedding) else []
-    return replace(effort, settings=settings_for(tuned, modalities))
+    read = snapshot.setting_names
+    chosen = settings_for(tuned, modalities)
+    return replace(effort, settings={name: value for name, value in chosen.items() if name in read})
 
 
 def in_groups(efforts: Sequence[Effort], ask: Callable[[list[int], Effort], list[T]]) -> list[T]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from bindsearch.errors import UnsupportedError
-from bindsearch.types import Hit
+from bindsearch.types import Hit, span_key
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -272,4 +272,4 @@ def percent_text(percentile: float | None) -> str:
 
 def display_key(hit: Hit) -> str:
     """Write an item's key, with its span where it has one: "talk.wav#t=5,10"; `--item` takes it so."""
-    return hit.key if hit.span is None else f"{hit.key}#t={hit.span[0]:g},{hit.span[1]:g}"
+    return hit.key if hit.span is None else span_key(hit.key, hit.span)

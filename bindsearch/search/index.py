@@ -26,6 +26,7 @@ from bindsearch.search.ranges import best_in_range, iter_range
 from bindsearch.search.ranking import AS_TUNED, Effort, Ranker, plan_of
 from bindsearch.search.selectors import MaskCache, Scope, Selection, select
 from bindsearch.search.where import Filter
+from bindsearch.types import span_key
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -174,7 +175,8 @@ class SearchIndex:
         if shape.after is not None and len(queries) > 1:
             raise InputError("--after goes on with the list of one query; ask for one.")
         snapshot = self.folder.snapshot
-        efforts = [effort_for(snapshot.manifest.tuned, query, effort) for query in queries]
+        k = min(k, max(1, snapshot.manifest.count))
+        efforts = [effort_for(snapshot, query, effort) for query in queries]
         if any(each != efforts[0] for each in efforts):
             rest = (k, where, modality, exclude, exclude_self)
             return in_groups(
@@ -192,9 +194,9 @@ class SearchIndex:
 
         if shape.is_plain:
             return answer_plainly(asked, ranker(scope), wanted)
-        if not shape.calibrated:
-            return answer_arranged(asked, {"": ranker(scope)}, wanted, shape, None)
         names = list(snapshot.manifest.modalities) if modality is None else [modality]
+        if not shape.calibrated or not names:  # an emptied index has no modality
+            return answer_arranged(asked, {"": ranker(scope)}, wanted, shape, None)
         rankers = {name: ranker(scope.of(name)) for name in names}
         return answer_arranged(asked, rankers, wanted, shape, self.background(snapshot))
 
@@ -321,7 +323,7 @@ class SearchIndex:
         ids = resolve_items(snapshot, [key])
         if ids.size != 1:
             rows = snapshot.table(ids[:3], ["start_s", "end_s"]).to_pylist()
-            spans = ", ".join(f"{key}#t={row['start_s']:g},{row['end_s']:g}" for row in rows)
+            spans = ", ".join(span_key(str(key), (row["start_s"], row["end_s"])) for row in rows)
             raise MissingInputError(f"{self.path}: {key} has {ids.size} spans. Name one: {spans}, ...")
         modality = snapshot.table(ids, ["modality"])["modality"][0].as_py()
         whole = self.manifest.identity

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bindsearch.errors import UnknownNameError
-from bindsearch.search.columns import check_columns, read_column
+from bindsearch.search.columns import check_columns, mixed_columns, read_column
 from bindsearch.search.keys import resolve_items
 from bindsearch.search.sql import select_by_sql
 from bindsearch.search.where import Filter, parse_filter
@@ -170,24 +170,24 @@ def _of_columns(
     if where is None and modality is None:
         return None
     found = []
-    checked = False
+    checked, mixed = False, frozenset[str]()
     for number, segment in enumerate(snapshot.segments):
-        key = (segment.entry.name, None if where is None else where.text, modality)
+        key = (segment.entry.mark, None if where is None else where.text, modality)
         mask = cache.get(key)
         if mask is None:
             if where is not None and not checked:
                 check_columns(snapshot, where.columns)
-                checked = True
-            mask = segment.to_row_order(_evaluate(segment, where, modality))
+                mixed, checked = mixed_columns(snapshot, where.columns), True
+            mask = segment.to_row_order(_evaluate(segment, where, modality, mixed))
             cache.put(key, mask)
             made.append(number)
         found.append(mask)
     return found
 
 
-def _evaluate(segment: Segment, where: Filter | None, modality: str | None) -> BoolArray:
-    """Say which rows of the item table pass, in its order."""
-    mask = None if where is None else where.mask(lambda name: read_column(segment, name))
+def _evaluate(segment: Segment, where: Filter | None, modality: str | None, mixed: Collection[str]) -> BoolArray:
+    """Say which rows of the item table pass, in its order; of the columns `mixed` text is compared."""
+    mask = None if where is None else where.mask(lambda name: read_column(segment, name, name in mixed))
     if modality is None:
         return np.ones(segment.entry.rows, dtype=bool) if mask is None else mask
     import pyarrow.compute as pc
@@ -197,10 +197,11 @@ def _evaluate(segment: Segment, where: Filter | None, modality: str | None) -> B
 
 
 def _of_sql(snapshot: Snapshot, text: str | None, cache: MaskCache, made: list[int]) -> list[BoolArray] | None:
-    """Evaluate SQL; its masks hold for one generation, since a query may look at all items."""
+    """Evaluate SQL; its masks hold for one state of the index, since a query may look at all items."""
     if text is None:
         return None
-    keys = [(segment.entry.name, snapshot.manifest.generation, "sql", text) for segment in snapshot.segments]
+    state = tuple((part.entry.mark, part.entry.tombstones_file) for part in snapshot.segments)
+    keys = [(number, state, "sql", text) for number in range(len(snapshot.segments))]
     masks = [cache.get(key) for key in keys]
     if any(mask is None for mask in masks):
         masks = list(select_by_sql(snapshot, text))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.errors import InputError, MissingExtraError
-from bindsearch.search.columns import attribute_table, column_names, read_column
+from bindsearch.search.columns import attribute_table, column_names, mixed_columns, read_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,8 +109,9 @@ def _items(snapshot: Snapshot, text: str) -> pa.Table:
     names = [name for name in column_names(snapshot) if every or name.lower() in text.lower()]
     parts = []
     first = 0
+    mixed = mixed_columns(snapshot, names)
     for segment in snapshot.segments:
-        columns = {name: read_column(segment, name) for name in dict.fromkeys(["id", *names])}
+        columns = {name: read_column(segment, name, name in mixed) for name in dict.fromkeys(["id", *names])}
         columns[_ROW] = pa.chunked_array([np.arange(first, first + segment.entry.rows)])
         part = pa.table(columns)
         if segment.entry.removed:

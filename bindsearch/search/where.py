@@ -282,15 +282,29 @@ def _test(node: _Node, values: Any, text: str) -> Any:
             )
     try:
         if node.kind == "in":
-            found = pc.equal(values, node.values[0])
+            found = pc.equal(*_alike(values, node.values[0]))
             for value in node.values[1:]:
-                found = pc.or_kleene(found, pc.equal(values, value))
+                found = pc.or_kleene(found, pc.equal(*_alike(values, value)))
             return found
         if node.kind == "like":
             return pc.match_like(values, node.values[0])
-        return getattr(pc, node.kind)(values, node.values[0])
+        return getattr(pc, node.kind)(*_alike(values, node.values[0]))
     except (pa.ArrowException, OverflowError, TypeError) as error:
         raise InputError(f"filter {text!r}: the column {node.column!r} cannot be compared: {error}") from error
+
+
+def _alike(values: Any, value: Literal) -> tuple[Any, Literal]:
+    """Make a column and a number meet: whole numbers exactly, where both are; else as the nearest float64."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(value, bool | str):
+        return values, value
+    if pa.types.is_integer(values.type):
+        if float(value).is_integer() and abs(value) < 2**63:
+            return values, int(value)
+        return pc.cast(values, pa.float64(), safe=False), float(value)
+    return values, float(value)
 
 
 def _is_plain_number(value: Any) -> bool:
