@@ -18,6 +18,8 @@ from test_listing import make_tar
 from bindsearch import types
 from bindsearch.embed import EmbedOptions, inspect_source, run_embed
 from bindsearch.embed.batching import forward_batches
+from bindsearch.embed.plan import PlannedByAnotherError
+from bindsearch.embed.planning import Planner
 from bindsearch.errors import (
     BindSearchError,
     InputError,
@@ -26,7 +28,8 @@ from bindsearch.errors import (
     TooManyBadError,
 )
 from bindsearch.models.spaces import load_space
-from bindsearch.store import open_store
+from bindsearch.store import generation_folders, open_store
+from bindsearch.store.files import temp_path
 
 HERE = EmbedOptions(workers=0, batch_size=4, shard_size=10)
 
@@ -529,3 +532,36 @@ def test_inspect_says_how_a_file_would_be_read(media, space):
     assert inspect_source(media / "3.txt", None, space)["decoded"]["shape"] == [17]
     with pytest.raises(InputError, match="Say it: --modality NAME"):
         inspect_source(media / "notes.md", None, space)
+
+
+def test_a_plan_that_a_killed_process_of_our_name_left_is_written_anew(media, tmp_path, space):
+    """In containers the host's name and the number of a process come again."""
+    out = tmp_path / "out"
+    left = temp_path(out / "g0001")
+    left.mkdir(parents=True)
+    (left / "plan.parquet").write_bytes(b"half")
+    report = run_embed([media], out, space, options=HERE)
+    assert sum(report.embedded.values()) == len(open_store(out)) > 7
+    assert not list(out.glob("*.tmp"))
+
+
+def test_who_finds_its_plan_already_made_looks_again(media, tmp_path, space, monkeypatch):
+    plan, calls = Planner.plan, []
+
+    def late(self, listing, where):
+        calls.append(where)
+        if len(calls) == 1:
+            raise PlannedByAnotherError(str(where))
+        return plan(self, listing, where)
+
+    monkeypatch.setattr(Planner, "plan", late)
+    run_embed([media], tmp_path / "out", space, options=HERE)
+    assert len(calls) >= 2
+    assert len(open_store(tmp_path / "out")) > 7
+
+
+def test_the_ten_thousandth_generation_is_the_last(tmp_path):
+    for name in ("g10000", "g0001", "g9999", "g999", "gallery"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "plan.json").write_text("{}")
+    assert [folder.name for folder in generation_folders(tmp_path)] == ["g0001", "g9999", "g10000"]

@@ -1,18 +1,23 @@
 """What every registered modality keeps, whatever it is."""
 
 import json
+import tarfile
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bindsearch.config import from_json_dict, to_json_dict
+from bindsearch.embed.decoding import source_of
 from bindsearch.errors import DecodeError, InputError, UnknownNameError
+from bindsearch.listing import Listing
 from bindsearch.modalities.base import fields_of
 from bindsearch.registry import MODALITIES
 from bindsearch.sources import Source
 from bindsearch.types import Media
+from bindsearch.world.write import write_world
 
 PAIRS = [(name, preset) for name in MODALITIES for preset in MODALITIES[name].presets]
 SHAPES = {
@@ -149,3 +154,30 @@ def test_spans_that_run_backwards_are_refused(name):
     modality = MODALITIES[name]
     with pytest.raises(InputError, match=r"start < end in seconds, got 2-1"):
         modality.decode(Source.of(b"abc"), modality.config(), (2.0, 1.0))
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A scene as files of every modality, its sound as FLAC as well, and the same files in a tar."""
+    home = tmp_path_factory.mktemp("packed")
+    write_world(1, home / "files")
+    sound = next((home / "files").rglob("*.wav"))
+    samples, rate = soundfile.read(sound)
+    soundfile.write(sound.with_name("again.flac"), samples, rate)
+    with tarfile.open(home / "all.tar", "w") as tar:
+        tar.add(home / "files", ".")
+    return home
+
+
+@pytest.mark.parametrize("name", ["image", "video", "text", "audio", "depth", "thermal", "imu"])
+def test_a_file_within_a_tar_reads_as_the_file_does(packed, name):
+    modality, config = MODALITIES[name], MODALITIES[name].config("default")
+
+    def read(place):
+        items = sorted((item for item in Listing([place]) if item.modality == name), key=lambda item: item.key[-12:])
+        return [modality.preprocess(modality.decode(source_of(item), config), config) for item in items]
+
+    files, members = read(packed / "files"), read(packed / "all.tar")
+    assert len(files) == len(members) == (2 if name == "audio" else 1)
+    for one, other in zip(files, members, strict=True):
+        np.testing.assert_array_equal(one, other)

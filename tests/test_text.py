@@ -175,6 +175,17 @@ def test_empty_texts():
     assert ids("", REFERENCE)[:3] == [bpe.START_ID, bpe.END_ID, 0]
 
 
+@pytest.mark.parametrize("text", ["\xa0", "\u3000\u2003", "&nbsp;", " &#160; \n", "\ufeff"])
+def test_a_text_without_any_token_is_empty(text):
+    with pytest.raises(DecodeError, match="holds no text"):
+        TEXT.decode(TEXT.source_of(text), DEFAULT)
+
+
+@pytest.mark.parametrize("text", ["&amp;", "é", "犬", "!", "🐕", "&nbsp;a"])
+def test_a_text_of_one_token_is_not(text):
+    assert ids(text, DEFAULT)[2] != 0
+
+
 _COLD = """
 import sys, time
 from bindsearch.registry import MODALITIES

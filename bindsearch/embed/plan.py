@@ -137,6 +137,10 @@ def _to_item(row: Mapping[str, Any]) -> Item:
     return Item(**facts)
 
 
+class PlannedByAnotherError(Exception):
+    """Another process gave its plan the name that this one was to have."""
+
+
 class PlanWriter:
     """Writes a plan while items stream in; memory holds one shard a kind.
 
@@ -154,6 +158,7 @@ class PlanWriter:
         import pyarrow.parquet as pq
 
         self.final, self.folder, self.shard_size = final, temp_path(final), shard_size
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a killed process of our host and number, as containers have
         self.folder.mkdir(parents=True)
         self.shards: list[dict[str, Any]] = []
         self._open: dict[str, list[dict[str, Any]]] = {}
@@ -239,7 +244,7 @@ class PlanWriter:
         """Write the ledger of what is gone and the plan's record, and give the folder its name: one plan can have it.
 
         Raises:
-            FileExistsError: another process has planned this generation.
+            PlannedByAnotherError: another process has planned this generation.
         """
         lines = "".join(canonical_json(dict(row)) + "\n" for row in gone)
         commit_bytes(self.folder / GONE, lines.encode("ascii"))
@@ -257,7 +262,7 @@ class PlanWriter:
         except OSError as error:
             if not self.final.exists():
                 raise
-            raise FileExistsError(f"{self.final}: planned by another process") from error
+            raise PlannedByAnotherError(f"{self.final}: planned by another process") from error
         sync_folder(self.final.parent)
         return Generation(self.final, whole)
 

@@ -25,7 +25,7 @@ from typing import Any, TextIO
 from bindsearch.embed.batching import ShardRows
 from bindsearch.embed.decoding import Outcome
 from bindsearch.embed.lease import Crew, Lease, LostLeaseError, Member, task_mark
-from bindsearch.embed.plan import planned_items
+from bindsearch.embed.plan import PlannedByAnotherError, planned_items
 from bindsearch.embed.planning import EmbedOptions, Planner
 from bindsearch.embed.report import Display, EmbedReport, Progress
 from bindsearch.embed.workers import DecodePool
@@ -35,7 +35,7 @@ from bindsearch.listing import BrokenItem, Listing
 from bindsearch.listing.collect import STDIN
 from bindsearch.store import LEDGER, Generation, Identity, commit_shard, commit_store, generation_folders
 from bindsearch.store.files import sweep_temps
-from bindsearch.store.generation import PLAN
+from bindsearch.store.generation import PLAN, places_of_generations
 from bindsearch.store.identity import UNKNOWN, Manifest
 from bindsearch.types import Item
 
@@ -176,11 +176,13 @@ class _Run:
             if self._unfinished(self.check_settings()):  # planned between our look and our lease
                 return
             sweep(self.folder, self.crew)
-            for generation in self.folder.glob("g[0-9][0-9][0-9][0-9]"):
+            for generation in places_of_generations(self.folder):
                 if not (generation / PLAN).is_file():  # of a run by an older version that was killed over it
                     shutil.rmtree(generation)
-            with contextlib.suppress(FileExistsError):
+            try:
                 self.planner.plan(listing, self.folder)
+            except PlannedByAnotherError:  # look again: what it planned, and then what is new beside that
+                return
             shards = [shard for generation in resumed for shard in generation.shards()]
             bad = sum(shard.bad for shard in shards)
             self.report.unchanged = max(0, self.report.unchanged - bad - sum(shard.rows for shard in shards))

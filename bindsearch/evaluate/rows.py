@@ -185,7 +185,7 @@ def embed_rows(source: str | Path, output: Path, space: Any, options: EmbedOptio
 
 def is_store(path: Path) -> bool:
     """Say whether a folder holds embeddings."""
-    return (path / "manifest.json").is_file() or any(path.glob("g[0-9][0-9][0-9][0-9]/plan.json"))
+    return (path / "manifest.json").is_file() or bool(generation_folders(path))
 
 
 def is_table(path: Path) -> bool:

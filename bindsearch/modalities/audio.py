@@ -264,7 +264,7 @@ def _sound_file(file: IO[bytes]) -> Iterator[Any]:
     """
     import soundfile
 
-    if type(file) is not io.BufferedReader:
+    if type(file) is not io.BufferedReader or not isinstance(file.raw, io.FileIO):  # a member of a tar is a part of one
         with soundfile.SoundFile(_Seekable(file)) as sound:
             yield sound
         return

@@ -100,7 +100,7 @@ class TextModality(Modality[TextConfig]):
         text = (
             source.value if source.kind == "text" else decode_text(source.read_bytes(config.limit_bytes), source.name)
         )
-        if not config.allow_empty and not text.strip("\ufeff \t\r\n\f\v"):
+        if not config.allow_empty and _is_empty(text, config):
             raise DecodeError(source.name, "holds no text", "read" if source.kind != "text" else "decode")
         notes: dict[str, Any] = {}
         room = config.context_length - 2
@@ -133,6 +133,14 @@ class TextModality(Modality[TextConfig]):
         subject = rng.choice(["dog", "bird", "car", "wave", "fox", "bell"])
         place = rng.choice(["on the beach", "in the snow", "at night", "near a café", "under 2 trees"])
         return Media(self.name, f"A {subject} {place}.", self.unit, name=f"<example {seed}>")
+
+
+def _is_empty(text: str, config: TextConfig) -> bool:
+    """Say whether a text has no token, such as one of blanks of any script, or "&nbsp;"."""
+    bare = text.strip("\ufeff \t\r\n\f\v")
+    if bare and bare[0].isascii() and bare[0].isalnum():
+        return False
+    return not bare or next(iter(_iter_ids(bare, config)), None) is None
 
 
 def _iter_ids(text: str, config: TextConfig) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 PLAN = "plan.json"
 PLAN_ROWS = "plan.parquet"
 GONE = "gone.jsonl"
+_NAME = re.compile(r"g\d{4,}")
 
 
 @dataclass(frozen=True)
@@ -100,4 +102,9 @@ class Generation:
 
 def generation_folders(out: Path) -> list[Path]:
     """List the folders of generations whose plan is committed, oldest first."""
-    return sorted(folder for folder in out.glob("g[0-9][0-9][0-9][0-9]") if (folder / PLAN).is_file())
+    return [folder for folder in places_of_generations(out) if (folder / PLAN).is_file()]
+
+
+def places_of_generations(out: Path) -> list[Path]:
+    """List the folders that are named as generations are, g0001 and so on, by their number: g10000 follows g9999."""
+    return sorted((path for path in out.glob("g*") if _NAME.fullmatch(path.name)), key=lambda path: int(path.name[1:]))
