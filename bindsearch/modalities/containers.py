@@ -6,6 +6,7 @@ import bisect
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import IO, TYPE_CHECKING, Any
 
 from bindsearch.errors import DecodeError
@@ -28,6 +29,7 @@ speaks of one temporal layer alone."""
 
 _MAX_FRAMES = 5_000_000
 _BACK_S, _LOOK_PACKETS = 3, 500
+_UNSEEN_S = 0.05  # frames that are so late make no video one of variable rate
 _SOUND_BACK_S = 1.0  # a frame of sound is built upon those before it: of AAC upon one, of MP3 upon up to nine
 _LASTING_FROM_0 = ("matroska,webm", "nut")  # the lengths in their heads count from time 0, by most writers
 
@@ -40,13 +42,45 @@ class FrameTimes:
         pts: of each frame, in order of display and in the stream's time base; its number where `timed` is False.
         keys: of the key frames that decoding can begin at, sorted.
         timed: whether every frame has a time of its own.
-        rate_hz: average frames a second.
+        rate_hz: average frames a second, as the head says.
+        tick_s: the stream's time base.
     """
 
     pts: list[int] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
     timed: bool = True
     rate_hz: float = 0.0
+    tick_s: Fraction = Fraction(1)
+
+    @property
+    def steady(self) -> bool:
+        """Say whether frames come at the average rate: none further than half a frame, or 50 ms, from its place."""
+        import numpy as np
+
+        if not self.timed:
+            return True
+        seconds = (np.asarray(self.pts, np.float64) - self.pts[0]) * float(self.tick_s)
+        off_s = np.abs(seconds - np.arange(len(self.pts)) / self.rate_hz).max()
+        return bool(off_s <= max(0.5 / self.rate_hz, _UNSEEN_S))
+
+    @property
+    def lasting_s(self) -> Fraction:
+        """Count to the end of the last of several frames: as long as the one before it, or all on average."""
+        whole, last = self.pts[-1] - self.pts[0], self.pts[-1] - self.pts[-2]
+        return (whole + min(Fraction(whole, len(self.pts) - 1), Fraction(last))) * self.tick_s
+
+    def seconds(self, index: int) -> Fraction:
+        """Give the time of a frame, from the first one's."""
+        return (self.pts[index] - self.pts[0]) * self.tick_s
+
+    def shown(self, at_s: Fraction) -> int:
+        """Give the frame on display at a time from the first one's."""
+        return max(bisect.bisect_right(self.pts, self.pts[0] + at_s / self.tick_s) - 1, 0)
+
+    def between(self, start_s: Fraction, end_s: Fraction) -> tuple[int, int]:
+        """Give the first and last-excluded frame that begin in a stretch of time; or else the one on display."""
+        first, last = (bisect.bisect_left(self.pts, self.pts[0] + at / self.tick_s) for at in (start_s, end_s))
+        return (first, last) if last > first else (self.shown(start_s), self.shown(start_s) + 1)
 
 
 def open_container(file: IO[bytes], name: str, head: bytes) -> Any:
@@ -103,7 +137,7 @@ def read_times(container: Any, name: str) -> FrameTimes:
     if not 0.001 < rate < 100_000:
         seconds = float((order[-1] - order[0]) * stream.time_base) if timed and len(order) > 1 else 0.0
         rate = (len(order) - 1) / seconds if seconds > 0 else 25.0
-    return FrameTimes(order, keys, timed, rate)
+    return FrameTimes(order, keys, timed, rate, Fraction(stream.time_base))
 
 
 def seek_frames(container: Any, scan: FrameTimes, wanted: Sequence[int], rotate: bool) -> dict[int, np.ndarray]:
