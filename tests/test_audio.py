@@ -1,5 +1,6 @@
 import io
 import math
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -10,7 +11,7 @@ from hostile import video_bytes
 from preprocess_recipes import PREPROCESS, audio_wave, read_json
 
 from bindsearch.errors import DecodeError, InputError
-from bindsearch.modalities import mel
+from bindsearch.modalities import containers, mel
 from bindsearch.modalities.audio import clip_bounds, duration_s
 from bindsearch.modalities.clips import windows
 from bindsearch.registry import MODALITIES
@@ -274,6 +275,67 @@ def test_spans_through_ffmpeg():
     ]
     assert shifts[1] < 0.02
     assert shifts[1] < min(shifts[0], shifts[2])
+
+
+def delayed(kind, start_s, seconds=35, rate=16000):
+    """Encode a tone that steps up every second, in a track whose first sample is at `start_s`."""
+    time = np.arange(seconds * rate) / rate
+    wave = (0.3 * np.sin(2 * np.pi * (200 + 20 * np.floor(time)) * time)).astype(np.float32)
+    out = io.BytesIO()
+    with av.open(out, "w", format=kind) as container:
+        track = container.add_stream("aac", rate=rate, layout="mono")
+        for first in range(0, wave.size, 1024):
+            frame = av.AudioFrame.from_ndarray(wave[None, first : first + 1024], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = rate, first + int(start_s * rate)
+            frame.time_base = Fraction(1, rate)
+            container.mux(track.encode(frame))
+        container.mux(track.encode())
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "start_s"),
+    [
+        ("mpegts", 0),
+        ("mpegts", 1.4),
+        ("mpegts", 100),
+        ("matroska", 0),
+        ("matroska", 1.4),
+        ("matroska", 100),
+        ("nut", 100),
+        ("mp4", 100),
+    ],
+)
+def test_spans_count_from_where_the_track_begins(kind, start_s):
+    """Broadcasts and cut recordings do not begin at time 0; and what is heard after a seek was heard without one."""
+    source = Source.of(delayed(kind, start_s))
+    whole = AUDIO.decode(source, DEFAULT).array
+    spans = AUDIO.spans(source, DEFAULT, 10.0)
+    assert [start for start, _ in spans] == [0.0, 10.0, 20.0, 30.0]
+    assert abs(duration_s(source) - whole.shape[1] / 16000) < 0.1
+    for start, end in spans:
+        part = AUDIO.decode(source, DEFAULT, (start, end)).array
+        assert end > 30 or part.shape[1] == 160_000
+        assert np.array_equal(part, whole[:, int(start * 16000) : int(end * 16000)])
+    odd = AUDIO.decode(source, DEFAULT, (12.3456, 14.0001)).array
+    assert np.array_equal(odd, whole[:, int(12.3456 * 16000) : int(14.0001 * 16000)])
+
+
+def test_a_head_that_lasts_from_the_tracks_start_is_believed():
+    """Matroska's writers do not agree on where its duration counts from; the last packet decides."""
+    data = delayed("matroska", 100)
+    offset = data.index(b"\x44\x89\x88") + 3
+    lasting = np.frombuffer(data[offset : offset + 8], ">f8")[0]
+    assert abs(lasting - 135_000) < 200
+    shorter = np.array(lasting - 100_000, ">f8").tobytes()
+    assert duration_s(Source.of(data[:offset] + shorter + data[offset + 8 :])) == duration_s(Source.of(data))
+
+
+def test_a_seek_that_leads_behind_the_span_is_taken_back(monkeypatch):
+    source = Source.of(delayed("mpegts", 1.4))
+    whole = AUDIO.decode(source, DEFAULT).array
+    monkeypatch.setattr(containers, "_SOUND_BACK_S", -1.0)
+    assert np.array_equal(AUDIO.decode(source, DEFAULT, (10.0, 12.0)).array, whole[:, 160_000:192_000])
 
 
 def test_long_recordings_are_cut_in_windows():

@@ -6,12 +6,14 @@ import dataclasses
 import importlib.util
 import io
 import json
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bindsearch.cli import run
 from bindsearch.errors import InputError, MismatchError, MissingExtraError, MissingInputError, WeightsError
@@ -242,8 +244,6 @@ def test_pairs_that_are_not_whole_are_refused(pair, tmp_path, space):
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
-    from PIL import Image
-
     path = tmp_path_factory.mktemp("pictures") / "scene.png"
     Image.fromarray(render_images(sample(split_seeds("test", 1)), 64)[0]).save(path)
     return path
@@ -335,6 +335,55 @@ def test_embeddings_are_made_once(space, tmp_path):
     assert len(lines) == 1 and first.dtype == np.float16 and np.array_equal(first, again)
     expected = embed_scenes(space, "image", sample(split_seeds("train", 5), "mixed"))
     assert np.abs(first.astype(np.float32) - expected).max() < 1e-3
+
+
+def test_a_picture_that_was_replaced_is_embedded_anew(space, tmp_path):
+    """Also one of the same size in bytes; what is beside it need not be files."""
+    path, lines = tmp_path / "a.ppm", []
+    names = [str(path), "world:3,kind=mixed#image"]
+    rows = []
+    for colour in ("red", "blue", "blue"):
+        if len(rows) < 2:
+            Image.new("RGB", (64, 64), colour).save(path)
+            os.utime(path, (1e9 + len(rows), 1e9 + len(rows)))
+        rows.append(named_rows(space, tmp_path / "embeddings", names, lines.append))
+    fresh = space.embed("image", [path])[0]
+    assert len(lines) == 2 and np.array_equal(rows[1], rows[2])
+    assert np.abs(rows[1][0].astype(np.float32) - fresh).max() < 1e-3 < np.abs(rows[0][0] - rows[1][0]).max()
+    assert np.array_equal(rows[0][1], rows[1][1])
+    named_rows(space.with_preset({"image": "reference"}), tmp_path / "embeddings", names, lines.append)
+    assert len(lines) == 3
+
+
+def test_a_run_does_not_go_on_with_other_pictures(pair, tmp_path, capsys):
+    path, data, config = tmp_path / "a.ppm", tmp_path / "talk.json", tmp_path / "run.json"
+    Image.new("RGB", (64, 64), "red").save(path)
+    write_conversations(data, [Conversation(str(n), (Turn("What is it?", "A kite."),), path.name) for n in range(3)])
+    stage = {"name": "own", "task": "instructions", "steps": 2, "batch": 2, "trains": ["connector"]}
+    config.write_text(json.dumps({"connector": {"hidden": 16}, "stages": [stage]}), encoding="utf-8")
+    output = tmp_path / "out"
+    told = [
+        "train-llm",
+        "-o",
+        str(output),
+        "--config",
+        str(config),
+        "--llama",
+        str(pair / "llama"),
+        "--data",
+        str(data),
+    ]
+    assert run(told) == 0
+    os.utime(path, (1e9, 1e9))  # the same picture, copied: embedded again, to the same rows
+    capsys.readouterr()
+    assert run(told) == 0
+    assert "own: done before" in capsys.readouterr().err
+    Image.new("RGB", (64, 64), "blue").save(path)
+    assert run(told) == 5
+    said = capsys.readouterr().err
+    assert "own.safetensors: written by configuration" in said and "remove the file to train this stage again" in said
+    (output / "own.safetensors").unlink()
+    assert run(told) == 0
 
 
 def test_packaged_numbers_can_be_read():

@@ -136,12 +136,81 @@ def test_rotation_of_phones(degrees, turns):
     assert np.array_equal(VIDEO.decode(turned, REFERENCE).array, plain)
 
 
-def test_variable_frame_rate():
-    times = np.cumsum([0, *np.random.default_rng(1).integers(1, 6, 99)])
-    source = Source.of(numbered(100, kind="matroska", times=[int(time) for time in times]))
-    plan = VIDEO.plan(source, DEFAULT)
-    assert plan.frames == 100
-    assert [number_of(frame) for frame in VIDEO.decode(source, DEFAULT).array] == list(plan.wanted)
+@pytest.mark.parametrize("start_s", [0, 100])
+@pytest.mark.parametrize("kind", ["mp4", "matroska", "mpegts"])
+def test_variable_frame_rate(kind, start_s):
+    """A frame a second, then 25 a second, then a minute of three pictures: each is met at its own time."""
+    at_s = [*range(20), *(20 + number / 25 for number in range(100)), 24, 50, 80]
+    source = Source.of(numbered(123, kind=kind, times=[round((time + start_s) * 25) for time in at_s]))
+    assert VIDEO.spans(source, DEFAULT, None)[-1] == (70.0, pytest.approx(80 + 80 / 122, abs=0.01))
+    spans = [(0.0, 10.0), (10.0, 20.0), (20.0, 22.0), (23.0, 45.0), (30.0, 40.0), (70.0, 81.0)]
+    shown = []
+    for span in spans:
+        media = VIDEO.decode(source, DEFAULT, span)
+        numbers = [number_of(frame) for frame in media.array]
+        assert numbers == media.notes["frame_indices"]
+        shown.append((at_s[numbers[0]], round(at_s[numbers[-1]], 2)))
+    assert shown == [(0, 9), (10, 19), (20, 21.96), (23, 24), (24, 24), (80, 80)]  # 24 s is on display up to 50
+    plan = VIDEO.plan(source, VIDEO.config(clips=3))
+    assert (plan.frames, plan.rate_hz) == (123, pytest.approx(123 / plan.duration_s))
+    starts = [start for start, _ in plan.clips]
+    assert starts == pytest.approx([0, 39.33, 78.66], abs=0.01)
+    assert [[at_s[index] for index in indices] for _, indices in plan.clips] == [[0, 1], [24, 24], [80, 80]]
+    with pytest.raises(DecodeError, match=r"no frame in 90-95 s; the video has 80\.66 s"):
+        VIDEO.decode(source, DEFAULT, (90.0, 95.0))
+
+
+def test_frames_within_a_clip_follow_in_time():
+    at_s = [0, 1, 2, *(2 + number / 25 for number in range(1, 50)), 4, 8, 12]
+    source = Source.of(numbered(55, times=[round(time * 25) for time in at_s]))
+    plan = VIDEO.plan(source, VIDEO.config(clips=1, clip_s=4.5, frames=5))
+    assert [at_s[index] for index in plan.clips[0][1]] == [0, 1, 2, 3, 4]
+
+
+def test_a_rate_that_the_head_has_wrong():
+    """A recorder writes 25 frames a second in its head and delivers 5."""
+    source = Source.of(numbered(400, kind="matroska", times=list(range(0, 2000, 5))))
+    assert VIDEO.spans(source, DEFAULT, None)[-1] == (70.0, 80.0)
+    assert VIDEO.plan(source, DEFAULT, (10.0, 20.0)).wanted[0] == 50
+    assert str(VIDEO.plan(source, DEFAULT)).splitlines()[0].endswith("400 frames at 5 Hz (80.00 s); 3 crops a clip")
+
+
+def test_reference_counts_frames_whatever_their_times():
+    times = [*range(0, 500, 25), *range(500, 600)]
+    source = Source.of(numbered(120, kind="matroska", times=times))
+    plan = VIDEO.plan(source, REFERENCE)
+    assert plan.clips == tuple(clip_frames(120, plan.rate_hz, REFERENCE))
+    assert plan.duration_s == 120 / plan.rate_hz
+    assert plan.clips != VIDEO.plan(source, DEFAULT).clips
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate"), [("mp4", 25), ("matroska", 30), ("flv", Fraction(30000, 1001)), ("mpegts", 24)]
+)
+@pytest.mark.parametrize("first", [0, 77])
+def test_a_constant_rate_gives_the_frames_of_the_average_rate(kind, rate, first):
+    """Also where the container rounds times to milliseconds, begins late, or two frames come a little late."""
+    out = io.BytesIO()
+    with av.open(out, "w", format=kind) as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for number in range(500):
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            late = 0.4 if number in (49, 50) else 0
+            frame.pts, frame.time_base = int((number + first + late) * 1000), 1 / Fraction(rate) / 1000
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    source, average = Source.of(out.getvalue()), VIDEO.config(times="average")
+    assert VIDEO.spans(source, DEFAULT, 2.0) == VIDEO.spans(source, average, 2.0)
+    for span in (None, (2.0, 4.0), (1.999, 4.6), (10.0, 20.0)):
+        assert VIDEO.plan(source, DEFAULT, span) == VIDEO.plan(source, average, span)
+
+
+def test_times_of_frames_changed_no_preset_id():
+    """Embeddings of videos of constant rate are what they were; another choice than the preset's is told apart."""
+    assert (DEFAULT.id, REFERENCE.id) == ("default:3333b1a1", "reference:6121a94d")
+    assert VIDEO.config(times="average").id != DEFAULT.id
+    assert VIDEO.config("reference", times="own").id != REFERENCE.id
 
 
 def test_one_frame_gives_full_clips():

@@ -6,14 +6,14 @@ import contextlib
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from bindsearch.errors import DecodeError, InputError
 from bindsearch.modalities.base import Modality, ModalityConfig, check_choice, check_media, check_positive
 from bindsearch.modalities.clips import clip_starts, windows
-from bindsearch.modalities.containers import open_container
+from bindsearch.modalities.containers import frames_before, open_container, sound_seconds
 from bindsearch.registry import MODALITIES
 from bindsearch.sources import Source, describe_head
 from bindsearch.types import Media, Span
@@ -304,9 +304,6 @@ def _read_soundfile(file: IO[bytes], name: str, config: AudioConfig, span: Span 
 
 
 def _read_av(file: IO[bytes], name: str, config: AudioConfig, span: Span | None, head: bytes) -> tuple[np.ndarray, int]:
-    import av
-    import numpy as np
-
     with open_container(file, name, head) as container:
         if not container.streams.audio:
             raise DecodeError(name, "has no sound track")
@@ -314,28 +311,29 @@ def _read_av(file: IO[bytes], name: str, config: AudioConfig, span: Span | None,
         rate = int(stream.rate or 0)
         if rate < 1:
             raise DecodeError(name, "the sound track has no rate")
-        start, end = span if span is not None else (0.0, float("inf"))
-        if start > 0:
-            container.seek(int(start * av.time_base))
-        resampler = av.AudioResampler(format="fltp")
-        blocks: list[np.ndarray] = []
-        first_s, got = None, 0
-        for frame in container.decode(stream):
-            time = frame.time if frame.time is not None else got / rate
-            first_s = time if first_s is None else first_s
-            if time >= end:
-                break
-            for part in resampler.resample(frame):
-                blocks.append(part.to_ndarray())
-                got += blocks[-1].shape[1]
-            _check_length(got * (blocks[-1].shape[0] if blocks else 1), config, name)
-    if not blocks:
-        return np.zeros((1, 0), np.float32), rate
-    wave = np.concatenate(blocks, axis=1)
-    if span is None:
-        return wave, rate
-    skip = max(0, round((start - (first_s or 0.0)) * rate))
-    return wave[:, skip : skip + int(end * rate) - int(start * rate)], rate
+        if span is None:
+            return _join(container.decode(stream), math.inf, config, name), rate
+        first, last = int(span[0] * rate), int(span[1] * rate)
+        at, frames = frames_before(container, stream, first, rate) if first else (0, container.decode(stream))
+        return _join(frames, last - at, config, name)[:, max(first - at, 0) : max(last - at, 0)], rate
+
+
+def _join(frames: Iterable[Any], wanted: float, config: AudioConfig, name: str) -> np.ndarray:
+    """Join frames to (C, T) float32, until so many samples are there."""
+    import av
+    import numpy as np
+
+    resampler = av.AudioResampler(format="fltp")
+    blocks: list[np.ndarray] = []
+    got = 0
+    for frame in frames:
+        for part in resampler.resample(frame):
+            blocks.append(part.to_ndarray())
+            got += blocks[-1].shape[1]
+        _check_length(got * (blocks[-1].shape[0] if blocks else 1), config, name)
+        if got >= wanted:
+            break
+    return np.concatenate(blocks, axis=1) if blocks else np.zeros((1, 0), np.float32)
 
 
 def _check_length(values: int, config: AudioConfig, name: str) -> None:
@@ -367,12 +365,10 @@ def duration_s(source: Source) -> float:
 
 
 def _duration_av(file: IO[bytes], name: str, head: bytes) -> float:
-    import av
-
     with open_container(file, name, head) as container:
         if container.duration is None:
             raise DecodeError(name, f"does not say how long it is; the bytes look like {describe_head(head)}")
-        return float(container.duration / av.time_base)
+        return sound_seconds(container)
 
 
 MODALITIES.register("audio", AudioModality())

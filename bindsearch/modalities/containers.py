@@ -6,6 +6,7 @@ import bisect
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import IO, TYPE_CHECKING, Any
 
 from bindsearch.errors import DecodeError
@@ -28,6 +29,9 @@ speaks of one temporal layer alone."""
 
 _MAX_FRAMES = 5_000_000
 _BACK_S, _LOOK_PACKETS = 3, 500
+_UNSEEN_S = 0.05  # frames that are so late make no video one of variable rate
+_SOUND_BACK_S = 1.0  # a frame of sound is built upon those before it: of AAC upon one, of MP3 upon up to nine
+_LASTING_FROM_0 = ("matroska,webm", "nut")  # the lengths in their heads count from time 0, by most writers
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,45 @@ class FrameTimes:
         pts: of each frame, in order of display and in the stream's time base; its number where `timed` is False.
         keys: of the key frames that decoding can begin at, sorted.
         timed: whether every frame has a time of its own.
-        rate_hz: average frames a second.
+        rate_hz: average frames a second, as the head says.
+        tick_s: the stream's time base.
     """
 
     pts: list[int] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
     timed: bool = True
     rate_hz: float = 0.0
+    tick_s: Fraction = Fraction(1)
+
+    @property
+    def steady(self) -> bool:
+        """Say whether frames come at the average rate: none further than half a frame, or 50 ms, from its place."""
+        import numpy as np
+
+        if not self.timed:
+            return True
+        seconds = (np.asarray(self.pts, np.float64) - self.pts[0]) * float(self.tick_s)
+        off_s = np.abs(seconds - np.arange(len(self.pts)) / self.rate_hz).max()
+        return bool(off_s <= max(0.5 / self.rate_hz, _UNSEEN_S))
+
+    @property
+    def lasting_s(self) -> Fraction:
+        """Count to the end of the last of several frames: as long as the one before it, or all on average."""
+        whole, last = self.pts[-1] - self.pts[0], self.pts[-1] - self.pts[-2]
+        return (whole + min(Fraction(whole, len(self.pts) - 1), Fraction(last))) * self.tick_s
+
+    def seconds(self, index: int) -> Fraction:
+        """Give the time of a frame, from the first one's."""
+        return (self.pts[index] - self.pts[0]) * self.tick_s
+
+    def shown(self, at_s: Fraction) -> int:
+        """Give the frame on display at a time from the first one's."""
+        return max(bisect.bisect_right(self.pts, self.pts[0] + at_s / self.tick_s) - 1, 0)
+
+    def between(self, start_s: Fraction, end_s: Fraction) -> tuple[int, int]:
+        """Give the first and last-excluded frame that begin in a stretch of time; or else the one on display."""
+        first, last = (bisect.bisect_left(self.pts, self.pts[0] + at / self.tick_s) for at in (start_s, end_s))
+        return (first, last) if last > first else (self.shown(start_s), self.shown(start_s) + 1)
 
 
 def open_container(file: IO[bytes], name: str, head: bytes) -> Any:
@@ -101,7 +137,7 @@ def read_times(container: Any, name: str) -> FrameTimes:
     if not 0.001 < rate < 100_000:
         seconds = float((order[-1] - order[0]) * stream.time_base) if timed and len(order) > 1 else 0.0
         rate = (len(order) - 1) / seconds if seconds > 0 else 25.0
-    return FrameTimes(order, keys, timed, rate)
+    return FrameTimes(order, keys, timed, rate, Fraction(stream.time_base))
 
 
 def seek_frames(container: Any, scan: FrameTimes, wanted: Sequence[int], rotate: bool) -> dict[int, np.ndarray]:
@@ -262,3 +298,90 @@ def _to_rgb(frame: Any, rotate: bool) -> np.ndarray:
     array: np.ndarray = frame.to_ndarray(format="rgb24")
     quarter_turns = round(getattr(frame, "rotation", 0) / 90) if rotate else 0
     return np.ascontiguousarray(np.rot90(array, quarter_turns)) if quarter_turns else array
+
+
+def frames_before(container: Any, stream: Any, sample: int, rate: int) -> tuple[int, Iterator[Any]]:
+    """Seek to well before a sample, counted from the track's first one: a track need not begin at time 0.
+
+    Args:
+        container: from `open_container`, at its start.
+        stream: of sound, in it.
+        sample: above 0.
+        rate: samples a second.
+
+    Returns:
+        The sample's number that the frames begin at, and the frames: from the track's start where no seek leads before
+        the sample.
+    """
+    import av
+
+    opening = list(itertools.islice(container.decode(stream), 2))
+    zero_s = opening[0].time if opening and opening[0].time is not None else _start_s(container, stream)
+    for back_s in (_SOUND_BACK_S, 10 * _SOUND_BACK_S):
+        container.seek(int((zero_s + max(sample / rate - back_s, 0.0)) * av.time_base))
+        frames = container.decode(stream)
+        frame = next(frames, None)
+        if frame is None or frame.time is None:
+            break
+        at = _number_of(frame.time - zero_s, opening, float(stream.time_base), rate)
+        if at <= sample:
+            return at, itertools.chain([frame], frames)
+    container.seek(int(zero_s * av.time_base))
+    return 0, container.decode(stream)
+
+
+def _number_of(time_s: float, opening: list[Any], tick_s: float, rate: int) -> int:
+    """Give the number of a frame's first sample; its time may be rounded to milliseconds, but frames are equally long.
+
+    Args:
+        time_s: of the frame, from the first one's.
+        opening: the track's first two frames; the first may have been cut.
+        tick_s: the unit of times.
+        rate: samples a second.
+    """
+    near, off = time_s * rate, 2 * tick_s * rate
+    if len(opening) == 2 and opening[1].samples > 4 * off:
+        lead, size = opening[0].samples, opening[1].samples
+        exact = max(lead + round((near - lead) / size) * size, 0)
+        near = exact if abs(exact - near) <= off else near
+    return max(round(near), 0)
+
+
+def sound_seconds(container: Any) -> float:
+    """Read how long the first sound track lasts from where it begins, in seconds.
+
+    Args:
+        container: from `open_container`, with a duration; at any place, and left at any place.
+    """
+    import av
+
+    stream = container.streams.audio[0] if container.streams.audio else None
+    start_s, seconds = _start_s(container, stream), float(container.duration / av.time_base)
+    if stream is not None and start_s > 0 and container.format.name in _LASTING_FROM_0:
+        end_s = _last_s(container, stream, start_s + seconds) or seconds
+    else:
+        end_s = seconds + (container.start_time or 0) / av.time_base
+    return round(end_s - start_s, 6) if end_s > start_s else seconds
+
+
+def _start_s(container: Any, stream: Any) -> float:
+    import av
+
+    if stream is not None and stream.start_time is not None:
+        return float(stream.start_time * stream.time_base)
+    return float((container.start_time or 0) / av.time_base)
+
+
+def _last_s(container: Any, stream: Any, near_s: float) -> float:
+    """Read the time at which the last packet ends; 0 where that cannot be read."""
+    import av
+
+    last = 0.0
+    try:
+        container.seek(int(near_s * av.time_base))
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    except av.FFmpegError:
+        pass  # what came before counts
+    return last

@@ -253,8 +253,9 @@ def _to_rgb(picture: Image, name: str, config: ImageConfig) -> tuple[np.ndarray,
     notes: dict[str, Any] = {"mode": picture.mode, "size_px": list(picture.size)}
     if getattr(picture, "is_animated", False):
         notes["animation"] = "first frame of several"
-    orientation = _orientation(picture) if config.rotate_exif else 1
     picture.load()
+    # asked only now: Pillow has turned TIFF while loading, and then says no orientation
+    orientation = _orientation(picture) if config.rotate_exif else 1
     if picture.mode[0] in "IF":
         levels = deep_levels(np.asarray(picture), config.deep_grey, name)
         array = np.repeat(levels[:, :, None], 3, axis=2)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
+from bindsearch.config import content_hash, to_json_dict
 from bindsearch.errors import DecodeError, InputError
-from bindsearch.modalities.base import Modality, ModalityConfig, check_media, check_positive
+from bindsearch.modalities.base import Modality, ModalityConfig, check_choice, check_media, check_positive
 from bindsearch.modalities.clips import clip_starts, windows
 from bindsearch.modalities.containers import (
     SEEK_FRAMES,
@@ -41,6 +42,8 @@ class VideoConfig(ModalityConfig):
         rotate: turn frames as the display matrix says.
         max_pixels: width times height of a frame above which it is refused.
         window_s, long_s: videos longer than long_s are cut in windows of window_s; None leaves them whole.
+        times: "own" finds frames by the times at which they are shown where the rate varies; "average" takes a frame's
+            number over the average rate for its time.
     """
 
     size_px: int = 224
@@ -54,12 +57,22 @@ class VideoConfig(ModalityConfig):
     max_pixels: int = 8192 * 8192
     window_s: float | None = 10.0
     long_s: float = 60.0
+    times: str = "own"
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
         check_positive(self, "size_px", "clips", "clip_s", "frames", "max_pixels")
+        check_choice(self, "times", ("own", "average"))
         if self.crops not in (1, 3):
             raise InputError(f"VideoConfig.crops: expected 1 or 3, got {self.crops}.")
+
+    @property
+    def id(self) -> str:
+        """Name and hash of the fields; of `times` only where it is not the preset's, so that it changed no id."""
+        fields = to_json_dict(self)
+        if self.times == ("average" if self.preset == "reference" else "own"):
+            del fields["times"]
+        return f"{self.preset}:{content_hash(fields, 8)}"
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,7 @@ class VideoPlan:
         name: the source.
         rate_hz: average frames a second.
         frames: how many there are.
+        duration_s: how long they are shown.
         first: index of the first frame of the span.
         clips: of each clip, start in seconds within the span and the indices of its frames within the video.
         crops: squares a frame.
@@ -78,6 +92,7 @@ class VideoPlan:
     name: str
     rate_hz: float
     frames: int
+    duration_s: float
     first: int
     clips: tuple[tuple[float, tuple[int, ...]], ...]
     crops: int
@@ -89,10 +104,8 @@ class VideoPlan:
 
     def __str__(self) -> str:
         """Print as a table."""
-        seconds = self.frames / self.rate_hz
-        head = (
-            f"{self.name}: {self.frames} frames at {self.rate_hz:.6g} Hz ({seconds:.2f} s); {self.crops} crops a clip"
-        )
+        length = f"{self.frames} frames at {self.rate_hz:.6g} Hz ({self.duration_s:.2f} s)"
+        head = f"{self.name}: {length}; {self.crops} crops a clip"
         rows = [
             f"  clip {number}  from {start:8.3f} s  frames {', '.join(map(str, indices))}"
             for number, (start, indices) in enumerate(self.clips)
@@ -192,7 +205,7 @@ class VideoModality(Modality[VideoConfig]):
     config_class = VideoConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
-        "reference": {"rotate": False, "window_s": None},
+        "reference": {"rotate": False, "window_s": None, "times": "average"},
     }
 
     def plan(self, source: Source, config: VideoConfig, span: Span | None = None) -> VideoPlan:
@@ -206,7 +219,7 @@ class VideoModality(Modality[VideoConfig]):
             return _plan(source.name, array.shape[0], rate, config, span)
         with source.open() as file, _open_video(file, source.name) as container:
             scan = read_times(container, source.name)
-            return _plan(source.name, len(scan.pts), scan.rate_hz, config, span)
+            return _plan_by_times(source.name, scan, config, span)
 
     def _decode(self, source: Source, config: VideoConfig, span: Span | None) -> Media:
         if source.kind == "value":
@@ -220,7 +233,7 @@ class VideoModality(Modality[VideoConfig]):
                 width, height = stream.codec_context.width, stream.codec_context.height
                 if width * height > config.max_pixels:
                     raise DecodeError(source.name, f"frames of {width}x{height} pixels, over {config.max_pixels}")
-                plan = _plan(source.name, len(scan.pts), scan.rate_hz, config, span)
+                plan = _plan_by_times(source.name, scan, config, span)
                 found = seek_frames(container, scan, plan.wanted, config.rotate) if _worth_seeking(scan, plan) else {}
             if len(found) < len(plan.wanted):
                 file.seek(0)
@@ -264,7 +277,7 @@ class VideoModality(Modality[VideoConfig]):
         if window_s is None and config.window_s is None:
             return []
         plan = self.plan(source, config)
-        duration = plan.frames / plan.rate_hz
+        duration = plan.duration_s
         if window_s is None and duration <= config.long_s:
             return []
         return windows(duration, window_s if window_s is not None else config.window_s or duration)
@@ -307,7 +320,28 @@ def _plan(name: str, frames: int, rate_hz: float, config: VideoConfig, span: Spa
         (start, tuple(first + index for index in indices))
         for start, indices in clip_frames(last - first, rate_hz, config)
     )
-    return VideoPlan(name, rate_hz, frames, first, clips, config.crops)
+    return VideoPlan(name, rate_hz, frames, frames / rate_hz, first, clips, config.crops)
+
+
+def _plan_by_times(name: str, scan: FrameTimes, config: VideoConfig, span: Span | None) -> VideoPlan:
+    """Plan by the frames' own times where these are not what the average rate says."""
+    if config.times == "average" or scan.steady:
+        return _plan(name, len(scan.pts), scan.rate_hz, config, span)
+    frames, lasting_s = len(scan.pts), scan.lasting_s
+    first, last = 0, frames
+    if span is not None:
+        if span[0] >= lasting_s:
+            raise DecodeError(name, f"no frame in {span[0]:g}-{span[1]:g} s; the video has {float(lasting_s):.2f} s")
+        first, last = scan.between(Fraction(span[0]), Fraction(span[1]))
+    start_s, end_s = scan.seconds(first), scan.seconds(last) if last < frames else lasting_s
+    clips = []
+    for start in clip_starts(float(end_s - start_s), config.clip_s, config.clips):
+        begin, end = scan.between(start_s + start, start_s + start + Fraction(config.clip_s))
+        from_s, to_s = scan.seconds(begin), scan.seconds(min(end, last) - 1)
+        step = (to_s - from_s) / max(config.frames - 1, 1)
+        clips.append((float(start), tuple(scan.shown(from_s + number * step) for number in range(config.frames))))
+    duration = float(lasting_s)
+    return VideoPlan(name, frames / duration, frames, duration, first, tuple(clips), config.crops)
 
 
 def _worth_seeking(scan: FrameTimes, plan: VideoPlan) -> bool:
@@ -330,7 +364,7 @@ def _media(plan: VideoPlan, frames: list[np.ndarray], missing: Sequence[int] = (
         "picks": [[row_of[index] for index in indices] for _, indices in plan.clips],
         "frame_indices": list(plan.wanted),
         "frames": plan.frames,
-        "duration_s": plan.frames / plan.rate_hz,
+        "duration_s": plan.duration_s,
     }
     if missing:
         notes["undecodable_frames"] = list(missing)

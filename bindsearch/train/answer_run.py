@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -286,8 +287,9 @@ def _own_talk(ready: Ready, stage: AnswerStageConfig) -> Talk:
         raise MissingInputError(f"{data}: no conversation has an image. Training a connector needs them.")
     home = ready.sources.images or data.parent
     names = [name if parse_or_none(name) else str(home / name) for name in (one.image or "" for one in conversations)]
-    rows = ready.features(named_rows(ready.space, ready.folder / "embeddings", names, ready.say))
-    return Talk(conversations, rows, ready.chat, False, content_hash([data.name, _digest(data)]))
+    rows = named_rows(ready.space, ready.folder / "embeddings", names, ready.say)
+    own = content_hash([data.name, _digest(data), hashlib.sha256(rows.tobytes()).hexdigest()])
+    return Talk(conversations, ready.features(rows), ready.chat, False, own)
 
 
 def parse_or_none(name: str) -> bool:
@@ -299,8 +301,6 @@ def parse_or_none(name: str) -> bool:
 
 
 def _digest(path: Path) -> str:
-    import hashlib
-
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

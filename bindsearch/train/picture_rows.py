@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.config import content_hash
+from bindsearch.listing.folders import file_facts
+from bindsearch.listing.naming import is_uri, to_path
 from bindsearch.makers import maker_of
 from bindsearch.train.pool import SHARD
 from bindsearch.world.files import render_values, to_source
@@ -36,6 +38,8 @@ def embed_scenes(space: Space, modality: str, scenes: Scenes, size_px: int = 64)
 def named_rows(space: Space, folder: Path, names: Sequence[str], say: Say = print) -> NDArray[np.float16]:
     """Give the embeddings of pictures by their names: files, or addresses such as world:17#image.
 
+    A shard is named after what it was made of, files with their sizes and times, and made anew when a file has changed.
+
     Args:
         space: that embeds.
         folder: of the shards.
@@ -53,7 +57,7 @@ def named_rows(space: Space, folder: Path, names: Sequence[str], say: Say = prin
         parts = [names[start : start + _BLOCK] for start in range(at, min(at + SHARD, len(names)), _BLOCK)]
         return np.concatenate([space.embed("image", _sources(list(part))) for part in parts])
 
-    own = content_hash({"names": list(names), "space": space.space_id, "tower": space.tower_id("image")})
+    own = _id_of(space, names)
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for at in range(0, len(names), SHARD):
@@ -66,6 +70,16 @@ def named_rows(space: Space, folder: Path, names: Sequence[str], say: Say = prin
         parts.append(np.load(path, allow_pickle=False))
     rows: NDArray[np.float16] = np.concatenate(parts)
     return rows
+
+
+def _id_of(space: Space, names: Sequence[str]) -> str:
+    ids = {"space": space.space_id, "tower": space.tower_id("image"), "preset": space.preset_id("image")}
+    return content_hash({**ids, "pictures": [[name, *_facts_of(name)] for name in names]})
+
+
+def _facts_of(name: str) -> tuple[int | None, float | None]:
+    """Give size and time of a file; of what is made from its address or lies elsewhere, none."""
+    return (None, None) if maker_of(name) or is_uri(name) else file_facts(to_path(name))
 
 
 def _sources(names: list[str]) -> list[Any]:
