@@ -185,6 +185,8 @@ def embed_rows(source: str | Path, output: Path, space: Any, options: EmbedOptio
 
 def is_store(path: Path) -> bool:
     """Say whether a folder holds embeddings."""
+    from bindsearch.store import generation_folders
+
     return (path / "manifest.json").is_file() or bool(generation_folders(path))
 
 
