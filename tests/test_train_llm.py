@@ -71,11 +71,16 @@ def home(tmp_path_factory, space):
     return folder
 
 
-def ready_in(home, folder, space, config):
+def share(home, folder):
+    """Let a run in another folder find what `home` has made already."""
     for name in ("data", "embeddings", "tokenizer.model"):
         if (home / name).exists() and not (folder / name).exists():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).symlink_to(home / name)
+
+
+def ready_in(home, folder, space, config):
+    share(home, folder)
     return prepare_run(config, folder, space, AnswerSources(), lambda line: None)
 
 
@@ -314,6 +319,15 @@ def test_a_users_own_llama_and_conversations(pair, picture, tmp_path, capsys):
     assert run(answer) == 0
     assert run([*told, "--stage", "none"]) == 2
     assert "'none'" in capsys.readouterr().err
+
+
+def test_a_connector_is_trained_for_a_large_llama_kept_in_bfloat16(pair, home, tmp_path, monkeypatch):
+    monkeypatch.setattr("bindsearch.train.answer_run._LARGE_BYTES", 0)
+    config = numbers(2, trains=("connector", "norms"))
+    config = dataclasses.replace(config, stages=config.stages[2:], validation=0)
+    share(home, tmp_path)
+    make_pair(config, tmp_path, AnswerSources(llama=pair / "llama"), tmp_path / "own", say=lambda line: None)
+    assert load_pair(tmp_path / "own").model.base is not None  # recorded with the connector, and compared
 
 
 def test_the_pages_lines_about_the_pair_run(pair, picture, monkeypatch, capsys):
