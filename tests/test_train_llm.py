@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from bindsearch.cache import VisualCache
 from bindsearch.cli import run
 from bindsearch.errors import InputError, MismatchError, MissingExtraError, MissingInputError, WeightsError
 from bindsearch.llm.conversations import Conversation, Turn, write_conversations
+from bindsearch.llm.generate import Sampling
 from bindsearch.llm.pair import load_pair, pair_bytes, read_manifest
 from bindsearch.llm.tiny import TinyConfig
 from bindsearch.models.spaces import load_space
@@ -226,6 +228,23 @@ def test_the_pair_answers_as_what_was_trained(pair, trained, space):
     theirs = loaded.model.logits(rows, ids)
     assert float((ours - theirs).abs().max()) < 0.02 * float(ours.std())  # weights in float16
     assert read_manifest(pair).trained_on == ("image", "text")
+
+
+def test_a_pair_of_adapter_v2_keeps_its_heads_and_is_asked(home, space, picture, tmp_path, capsys):
+    config = numbers(2, "llama-adapter-v2")
+    config = dataclasses.replace(config, stages=config.stages[2:], validation=0)
+    share(home, tmp_path)
+    make_pair(config, tmp_path, AnswerSources(), tmp_path / "pair", say=lambda line: None)
+    loaded = load_pair(tmp_path / "pair").model
+    assert loaded.connector.visual.heads == 2  # 16, the released files', divide 32 as well
+    ask = ["ask", "What is it?", "--image", str(picture), "--pair", str(tmp_path / "pair"), "--max-new-tokens", "3"]
+    assert run(ask) == 0
+    rows = np.random.default_rng(0).standard_normal((20, space.dim)).astype(np.float32)
+    moved = VisualCache.of_vectors(rows).enhance(embed_scenes(space, "image", sample(split_seeds("test", 1))))
+    assert isinstance(loaded.answer(moved, "What is it?", sampling=Sampling(3)), str)
+    with pytest.raises(InputError, match=r"3 heads do not divide the visual path's width of 32"):
+        three = dataclasses.replace(config, connector=dataclasses.replace(config.connector, heads=3))
+        ready_in(home, tmp_path / "three", space, three)
 
 
 def test_pairs_that_are_not_whole_are_refused(pair, tmp_path, space):

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from bindsearch.llm.lora import LoraTerms
 
 State = Mapping[str, torch.Tensor]
+RELEASED_HEADS = 16
+"""Of V2's visual blocks, in the released files and where a file does not say."""
+_HEADS = "visual_heads"
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,44 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{path}: cannot be read as safetensors ({error}). Fetch it again.") from error
 
 
+def records_of(connector: Connector, base: BaseFingerprint | None) -> dict[str, Any]:
+    """Give what a file of ours says beside its tensors: the Llama it was made for, and V2's visual heads.
+
+    Args:
+        connector: Not modified.
+        base: of the Llama; None where it is not known.
+    """
+    from bindsearch.llm.adapter_v2 import AdapterV2Connector
+
+    said: dict[str, Any] = {} if base is None else {"base": base.to_json()}
+    return said | ({_HEADS: connector.visual.heads} if isinstance(connector, AdapterV2Connector) else {})
+
+
+def heads_of(path: Path, given: int | None = None) -> int:
+    """Give the heads of V2's visual blocks: as the file records them, else as given, else the released files'.
+
+    Raises:
+        MismatchError: others are given than those recorded.
+        WeightsError: what is recorded is no number of heads.
+    """
+    said: Any = None
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_HEADS)
+        said = int(text) if text is not None and text.isdecimal() else text
+    elif isinstance(held := read_torch(path), dict):
+        said = held.get(_HEADS)
+    if said is None or isinstance(said, torch.Tensor):  # a table of tensors alone: no record of ours
+        return RELEASED_HEADS if given is None else given
+    if not isinstance(said, int) or said < 1:
+        raise WeightsError(f"{path}: expected {_HEADS} as a number of 1 or more, got {said!r}. Fetch it again.")
+    if given not in (None, said):
+        raise MismatchError(f"{path}: trained with {said} visual heads, asked for {given}. Leave visual_heads out.")
+    return said
+
+
 def inspect_adapter(path: str | Path) -> AdapterFacts:
     """Tell what an adapter file is: connector, phase, variant and the size of Llama it was made for.
 
@@ -189,7 +230,7 @@ def _v2_facts(state: State, common: dict[str, Any]) -> AdapterFacts:
     )
 
 
-def build_connector(facts: AdapterFacts, visual_heads: int = 16) -> Connector:
+def build_connector(facts: AdapterFacts, visual_heads: int = RELEASED_HEADS) -> Connector:
     """Build the connector that a file describes; parameters as torch draws them.
 
     Args:
@@ -358,18 +399,18 @@ def save_adapter(
         connector: as of `adapter_state`. Not modified.
         lora: likewise, or None. Not modified.
         llama: likewise. Not modified.
-        base: which Llama it was made for (`AdapterLlama.base`), recorded beside the tensors.
+        base: which Llama it was made for (`AdapterLlama.base`), recorded beside the tensors as V2's visual heads are.
 
     Raises:
         InputError: another suffix.
     """
     path = Path(path)
-    state = adapter_state(connector, lora, llama)
+    state, said = adapter_state(connector, lora, llama), records_of(connector, base)
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        save_file(state, path, None if base is None else {"base": json.dumps(base.to_json())})
+        save_file(state, path, {name: json.dumps(value) for name, value in said.items()} or None)
     elif path.suffix == ".pth":
-        torch.save({"model": state} | ({} if base is None else {"base": base.to_json()}), path)
+        torch.save({"model": state} | said, path)
     else:
         raise InputError(f"{path}: expected a name that ends in .pth or .safetensors.")

@@ -177,13 +177,14 @@ def save_pair(
     import torch
     from safetensors.torch import save_file
 
-    from bindsearch.llm.checkpoints import adapter_state
+    from bindsearch.llm.checkpoints import adapter_state, records_of
     from bindsearch.llm.fingerprint import fingerprint_of
     from bindsearch.llm.tiny import save_llama
 
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.to(torch.float16) for key, value in adapter_state(connector, lora, llama).items()}
-    save_file(state, folder / ADAPTER, {"base": json.dumps(fingerprint_of(llama).to_json())})
+    said = records_of(connector, fingerprint_of(llama))
+    save_file(state, folder / ADAPTER, {name: json.dumps(value) for name, value in said.items()})
     written = [ADAPTER]
     if manifest.llama == LLAMA and tokenizer is not None:
         save_llama(llama, folder / LLAMA, torch.float16)
