@@ -340,6 +340,18 @@ def test_a_users_own_llama_and_conversations(pair, picture, tmp_path, capsys):
     assert "'none'" in capsys.readouterr().err
 
 
+def test_a_llama_that_exists_is_not_trained(pair, tmp_path, capsys):
+    config = tmp_path / "run.json"
+    stage = {"name": "own", "task": "instructions", "steps": 1, "trains": ["connector", "llama"]}
+    config.write_text(json.dumps({"stages": [stage]}), encoding="utf-8")
+    llama, output = pair / "llama", tmp_path / "out"
+    assert run(["train-llm", "-o", str(output), "--config", str(config), "--llama", str(llama)]) == 2
+    said = capsys.readouterr().err
+    assert f"stage own: trains llama, but {llama} stays as it is" in said
+    assert '"trains": ["connector", "norms", "lora"] with "lora_rank": 16' in said
+    assert not (output / "pair").exists()
+
+
 def test_a_connector_is_trained_for_a_large_llama_kept_in_bfloat16(pair, home, tmp_path, monkeypatch):
     monkeypatch.setattr("bindsearch.train.answer_run._LARGE_BYTES", 0)
     config = numbers(2, trains=("connector", "norms"))
