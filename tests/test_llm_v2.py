@@ -114,7 +114,21 @@ def test_without_a_request_the_llama_reads_text_alone() -> None:
 @pytest.mark.parametrize(("phase", "keys"), [("bias", 363), ("lora", 843)])
 def test_module_tree_has_as_many_keys_as_the_released_files(phase: str, keys: int) -> None:
     facts = AdapterFacts(
-        "llama-adapter-v2", "finetune", "", 768, 4096, 32, 32, 11008, 768, 16 if phase == "lora" else 0, 31, 10, 8
+        "llama-adapter-v2",
+        "finetune",
+        "",
+        768,
+        4096,
+        32,
+        32,
+        11008,
+        768,
+        16 if phase == "lora" else 0,
+        31,
+        10,
+        8,
+        biases=True,
+        new_gates=phase == "lora",
     )
     config = config_of(facts)
     with torch.device("meta"):

@@ -19,7 +19,8 @@ from bindsearch.errors import InputError, MismatchError, MissingExtraError, Miss
 from bindsearch.llm.conversations import Conversation, Turn, write_conversations
 from bindsearch.llm.generate import Sampling
 from bindsearch.llm.pair import load_pair, pair_bytes, read_manifest
-from bindsearch.llm.tiny import TinyConfig
+from bindsearch.llm.tiny import TinyConfig, save_llama
+from bindsearch.llm.tokenizer import Tokenizer
 from bindsearch.models.spaces import load_space
 from bindsearch.train.answer_config import (
     AnswerConfig,
@@ -29,7 +30,7 @@ from bindsearch.train.answer_config import (
     read_run_config,
 )
 from bindsearch.train.answer_measure import answer_all, measure_answers
-from bindsearch.train.answer_pair import make_pair
+from bindsearch.train.answer_pair import make_pair, write_pair
 from bindsearch.train.answer_run import AnswerSources, _stage, prepare_run, train_pair
 from bindsearch.train.answers import AnswerBatch, answer_loss, draw_batch, only_these_learn
 from bindsearch.train.picture_rows import embed_scenes, named_rows
@@ -42,6 +43,7 @@ CONNECTORS = {
     "llama-adapter-v2": ConnectorConfig("llama-adapter-v2", hidden=32, depth=1, heads=2, tokens=3),
     "llava": ConnectorConfig("llava"),
 }
+LORA = ("imagebind-llm", "llama-adapter-v2")
 
 
 def numbers(steps: int = 4, connector: str = "imagebind-llm", trains: tuple[str, ...] = ("connector", "llama")):
@@ -245,6 +247,47 @@ def test_a_pair_of_adapter_v2_keeps_its_heads_and_is_asked(home, space, picture,
     with pytest.raises(InputError, match=r"3 heads do not divide the visual path's width of 32"):
         three = dataclasses.replace(config, connector=dataclasses.replace(config.connector, heads=3))
         ready_in(home, tmp_path / "three", space, three)
+
+
+@pytest.fixture(scope="module")
+def grouped(home, tmp_path_factory):
+    """A Llama of two query heads and one key head that exists, with an inner width and head size of its own."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("grouped")
+    pieces = Tokenizer(home / "tokenizer.model").size
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": pieces, "head_dim": 8}
+    save_llama(LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)), folder, torch.half)
+    (folder / "tokenizer.model").write_bytes((home / "tokenizer.model").read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("own", ["new", "grouped"])
+@pytest.mark.parametrize("kind", LORA)
+def test_a_pair_with_lora_answers_as_what_was_trained(home, space, grouped, tmp_path, kind, own):
+    connector = dataclasses.replace(CONNECTORS[kind], lora_rank=2)
+    config = numbers(4, kind, ("connector", "norms", "lora"))
+    config = dataclasses.replace(config, stages=config.stages[2:], validation=0, connector=connector)
+    share(home, tmp_path)
+    sources = AnswerSources(llama=grouped if own == "grouped" else None)
+    ready = prepare_run(config, tmp_path, space, sources, lambda line: None)
+    train_pair(ready)
+    write_pair(ready, tmp_path / "pair")
+    loaded = load_pair(tmp_path / "pair").model
+    rows = torch.from_numpy(embed_scenes(space, "image", sample(split_seeds("test", 2))))
+    ids = torch.tensor([loaded.prompt("What is it?")] * 2)
+    assert ids[0].tolist() == ready.chat.prompt((), "What is it?") == loaded.chat().prompt((), "What is it?")
+    ours, theirs = scores(ready.connection, rows, ids), scores(loaded.connection, rows, ids)
+    assert float((ours - theirs).abs().max()) < 0.02 * float(ours.std())  # weights in float16
+    ready.lora.detach()
+    assert float((ours - scores(ready.connection, rows, ids)).abs().max()) > 0.1 * float(ours.std())
+    assert len(loaded.answers(rows, ["What is it?"] * 2, sampling=Sampling(3))) == 2
+
+
+def scores(connection, rows, ids):
+    with connection.inject(rows), torch.no_grad():
+        return connection.llama(**connection.inputs(ids, torch.ones_like(ids))).logits
 
 
 def test_pairs_that_are_not_whole_are_refused(pair, tmp_path, space):

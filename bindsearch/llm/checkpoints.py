@@ -39,7 +39,7 @@ class AdapterFacts:
 
     Attributes:
         kind: "imagebind-llm" or "llama-adapter-v2".
-        phase: "pretrain" (no biases, no LoRA) or "finetune".
+        phase: "pretrain" (no biases, no LoRA) or "finetune" (either of them, or both).
         norm: of the bind network: "rmsnorm", "layernorm" (first release); "" for V2.
         dim: of what the connector reads.
         width, layers, heads: of the Llama that it was made for.
@@ -48,6 +48,9 @@ class AdapterFacts:
         lora_rank: 0 without LoRA.
         query_layers, query_tokens, depth: V2: layers that attend, tokens of each, visual blocks. 0 otherwise.
         keys, values: how many tensors and numbers the file holds.
+        biases: whether it brings biases of the Llama's linears.
+        key_heads, head_dim: of the Llama; 0 where no term tells them.
+        new_gates: V2: whether there is one more scalar a layer, as in the released files with LoRA.
     """
 
     kind: str
@@ -65,6 +68,10 @@ class AdapterFacts:
     depth: int = 0
     keys: int = 0
     values: int = 0
+    biases: bool = False
+    key_heads: int = 0
+    head_dim: int = 0
+    new_gates: bool = False
 
 
 def read_adapter(path: Path) -> dict[str, torch.Tensor]:
@@ -189,21 +196,31 @@ def describe(state: State, where: str) -> AdapterFacts:
             f"(clip_proj, adapter_query, gates); its {len(state)} keys begin: {few}.{hint}"
         )
     heads = next(iter(gates.values())).numel()
-    ranks = [value.shape[0] for key, value in state.items() if key.endswith(".lora_wq_l1.weight")]
-    inner = [value.shape[0] for key, value in state.items() if key.endswith(".feed_forward.w1.bias")]
+    rank, keys = _rows(state, ".lora_wq_l1.weight"), _rows(state, ".lora_wk_l2.weight")
+    biases = any(key.endswith(".bias") and key.startswith("llama.layers.") for key in state)
+    head_dim = _rows(state, ".lora_wq_l2.weight", ".attention.wq.bias") // max(heads, 1)
     common = {
-        "phase": "finetune" if ranks or inner else "pretrain",
+        "phase": "finetune" if rank or biases else "pretrain",
         "layers": len(gates),
         "heads": heads,
-        "inner": inner[0] if inner else 0,
-        "lora_rank": ranks[0] if ranks else 0,
+        "inner": _rows(state, ".feed_forward.w1.bias", ".lora_w1_l2.weight"),
+        "lora_rank": rank,
         "keys": len(state),
         "values": sum(value.numel() for value in state.values()),
+        "biases": biases,
+        "key_heads": keys // head_dim if head_dim else 0,
+        "head_dim": head_dim,
+        "new_gates": any(key.endswith(".attention.new_gate") for key in state),
     }
     try:
         return _bind_facts(state, common) if bind else _v2_facts(state, common)
     except (KeyError, IndexError) as error:
         raise WeightsError(f"{where}: an adapter without {error}: damaged, or cut short.") from error
+
+
+def _rows(state: State, *ends: str) -> int:
+    """Count the rows of the first tensor whose name ends so; 0 where there is none."""
+    return next((len(value) for end in ends for key, value in state.items() if key.endswith(end) and value.ndim), 0)
 
 
 def _bind_facts(state: State, common: dict[str, Any]) -> AdapterFacts:
@@ -254,7 +271,7 @@ def _v2_connector(facts: AdapterFacts, visual_heads: int) -> AdapterV2Connector:
 
     visual = VisualConfig(facts.dim, facts.hidden, facts.depth, visual_heads, facts.query_tokens)
     return AdapterV2Connector(
-        visual, facts.width, facts.heads, facts.layers, facts.query_layers, new_gates=facts.lora_rank > 0
+        visual, facts.width, facts.heads, facts.layers, facts.query_layers, new_gates=facts.new_gates
     )
 
 
@@ -291,14 +308,15 @@ def config_of(facts: AdapterFacts) -> LlamaConfig:
     """Give a configuration of the size that an adapter was made for: enough to name its keys."""
     from transformers import LlamaConfig
 
-    finetune = facts.phase == "finetune"
     return LlamaConfig(
         hidden_size=facts.width,
         intermediate_size=facts.inner or facts.width,
         num_hidden_layers=facts.layers,
         num_attention_heads=facts.heads,
-        attention_bias=finetune,
-        mlp_bias=finetune,
+        num_key_value_heads=facts.key_heads or facts.heads,
+        head_dim=facts.head_dim or facts.width // facts.heads,
+        attention_bias=facts.biases,
+        mlp_bias=facts.biases,
     )
 
 
@@ -330,6 +348,8 @@ def check_fits(facts: AdapterFacts, config: LlamaConfig, adapter: str, llama: st
         "layers": config.num_hidden_layers,
         "heads": config.num_attention_heads,
         "inner": config.intermediate_size,
+        "key_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
     }
     ours = {name: getattr(facts, name) for name in theirs}
     differs = [name for name in theirs if ours[name] and ours[name] != theirs[name]]

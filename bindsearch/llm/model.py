@@ -86,7 +86,7 @@ def load(
     tokenizer = Tokenizer(files.tokenizer)
     check_state(state, facts, str(adapter))
     heads = heads_of(Path(adapter), visual_heads) if facts.kind == "llama-adapter-v2" else RELEASED_HEADS
-    base = load_llama(files, facts.phase == "finetune", DTYPES[dtype], device, attention, quantize)
+    base = load_llama(files, facts.biases, DTYPES[dtype], device, attention, quantize)
     check_fits(facts, base.config, str(adapter), str(files.folder))
     mark = None if quantize else fingerprint_of(base)
     check_base(recorded_base(adapter), mark, str(adapter), str(files.folder))
