@@ -12,13 +12,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bindsearch.cache import VisualCache
 from bindsearch.cli import run
-from bindsearch.errors import InputError, MismatchError, MissingExtraError, MissingInputError, WeightsError
+from bindsearch.errors import (
+    InputError,
+    MismatchError,
+    MissingExtraError,
+    MissingInputError,
+    UnknownNameError,
+    WeightsError,
+)
 from bindsearch.llm.conversations import Conversation, Turn, write_conversations
 from bindsearch.llm.generate import Sampling
-from bindsearch.llm.pair import load_pair, pair_bytes, read_manifest
+from bindsearch.llm.llava_files import load_projector
+from bindsearch.llm.llava_model import load_llava_pair
+from bindsearch.llm.model import load
+from bindsearch.llm.pair import ADAPTER, FILE, load_pair, pair_bytes, read_manifest
 from bindsearch.llm.tiny import TinyConfig, save_llama
 from bindsearch.llm.tokenizer import Tokenizer
 from bindsearch.models.spaces import load_space
@@ -43,7 +54,6 @@ CONNECTORS = {
     "llama-adapter-v2": ConnectorConfig("llama-adapter-v2", hidden=32, depth=1, heads=2, tokens=3),
     "llava": ConnectorConfig("llava"),
 }
-LORA = ("imagebind-llm", "llama-adapter-v2")
 
 
 def numbers(steps: int = 4, connector: str = "imagebind-llm", trains: tuple[str, ...] = ("connector", "llama")):
@@ -264,7 +274,7 @@ def grouped(home, tmp_path_factory):
 
 
 @pytest.mark.parametrize("own", ["new", "grouped"])
-@pytest.mark.parametrize("kind", LORA)
+@pytest.mark.parametrize("kind", sorted(CONNECTORS))
 def test_a_pair_with_lora_answers_as_what_was_trained(home, space, grouped, tmp_path, kind, own):
     connector = dataclasses.replace(CONNECTORS[kind], lora_rank=2)
     config = numbers(4, kind, ("connector", "norms", "lora"))
@@ -283,6 +293,50 @@ def test_a_pair_with_lora_answers_as_what_was_trained(home, space, grouped, tmp_
     ready.lora.detach()
     assert float((ours - scores(ready.connection, rows, ids)).abs().max()) > 0.1 * float(ours.std())
     assert len(loaded.answers(rows, ["What is it?"] * 2, sampling=Sampling(3))) == 2
+
+
+def test_a_pair_of_llava_is_asked_in_the_prompts_it_was_taught(home, space, picture, tmp_path, capsys):
+    config = numbers(2, "llava")
+    config = dataclasses.replace(config, stages=config.stages[2:], validation=0)
+    share(home, tmp_path)
+    folder = tmp_path / "pair"
+    report = make_pair(config, tmp_path, AnswerSources(), folder, say=lambda line: None)
+    assert report["space_id"] == space.space_id and read_manifest(folder).prompts == "alpaca"
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names == {FILE, *read_manifest(folder).files}
+    ask = ["ask", "What is it?", "--image", str(picture), "--pair", str(folder), "--json", "--max-new-tokens", "4"]
+    assert run(ask) == 0
+    said = json.loads(capsys.readouterr().out)["answers"][0]["answer"]
+    model = load_pair(folder).model
+    row = load_space("bindsearch-mini").embed("image", [picture])
+    assert said == model.answer(row, "What is it?", sampling=Sampling(4, 0.0))
+    assert load_projector(folder / ADAPTER).width == 32
+    with pytest.raises(WeightsError, match=r"LLaVA projector: of a pair it is read with llm.load_pair"):
+        load(folder / ADAPTER, folder / "llama")
+    facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    (folder / FILE).write_text(json.dumps(facts | {"prompts": "llava"}), encoding="utf-8")
+    other = load_pair(folder).model
+    assert "USER:" in other.tokenizer.decode([token for token in other.prompt("What?") if token >= 0])
+    (folder / FILE).write_text(json.dumps(facts | {"prompts": "chatml"}), encoding="utf-8")
+    with pytest.raises(UnknownNameError, match="prompts 'chatml'"):
+        load_pair(folder)
+
+
+def test_a_pair_of_llava_that_is_not_whole_is_refused(home, space, tmp_path):
+    config = numbers(2, "llava", ("connector", "norms"))
+    config = dataclasses.replace(config, stages=config.stages[2:], validation=0)
+    ready = ready_in(home, tmp_path, space, config)
+    write_pair(ready, tmp_path / "pair")
+    state = load_file(tmp_path / "pair" / ADAPTER)
+    for change, words in (
+        ({"llama.norm.weight": None}, r"1 missing: llama\.norm\.weight"),
+        ({"surprise": torch.zeros(1)}, "1 unexpected: surprise"),
+        ({"mm_projector.0.bias": torch.full((32,), torch.nan)}, "1 tensors hold NaN or infinite values"),
+    ):
+        changed = {key: value for key, value in (state | change).items() if value is not None}
+        save_file(changed, tmp_path / "changed.safetensors")
+        with pytest.raises(WeightsError, match=words):
+            load_llava_pair(tmp_path / "changed.safetensors", tmp_path / "pair" / "llama", "alpaca")
 
 
 def scores(connection, rows, ids):

@@ -190,13 +190,14 @@ def describe(state: State, where: str) -> AdapterFacts:
     gates = {key: value for key, value in state.items() if key.endswith(".attention.gate")}
     if bind == v2 or not gates:
         few = ", ".join(sorted(state)[:4])
-        hint = " It looks like a LLaVA projector: see bindsearch.llm.llava." if "mm_projector" in few else ""
+        llava = any("mm_projector." in key for key in state)
+        hint = " It looks like a LLaVA projector: of a pair it is read with llm.load_pair(folder)." if llava else ""
         raise WeightsError(
             f"{where}: no adapter of ImageBind-LLM (image_bind_proj, prefix_query, gates) or LLaMA-Adapter V2 "
             f"(clip_proj, adapter_query, gates); its {len(state)} keys begin: {few}.{hint}"
         )
     heads = next(iter(gates.values())).numel()
-    rank, keys = _rows(state, ".lora_wq_l1.weight"), _rows(state, ".lora_wk_l2.weight")
+    rank, keys = rank_of(state), _rows(state, ".lora_wk_l2.weight")
     biases = any(key.endswith(".bias") and key.startswith("llama.layers.") for key in state)
     head_dim = _rows(state, ".lora_wq_l2.weight", ".attention.wq.bias") // max(heads, 1)
     common = {
@@ -277,11 +278,19 @@ def _v2_connector(facts: AdapterFacts, visual_heads: int) -> AdapterV2Connector:
 
 def build_lora(facts: AdapterFacts, config: LlamaConfig) -> LoraTerms | None:
     """Build the low-rank terms that a file describes, or None where it has none."""
+    return lora_terms(facts.lora_rank, config)
+
+
+def lora_terms(rank: int, config: LlamaConfig) -> LoraTerms | None:
+    """Build low-rank terms for a Llama; None for rank 0."""
     from bindsearch.llm.lora import LoraTerms
 
-    if not facts.lora_rank:
-        return None
-    return LoraTerms(linear_sizes(config), facts.layers, facts.lora_rank)
+    return LoraTerms(linear_sizes(config), config.num_hidden_layers, rank) if rank else None
+
+
+def rank_of(state: State) -> int:
+    """Tell the rank of the low-rank terms in an adapter's names; 0 without any."""
+    return _rows(state, ".lora_wq_l1.weight")
 
 
 def adapter_shapes(connector: Connector, lora: LoraTerms | None, llama: LlamaForCausalLM) -> dict[str, tuple[int, ...]]:
@@ -332,6 +341,15 @@ def check_state(state: State, facts: AdapterFacts, where: str) -> None:
     with torch.device("meta"):
         wanted = adapter_shapes(build_connector(facts, visual_heads=1), build_lora(facts, config), empty_llama(config))
     check_keys({key: tuple(value.shape) for key, value in state.items()}, wanted, where)
+    check_finite(state, where)
+
+
+def check_finite(state: State, where: str) -> None:
+    """Refuse tensors that are not finite.
+
+    Raises:
+        WeightsError: listing them.
+    """
     bad = sorted(key for key, value in state.items() if not bool(torch.isfinite(value).all()))
     if bad:
         raise WeightsError(f"{where}: {len(bad)} tensors hold NaN or infinite values: {', '.join(bad[:8])}.")
@@ -358,12 +376,12 @@ def check_fits(facts: AdapterFacts, config: LlamaConfig, adapter: str, llama: st
         raise MismatchError(f"{adapter} was not made for {llama} ({said}). Bring the Llama it was trained on.")
 
 
-def fill(state: State, connector: Connector, lora: LoraTerms | None, llama: LlamaForCausalLM) -> None:
+def fill(state: State, connector: Connector | None, lora: LoraTerms | None, llama: LlamaForCausalLM) -> None:
     """Copy an adapter into its modules. Overwrites the connector, the terms, and the Llama's norms and biases.
 
     Args:
         state: checked by `check_state` and `check_fits`. Not modified.
-        connector: as `build_connector` made it. Overwritten.
+        connector: as `build_connector` made it. Overwritten. None: `state` holds nothing of it.
         lora: as `build_lora` made it, or None. Overwritten.
         llama: its norms and biases are overwritten.
     """
@@ -374,7 +392,8 @@ def fill(state: State, connector: Connector, lora: LoraTerms | None, llama: Llam
         if place is None:
             raise WeightsError(f"{key}: no key of an adapter.")
         parts[place.part][place.key] = rotary_rows(tensor, head_dim) if place.rotary else tensor
-    connector.load_state_dict(parts["connector"], strict=True)
+    if connector is not None:
+        connector.load_state_dict(parts["connector"], strict=True)
     if lora is not None:
         lora.load_state_dict(parts["lora"], strict=True)
     with torch.no_grad():

@@ -80,7 +80,7 @@ def make_pair(
 
 
 def write_pair(ready: Ready, output: Path) -> PairManifest:
-    """Write what was trained: the pair; of LLaVA's connector the projector as its users keep it."""
+    """Write what was trained."""
     config = ready.config
     counted = {"llama": ready.llama, "connector": ready.connector}
     source = {
@@ -98,19 +98,5 @@ def write_pair(ready: Ready, output: Path) -> PairManifest:
         llama=LLAMA if own is None else str(own.resolve()),
         source=source,
     )
-    if config.connector.kind == "llava":
-        return _write_projector(ready, output, manifest)
     tokenizer = ready.chat.tokenizer.path if own is None else None
     return save_pair(output, manifest, ready.connector, ready.llama, ready.lora, tokenizer)
-
-
-def _write_projector(ready: Ready, output: Path, manifest: PairManifest) -> PairManifest:
-    from bindsearch.llm.tiny import save_llama
-
-    output.mkdir(parents=True, exist_ok=True)
-    state = {f"model.{key}": value.half() for key, value in ready.connector.state_dict().items()}
-    torch.save(state, output / "mm_projector.bin")
-    if ready.sources.llama is None:
-        save_llama(ready.llama, output / LLAMA, torch.float16)
-        (output / LLAMA / "tokenizer.model").write_bytes(ready.chat.tokenizer.path.read_bytes())
-    return manifest
