@@ -126,11 +126,9 @@ def prepare_run(config: AnswerConfig, folder: Path, space: Space, sources: Answe
 
     Raises:
         MissingExtraError: transformers or sentencepiece is not installed.
-        InputError: a stage of reading or LoRA terms that these sources cannot have, or one that trains a Llama that
-            exists.
+        InputError: a stage of reading or LoRA terms that these sources cannot have.
     """
     need_extra("Training a language model")
-    _refuse_to_train(config, sources.llama)
     folder.mkdir(parents=True, exist_ok=True)
     if sources.llama is None:
         path = folder / "tokenizer.model"
@@ -155,22 +153,6 @@ def prepare_run(config: AnswerConfig, folder: Path, space: Space, sources: Answe
     tag = IMAGE_ID if config.connector.kind == "llava" else None
     chat = Chat(tokenizer, tag, context)
     return Ready(config, folder, llama, connector, lora, connector.connect(llama, lora), chat, space, sources, say)
-
-
-def _refuse_to_train(config: AnswerConfig, llama: Path | None) -> None:
-    """Refuse stages that train the weights of a Llama that exists: its folder is not written to, the pair names it.
-
-    Raises:
-        InputError: naming the stage.
-    """
-    for stage in config.stages:
-        if llama is not None and "llama" in stage.trains:
-            kept = dict.fromkeys([*(part for part in stage.trains if part != "llama"), "norms", "lora"])
-            raise InputError(
-                f"stage {stage.name}: trains llama, but {llama} stays as it is and the pair names that folder: what is "
-                f'trained there would be lost. Train terms beside it: "trains": {json.dumps(list(kept))} with '
-                '"lora_rank": 16 in the connector; or leave out --llama, for a new one.'
-            )
 
 
 def _build_lora(rank: int, llama: LlamaForCausalLM) -> LoraTerms | None:
