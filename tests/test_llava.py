@@ -316,6 +316,46 @@ def test_lora_is_merged_with_its_scale(tmp_path, llama):
         torch.testing.assert_close(llama.get_submodule(name)(x), before + 2 * side, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rslora", [False, True])
+def test_lora_of_several_ranks_and_scales(tmp_path, llama, rslora):
+    state = write_lora(tmp_path, llama, rank=4, alpha=8)
+    config = {"r": 4, "lora_alpha": 8, "use_rslora": rslora}
+    config["rank_pattern"] = {"v_proj": 2}
+    config["alpha_pattern"] = {r"layers\.1\..*q_proj": 3, "model.layers.0.mlp.up_proj": 5}
+    for key in [key for key in state if ".v_proj." in key]:
+        state[key] = state[key][:2].clone() if "lora_A" in key else state[key][:, :2].clone()
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    before = {name: value.clone() for name, value in llama.named_parameters()}
+    assert merge_lora(llama, tmp_path) == 14
+    for layer, part, alpha, rank in (
+        (0, "self_attn.v_proj", 8, 2),
+        (1, "self_attn.q_proj", 3, 4),
+        (0, "self_attn.q_proj", 8, 4),
+        (0, "mlp.up_proj", 5, 4),
+        (1, "mlp.up_proj", 8, 4),
+    ):
+        name = f"model.layers.{layer}.{part}"
+        a, b = (state[f"base_model.model.{name}.lora_{factor}.weight"] for factor in "AB")
+        change = llama.get_parameter(f"{name}.weight").detach() - before[f"{name}.weight"]
+        torch.testing.assert_close(change, alpha / (rank**0.5 if rslora else rank) * (b @ a), atol=1e-5, rtol=1e-5)
+
+
+def test_lora_whose_ranks_are_told_wrongly_is_refused(tmp_path, llama):
+    before = {name: value.clone() for name, value in llama.named_parameters()}
+    for config, error, words in (
+        ({"rank_pattern": {"v_proj": 2}}, MismatchError, r"v_proj: expected rank 2, the term has 4"),
+        ({"rank_pattern": {"(v_proj": 4}}, InputError, r"rank_pattern: '\(v_proj' is no regular expression"),
+        ({"alpha_pattern": {"v_proj": "much"}}, InputError, r"alpha_pattern: expected an object of names and numbers"),
+        ({"rank_pattern": {"v_proj": 0}}, InputError, r"rank_pattern: expected an object of names and numbers"),
+        ({"alpha_pattern": ["v_proj"]}, InputError, r"alpha_pattern: expected an object of names and numbers"),
+    ):
+        write_lora(tmp_path, llama, **config)
+        with pytest.raises(error, match=words):
+            merge_lora(llama, tmp_path)
+    assert all(torch.equal(before[name], value) for name, value in llama.named_parameters())
+
+
 def test_lora_that_does_not_fit_changes_nothing(tmp_path, llama):
     state = write_lora(tmp_path, llama)
     key = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
@@ -325,6 +365,10 @@ def test_lora_that_does_not_fit_changes_nothing(tmp_path, llama):
     with pytest.raises(MismatchError, match=r"down_proj is \(23, 32\), in the Llama \(24, 32\)"):
         merge_lora(llama, tmp_path)
     assert all(torch.equal(before[name], value) for name, value in llama.named_parameters())
+    state[key] = torch.zeros(24, 3)
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(MismatchError, match=r"down_proj has factors of shapes \(4, 32\), \(24, 3\)"):
+        merge_lora(llama, tmp_path)
     write_lora(tmp_path, llama, use_dora=True)
     with pytest.raises(UnsupportedError, match="use_dora"):
         merge_lora(llama, tmp_path)

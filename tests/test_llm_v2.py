@@ -6,11 +6,19 @@ import golden_llm as golden
 import pytest
 import torch
 
-from bindsearch.errors import InputError, MismatchError, ShapeError
+from bindsearch.errors import InputError, MismatchError, ShapeError, WeightsError
 from bindsearch.llm.adapter_v2 import AdapterV2Connection
-from bindsearch.llm.checkpoints import AdapterFacts, adapter_shapes, build_connector, build_lora, config_of
+from bindsearch.llm.checkpoints import (
+    AdapterFacts,
+    adapter_shapes,
+    build_connector,
+    build_lora,
+    config_of,
+    save_adapter,
+)
 from bindsearch.llm.keys import rotary_rows
 from bindsearch.llm.llama_files import empty_llama
+from bindsearch.llm.model import load
 
 
 def v2(**options):
@@ -106,7 +114,21 @@ def test_without_a_request_the_llama_reads_text_alone() -> None:
 @pytest.mark.parametrize(("phase", "keys"), [("bias", 363), ("lora", 843)])
 def test_module_tree_has_as_many_keys_as_the_released_files(phase: str, keys: int) -> None:
     facts = AdapterFacts(
-        "llama-adapter-v2", "finetune", "", 768, 4096, 32, 32, 11008, 768, 16 if phase == "lora" else 0, 31, 10, 8
+        "llama-adapter-v2",
+        "finetune",
+        "",
+        768,
+        4096,
+        32,
+        32,
+        11008,
+        768,
+        16 if phase == "lora" else 0,
+        31,
+        10,
+        8,
+        biases=True,
+        new_gates=phase == "lora",
     )
     config = config_of(facts)
     with torch.device("meta"):
@@ -123,8 +145,8 @@ def test_module_tree_has_as_many_keys_as_the_released_files(phase: str, keys: in
 def test_refusals() -> None:
     of = v2()
     g = golden.figures("v2_forward")
-    with pytest.raises(ShapeError, match=r"features of shape \(B, L, 48\), got \(2, 48\)"):
-        of.logits(g["clip_feats"][:, 0], g["tokens"])
+    with pytest.raises(ShapeError, match=r"features \(B, 48\) or \(B, L, 48\), got \(2, 47\)"):
+        of.logits(g["clip_feats"][:, 0, :47], g["tokens"])
     bad = g["clip_feats"].clone()
     bad[1, 2, 3] = torch.inf
     with pytest.raises(InputError, match="NaN or infinite"):
@@ -132,6 +154,32 @@ def test_refusals() -> None:
     of.llama.config.hidden_size = 80
     with pytest.raises(MismatchError, match=r"width 64.*width 80"):
         of.connector.connect(of.llama)
+
+
+def test_rows_of_a_joint_space_are_sequences_of_one() -> None:
+    of = v2()
+    g = golden.figures("v2_forward")
+    rows = g["clip_feats"][:, 0]
+    assert torch.equal(of.logits(rows, g["tokens"]), of.logits(rows[:, None], g["tokens"]))
+
+
+@pytest.mark.parametrize("name", ["mine.pth", "mine.safetensors"])
+def test_visual_heads_are_recorded(tmp_path, name: str) -> None:
+    of = v2(merge_lora=False)
+    save_adapter(tmp_path / name, of.connector, of.lora, of.llama, of.base)
+    again = load(tmp_path / name, golden.LLAMA, "float32")
+    assert again.connector.visual.heads == 4 and logits_error(again) <= golden.LOGITS
+    with pytest.raises(MismatchError, match=r"trained with 4 visual heads, asked for 8"):
+        load(tmp_path / name, golden.LLAMA, "float32", visual_heads=8)
+    with pytest.raises(InputError, match=r"5 heads do not divide the visual path's width of 32"):
+        v2(visual_heads=5)
+    assert load(golden.V2, golden.LLAMA, "float32").connector.visual.heads == 16  # of others: the released files'
+
+
+def test_records_of_strangers_are_read_with_care(tmp_path) -> None:
+    torch.save({"model": golden.figures("v2_adapter"), "visual_heads": "many"}, tmp_path / "v2.pth")
+    with pytest.raises(WeightsError, match="visual_heads as a number of 1 or more, got 'many'"):
+        load(tmp_path / "v2.pth", golden.LLAMA, "float32")
 
 
 def test_wrong_eps_and_wrong_gelu(monkeypatch) -> None:

@@ -21,6 +21,7 @@ from train_driver import tiny, toy_stage
 from bindsearch.errors import MismatchError, ShapeError, UnknownNameError
 from bindsearch.models.bind import build_tower, load_architecture
 from bindsearch.train import loop
+from bindsearch.train.checkpoint import hash_weights
 from bindsearch.train.config import StageConfig
 from bindsearch.train.loop import backward, learning_rate, step_generator, train_stage
 from bindsearch.train.loss import info_nce
@@ -272,3 +273,19 @@ def test_steps_have_generators_of_their_own():
     }
     assert len(draws) == 8
     assert step_generator(1, "a", 7).random() == step_generator(1, "a", 7).random()
+
+
+def test_weights_of_every_kind_of_number_have_a_hash():
+    import hashlib
+
+    tower = torch.nn.Linear(3, 2)
+    tower.register_buffer("count", torch.tensor(7))
+    digest = hashlib.sha256()
+    for name, value in sorted(tower.state_dict().items()):
+        digest.update(name.encode() + value.numpy().tobytes())
+    assert hash_weights(tower) == digest.hexdigest()[:12]  # checkpoints bear hashes that were taken like this
+    half = tower.to(torch.bfloat16)
+    before = hash_weights(half)
+    with torch.no_grad():
+        half.weight[0, 0] += 1
+    assert len(before) == 12 and before != hash_weights(half)

@@ -14,12 +14,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from bindsearch.cache import VisualCache
 from bindsearch.cli import run
-from bindsearch.errors import InputError, MismatchError, MissingExtraError, MissingInputError, WeightsError
+from bindsearch.errors import (
+    InputError,
+    MismatchError,
+    MissingExtraError,
+    MissingInputError,
+    UnknownNameError,
+    WeightsError,
+)
 from bindsearch.llm.conversations import Conversation, Turn, write_conversations
-from bindsearch.llm.pair import load_pair, pair_bytes, read_manifest
-from bindsearch.llm.tiny import TinyConfig
+from bindsearch.llm.generate import Sampling
+from bindsearch.llm.llava_files import load_projector
+from bindsearch.llm.llava_model import load_llava_pair
+from bindsearch.llm.model import load
+from bindsearch.llm.pair import ADAPTER, FILE, load_pair, pair_bytes, read_manifest
+from bindsearch.llm.tiny import TinyConfig, save_llama
+from bindsearch.llm.tokenizer import Tokenizer
 from bindsearch.models.spaces import load_space
 from bindsearch.train.answer_config import (
     AnswerConfig,
@@ -29,7 +43,7 @@ from bindsearch.train.answer_config import (
     read_run_config,
 )
 from bindsearch.train.answer_measure import answer_all, measure_answers
-from bindsearch.train.answer_pair import make_pair
+from bindsearch.train.answer_pair import make_pair, write_pair
 from bindsearch.train.answer_run import AnswerSources, _stage, prepare_run, train_pair
 from bindsearch.train.answers import AnswerBatch, answer_loss, draw_batch, only_these_learn
 from bindsearch.train.picture_rows import embed_scenes, named_rows
@@ -73,11 +87,16 @@ def home(tmp_path_factory, space):
     return folder
 
 
-def ready_in(home, folder, space, config):
+def share(home, folder):
+    """Let a run in another folder find what `home` has made already."""
     for name in ("data", "embeddings", "tokenizer.model"):
         if (home / name).exists() and not (folder / name).exists():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).symlink_to(home / name)
+
+
+def ready_in(home, folder, space, config):
+    share(home, folder)
     return prepare_run(config, folder, space, AnswerSources(), lambda line: None)
 
 
@@ -225,6 +244,108 @@ def test_the_pair_answers_as_what_was_trained(pair, trained, space):
     assert read_manifest(pair).trained_on == ("image", "text")
 
 
+def test_a_pair_of_adapter_v2_keeps_its_heads_and_is_asked(home, space, picture, tmp_path, capsys):
+    config = numbers(2, "llama-adapter-v2")
+    config = dataclasses.replace(config, stages=config.stages[2:], validation=0)
+    share(home, tmp_path)
+    make_pair(config, tmp_path, AnswerSources(), tmp_path / "pair", say=lambda line: None)
+    loaded = load_pair(tmp_path / "pair").model
+    assert loaded.connector.visual.heads == 2  # 16, the released files', divide 32 as well
+    ask = ["ask", "What is it?", "--image", str(picture), "--pair", str(tmp_path / "pair"), "--max-new-tokens", "3"]
+    assert run(ask) == 0
+    rows = np.random.default_rng(0).standard_normal((20, space.dim)).astype(np.float32)
+    moved = VisualCache.of_vectors(rows).enhance(embed_scenes(space, "image", sample(split_seeds("test", 1))))
+    assert isinstance(loaded.answer(moved, "What is it?", sampling=Sampling(3)), str)
+    with pytest.raises(InputError, match=r"3 heads do not divide the visual path's width of 32"):
+        three = dataclasses.replace(config, connector=dataclasses.replace(config.connector, heads=3))
+        ready_in(home, tmp_path / "three", space, three)
+
+
+@pytest.fixture(scope="module")
+def grouped(home, tmp_path_factory):
+    """A Llama of two query heads and one key head that exists, with an inner width and head size of its own."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("grouped")
+    pieces = Tokenizer(home / "tokenizer.model").size
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": pieces, "head_dim": 8}
+    save_llama(LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)), folder, torch.half)
+    (folder / "tokenizer.model").write_bytes((home / "tokenizer.model").read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("own", ["new", "grouped"])
+@pytest.mark.parametrize("kind", sorted(CONNECTORS))
+def test_a_pair_with_lora_answers_as_what_was_trained(home, space, grouped, tmp_path, kind, own):
+    connector = dataclasses.replace(CONNECTORS[kind], lora_rank=2)
+    config = numbers(4, kind, ("connector", "norms", "lora"))
+    config = dataclasses.replace(config, stages=config.stages[2:], validation=0, connector=connector)
+    share(home, tmp_path)
+    sources = AnswerSources(llama=grouped if own == "grouped" else None)
+    ready = prepare_run(config, tmp_path, space, sources, lambda line: None)
+    train_pair(ready)
+    write_pair(ready, tmp_path / "pair")
+    loaded = load_pair(tmp_path / "pair").model
+    rows = torch.from_numpy(embed_scenes(space, "image", sample(split_seeds("test", 2))))
+    ids = torch.tensor([loaded.prompt("What is it?")] * 2)
+    assert ids[0].tolist() == ready.chat.prompt((), "What is it?") == loaded.chat().prompt((), "What is it?")
+    ours, theirs = scores(ready.connection, rows, ids), scores(loaded.connection, rows, ids)
+    assert float((ours - theirs).abs().max()) < 0.02 * float(ours.std())  # weights in float16
+    ready.lora.detach()
+    assert float((ours - scores(ready.connection, rows, ids)).abs().max()) > 0.1 * float(ours.std())
+    assert len(loaded.answers(rows, ["What is it?"] * 2, sampling=Sampling(3))) == 2
+
+
+def test_a_pair_of_llava_is_asked_in_the_prompts_it_was_taught(home, space, picture, tmp_path, capsys):
+    config = numbers(2, "llava")
+    config = dataclasses.replace(config, stages=config.stages[2:], validation=0)
+    share(home, tmp_path)
+    folder = tmp_path / "pair"
+    report = make_pair(config, tmp_path, AnswerSources(), folder, say=lambda line: None)
+    assert report["space_id"] == space.space_id and read_manifest(folder).prompts == "alpaca"
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names == {FILE, *read_manifest(folder).files}
+    ask = ["ask", "What is it?", "--image", str(picture), "--pair", str(folder), "--json", "--max-new-tokens", "4"]
+    assert run(ask) == 0
+    said = json.loads(capsys.readouterr().out)["answers"][0]["answer"]
+    model = load_pair(folder).model
+    row = load_space("bindsearch-mini").embed("image", [picture])
+    assert said == model.answer(row, "What is it?", sampling=Sampling(4, 0.0))
+    assert load_projector(folder / ADAPTER).width == 32
+    with pytest.raises(WeightsError, match=r"LLaVA projector: of a pair it is read with llm.load_pair"):
+        load(folder / ADAPTER, folder / "llama")
+    facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    (folder / FILE).write_text(json.dumps(facts | {"prompts": "llava"}), encoding="utf-8")
+    other = load_pair(folder).model
+    assert "USER:" in other.tokenizer.decode([token for token in other.prompt("What?") if token >= 0])
+    (folder / FILE).write_text(json.dumps(facts | {"prompts": "chatml"}), encoding="utf-8")
+    with pytest.raises(UnknownNameError, match="prompts 'chatml'"):
+        load_pair(folder)
+
+
+def test_a_pair_of_llava_that_is_not_whole_is_refused(home, space, tmp_path):
+    config = numbers(2, "llava", ("connector", "norms"))
+    config = dataclasses.replace(config, stages=config.stages[2:], validation=0)
+    ready = ready_in(home, tmp_path, space, config)
+    write_pair(ready, tmp_path / "pair")
+    state = load_file(tmp_path / "pair" / ADAPTER)
+    for change, words in (
+        ({"llama.norm.weight": None}, r"1 missing: llama\.norm\.weight"),
+        ({"surprise": torch.zeros(1)}, "1 unexpected: surprise"),
+        ({"mm_projector.0.bias": torch.full((32,), torch.nan)}, "1 tensors hold NaN or infinite values"),
+    ):
+        changed = {key: value for key, value in (state | change).items() if value is not None}
+        save_file(changed, tmp_path / "changed.safetensors")
+        with pytest.raises(WeightsError, match=words):
+            load_llava_pair(tmp_path / "changed.safetensors", tmp_path / "pair" / "llama", "alpaca")
+
+
+def scores(connection, rows, ids):
+    with connection.inject(rows), torch.no_grad():
+        return connection.llama(**connection.inputs(ids, torch.ones_like(ids))).logits
+
+
 def test_pairs_that_are_not_whole_are_refused(pair, tmp_path, space):
     with pytest.raises(MismatchError, match="bindsearch-mini@"):
         load_pair(pair).check_space("other@123")
@@ -314,6 +435,27 @@ def test_a_users_own_llama_and_conversations(pair, picture, tmp_path, capsys):
     assert run(answer) == 0
     assert run([*told, "--stage", "none"]) == 2
     assert "'none'" in capsys.readouterr().err
+
+
+def test_a_llama_that_exists_is_not_trained(pair, tmp_path, capsys):
+    config = tmp_path / "run.json"
+    stage = {"name": "own", "task": "instructions", "steps": 1, "trains": ["connector", "llama"]}
+    config.write_text(json.dumps({"stages": [stage]}), encoding="utf-8")
+    llama, output = pair / "llama", tmp_path / "out"
+    assert run(["train-llm", "-o", str(output), "--config", str(config), "--llama", str(llama)]) == 2
+    said = capsys.readouterr().err
+    assert f"stage own: trains llama, but {llama} stays as it is" in said
+    assert '"trains": ["connector", "norms", "lora"] with "lora_rank": 16' in said
+    assert not (output / "pair").exists()
+
+
+def test_a_connector_is_trained_for_a_large_llama_kept_in_bfloat16(pair, home, tmp_path, monkeypatch):
+    monkeypatch.setattr("bindsearch.train.answer_run._LARGE_BYTES", 0)
+    config = numbers(2, trains=("connector", "norms"))
+    config = dataclasses.replace(config, stages=config.stages[2:], validation=0)
+    share(home, tmp_path)
+    make_pair(config, tmp_path, AnswerSources(llama=pair / "llama"), tmp_path / "own", say=lambda line: None)
+    assert load_pair(tmp_path / "own").model.base is not None  # recorded with the connector, and compared
 
 
 def test_the_pages_lines_about_the_pair_run(pair, picture, monkeypatch, capsys):

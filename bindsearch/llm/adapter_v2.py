@@ -1,7 +1,7 @@
 """LLaMA-Adapter V2's connector: patches become ten visual tokens, which the last layers attend to beside the words.
 
-Here the connector reads a sequence of features, (B, L, d), and not one embedding: CLIP's patch tokens, or one token a
-row of the joint space (B, 1, d).
+Here the connector reads a sequence of features, (B, L, d): CLIP's patch tokens. A row of the joint space is a sequence
+of one: (B, d) is read as (B, 1, d).
 """
 
 from __future__ import annotations
@@ -33,6 +33,14 @@ class VisualConfig:
     depth: int
     heads: int
     tokens: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse heads that do not divide the width."""
+        if self.heads < 1 or self.width % self.heads:
+            raise InputError(
+                f"llama-adapter-v2: {self.heads} heads do not divide the visual path's width of {self.width}. Give the "
+                "heads that it was trained with: llm.load(..., visual_heads=...), in a run's numbers connector.heads."
+            )
 
 
 class VisualAttention(nn.Module):
@@ -161,15 +169,20 @@ class AdapterV2Connection(Connection):
             ]
 
     def prepare(self, embeddings: torch.Tensor) -> _Request:
-        """Compute keys and values of every layer, once a request: (B, key heads, tokens, head_dim) each."""
+        """Compute keys and values of every layer, once a request: (B, key heads, tokens, head_dim) each.
+
+        Args:
+            embeddings: (B, L, d), or (B, d): one token each. Not modified.
+        """
         dim = self.connector.visual.dim
-        if embeddings.ndim != 3 or embeddings.shape[2] != dim or not embeddings.shape[0] or not embeddings.shape[1]:
+        wide = embeddings[:, None, :] if embeddings.ndim == 2 else embeddings
+        if wide.ndim != 3 or wide.shape[2] != dim or not wide.numel():
             shape = tuple(embeddings.shape)
-            raise ShapeError(f"llama-adapter-v2: expected features of shape (B, L, {dim}), got {shape}.")
-        if not bool(torch.isfinite(embeddings).all()):
+            raise ShapeError(f"llama-adapter-v2: expected features (B, {dim}) or (B, L, {dim}), got {shape}.")
+        if not bool(torch.isfinite(wide).all()):
             raise InputError("llama-adapter-v2: the features hold NaN or infinite values. Embed that item again.")
         proj = self.connector.clip_proj.weight
-        visual = self.connector.visual_tokens(embeddings.to(proj.device, proj.dtype))
+        visual = self.connector.visual_tokens(wide.to(proj.device, proj.dtype))
         rows = self.connector.adapter_query.weight.view(self.connector.query_layers, -1, self.connector.width)
         keys: list[torch.Tensor] = []
         values: list[torch.Tensor] = []

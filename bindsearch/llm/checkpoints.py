@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from bindsearch.llm.lora import LoraTerms
 
 State = Mapping[str, torch.Tensor]
+RELEASED_HEADS = 16
+"""Of V2's visual blocks, in the released files and where a file does not say."""
+_HEADS = "visual_heads"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class AdapterFacts:
 
     Attributes:
         kind: "imagebind-llm" or "llama-adapter-v2".
-        phase: "pretrain" (no biases, no LoRA) or "finetune".
+        phase: "pretrain" (no biases, no LoRA) or "finetune" (either of them, or both).
         norm: of the bind network: "rmsnorm", "layernorm" (first release); "" for V2.
         dim: of what the connector reads.
         width, layers, heads: of the Llama that it was made for.
@@ -45,6 +48,9 @@ class AdapterFacts:
         lora_rank: 0 without LoRA.
         query_layers, query_tokens, depth: V2: layers that attend, tokens of each, visual blocks. 0 otherwise.
         keys, values: how many tensors and numbers the file holds.
+        biases: whether it brings biases of the Llama's linears.
+        key_heads, head_dim: of the Llama; 0 where no term tells them.
+        new_gates: V2: whether there is one more scalar a layer, as in the released files with LoRA.
     """
 
     kind: str
@@ -62,6 +68,10 @@ class AdapterFacts:
     depth: int = 0
     keys: int = 0
     values: int = 0
+    biases: bool = False
+    key_heads: int = 0
+    head_dim: int = 0
+    new_gates: bool = False
 
 
 def read_adapter(path: Path) -> dict[str, torch.Tensor]:
@@ -119,6 +129,44 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{path}: cannot be read as safetensors ({error}). Fetch it again.") from error
 
 
+def records_of(connector: Connector, base: BaseFingerprint | None) -> dict[str, Any]:
+    """Give what a file of ours says beside its tensors: the Llama it was made for, and V2's visual heads.
+
+    Args:
+        connector: Not modified.
+        base: of the Llama; None where it is not known.
+    """
+    from bindsearch.llm.adapter_v2 import AdapterV2Connector
+
+    said: dict[str, Any] = {} if base is None else {"base": base.to_json()}
+    return said | ({_HEADS: connector.visual.heads} if isinstance(connector, AdapterV2Connector) else {})
+
+
+def heads_of(path: Path, given: int | None = None) -> int:
+    """Give the heads of V2's visual blocks: as the file records them, else as given, else the released files'.
+
+    Raises:
+        MismatchError: others are given than those recorded.
+        WeightsError: what is recorded is no number of heads.
+    """
+    said: Any = None
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_HEADS)
+        said = int(text) if text is not None and text.isdecimal() else text
+    elif isinstance(held := read_torch(path), dict):
+        said = held.get(_HEADS)
+    if said is None or isinstance(said, torch.Tensor):  # a table of tensors alone: no record of ours
+        return RELEASED_HEADS if given is None else given
+    if not isinstance(said, int) or said < 1:
+        raise WeightsError(f"{path}: expected {_HEADS} as a number of 1 or more, got {said!r}. Fetch it again.")
+    if given not in (None, said):
+        raise MismatchError(f"{path}: trained with {said} visual heads, asked for {given}. Leave visual_heads out.")
+    return said
+
+
 def inspect_adapter(path: str | Path) -> AdapterFacts:
     """Tell what an adapter file is: connector, phase, variant and the size of Llama it was made for.
 
@@ -142,27 +190,38 @@ def describe(state: State, where: str) -> AdapterFacts:
     gates = {key: value for key, value in state.items() if key.endswith(".attention.gate")}
     if bind == v2 or not gates:
         few = ", ".join(sorted(state)[:4])
-        hint = " It looks like a LLaVA projector: see bindsearch.llm.llava." if "mm_projector" in few else ""
+        llava = any("mm_projector." in key for key in state)
+        hint = " It looks like a LLaVA projector: of a pair it is read with llm.load_pair(folder)." if llava else ""
         raise WeightsError(
             f"{where}: no adapter of ImageBind-LLM (image_bind_proj, prefix_query, gates) or LLaMA-Adapter V2 "
             f"(clip_proj, adapter_query, gates); its {len(state)} keys begin: {few}.{hint}"
         )
     heads = next(iter(gates.values())).numel()
-    ranks = [value.shape[0] for key, value in state.items() if key.endswith(".lora_wq_l1.weight")]
-    inner = [value.shape[0] for key, value in state.items() if key.endswith(".feed_forward.w1.bias")]
+    rank, keys = rank_of(state), _rows(state, ".lora_wk_l2.weight")
+    biases = any(key.endswith(".bias") and key.startswith("llama.layers.") for key in state)
+    head_dim = _rows(state, ".lora_wq_l2.weight", ".attention.wq.bias") // max(heads, 1)
     common = {
-        "phase": "finetune" if ranks or inner else "pretrain",
+        "phase": "finetune" if rank or biases else "pretrain",
         "layers": len(gates),
         "heads": heads,
-        "inner": inner[0] if inner else 0,
-        "lora_rank": ranks[0] if ranks else 0,
+        "inner": _rows(state, ".feed_forward.w1.bias", ".lora_w1_l2.weight"),
+        "lora_rank": rank,
         "keys": len(state),
         "values": sum(value.numel() for value in state.values()),
+        "biases": biases,
+        "key_heads": keys // head_dim if head_dim else 0,
+        "head_dim": head_dim,
+        "new_gates": any(key.endswith(".attention.new_gate") for key in state),
     }
     try:
         return _bind_facts(state, common) if bind else _v2_facts(state, common)
     except (KeyError, IndexError) as error:
         raise WeightsError(f"{where}: an adapter without {error}: damaged, or cut short.") from error
+
+
+def _rows(state: State, *ends: str) -> int:
+    """Count the rows of the first tensor whose name ends so; 0 where there is none."""
+    return next((len(value) for end in ends for key, value in state.items() if key.endswith(end) and value.ndim), 0)
 
 
 def _bind_facts(state: State, common: dict[str, Any]) -> AdapterFacts:
@@ -189,7 +248,7 @@ def _v2_facts(state: State, common: dict[str, Any]) -> AdapterFacts:
     )
 
 
-def build_connector(facts: AdapterFacts, visual_heads: int = 16) -> Connector:
+def build_connector(facts: AdapterFacts, visual_heads: int = RELEASED_HEADS) -> Connector:
     """Build the connector that a file describes; parameters as torch draws them.
 
     Args:
@@ -213,17 +272,25 @@ def _v2_connector(facts: AdapterFacts, visual_heads: int) -> AdapterV2Connector:
 
     visual = VisualConfig(facts.dim, facts.hidden, facts.depth, visual_heads, facts.query_tokens)
     return AdapterV2Connector(
-        visual, facts.width, facts.heads, facts.layers, facts.query_layers, new_gates=facts.lora_rank > 0
+        visual, facts.width, facts.heads, facts.layers, facts.query_layers, new_gates=facts.new_gates
     )
 
 
 def build_lora(facts: AdapterFacts, config: LlamaConfig) -> LoraTerms | None:
     """Build the low-rank terms that a file describes, or None where it has none."""
+    return lora_terms(facts.lora_rank, config)
+
+
+def lora_terms(rank: int, config: LlamaConfig) -> LoraTerms | None:
+    """Build low-rank terms for a Llama; None for rank 0."""
     from bindsearch.llm.lora import LoraTerms
 
-    if not facts.lora_rank:
-        return None
-    return LoraTerms(linear_sizes(config), facts.layers, facts.lora_rank)
+    return LoraTerms(linear_sizes(config), config.num_hidden_layers, rank) if rank else None
+
+
+def rank_of(state: State) -> int:
+    """Tell the rank of the low-rank terms in an adapter's names; 0 without any."""
+    return _rows(state, ".lora_wq_l1.weight")
 
 
 def adapter_shapes(connector: Connector, lora: LoraTerms | None, llama: LlamaForCausalLM) -> dict[str, tuple[int, ...]]:
@@ -250,14 +317,15 @@ def config_of(facts: AdapterFacts) -> LlamaConfig:
     """Give a configuration of the size that an adapter was made for: enough to name its keys."""
     from transformers import LlamaConfig
 
-    finetune = facts.phase == "finetune"
     return LlamaConfig(
         hidden_size=facts.width,
         intermediate_size=facts.inner or facts.width,
         num_hidden_layers=facts.layers,
         num_attention_heads=facts.heads,
-        attention_bias=finetune,
-        mlp_bias=finetune,
+        num_key_value_heads=facts.key_heads or facts.heads,
+        head_dim=facts.head_dim or facts.width // facts.heads,
+        attention_bias=facts.biases,
+        mlp_bias=facts.biases,
     )
 
 
@@ -273,6 +341,15 @@ def check_state(state: State, facts: AdapterFacts, where: str) -> None:
     with torch.device("meta"):
         wanted = adapter_shapes(build_connector(facts, visual_heads=1), build_lora(facts, config), empty_llama(config))
     check_keys({key: tuple(value.shape) for key, value in state.items()}, wanted, where)
+    check_finite(state, where)
+
+
+def check_finite(state: State, where: str) -> None:
+    """Refuse tensors that are not finite.
+
+    Raises:
+        WeightsError: listing them.
+    """
     bad = sorted(key for key, value in state.items() if not bool(torch.isfinite(value).all()))
     if bad:
         raise WeightsError(f"{where}: {len(bad)} tensors hold NaN or infinite values: {', '.join(bad[:8])}.")
@@ -289,6 +366,8 @@ def check_fits(facts: AdapterFacts, config: LlamaConfig, adapter: str, llama: st
         "layers": config.num_hidden_layers,
         "heads": config.num_attention_heads,
         "inner": config.intermediate_size,
+        "key_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
     }
     ours = {name: getattr(facts, name) for name in theirs}
     differs = [name for name in theirs if ours[name] and ours[name] != theirs[name]]
@@ -297,12 +376,12 @@ def check_fits(facts: AdapterFacts, config: LlamaConfig, adapter: str, llama: st
         raise MismatchError(f"{adapter} was not made for {llama} ({said}). Bring the Llama it was trained on.")
 
 
-def fill(state: State, connector: Connector, lora: LoraTerms | None, llama: LlamaForCausalLM) -> None:
+def fill(state: State, connector: Connector | None, lora: LoraTerms | None, llama: LlamaForCausalLM) -> None:
     """Copy an adapter into its modules. Overwrites the connector, the terms, and the Llama's norms and biases.
 
     Args:
         state: checked by `check_state` and `check_fits`. Not modified.
-        connector: as `build_connector` made it. Overwritten.
+        connector: as `build_connector` made it. Overwritten. None: `state` holds nothing of it.
         lora: as `build_lora` made it, or None. Overwritten.
         llama: its norms and biases are overwritten.
     """
@@ -313,7 +392,8 @@ def fill(state: State, connector: Connector, lora: LoraTerms | None, llama: Llam
         if place is None:
             raise WeightsError(f"{key}: no key of an adapter.")
         parts[place.part][place.key] = rotary_rows(tensor, head_dim) if place.rotary else tensor
-    connector.load_state_dict(parts["connector"], strict=True)
+    if connector is not None:
+        connector.load_state_dict(parts["connector"], strict=True)
     if lora is not None:
         lora.load_state_dict(parts["lora"], strict=True)
     with torch.no_grad():
@@ -358,18 +438,18 @@ def save_adapter(
         connector: as of `adapter_state`. Not modified.
         lora: likewise, or None. Not modified.
         llama: likewise. Not modified.
-        base: which Llama it was made for (`AdapterLlama.base`), recorded beside the tensors.
+        base: which Llama it was made for (`AdapterLlama.base`), recorded beside the tensors as V2's visual heads are.
 
     Raises:
         InputError: another suffix.
     """
     path = Path(path)
-    state = adapter_state(connector, lora, llama)
+    state, said = adapter_state(connector, lora, llama), records_of(connector, base)
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        save_file(state, path, None if base is None else {"base": json.dumps(base.to_json())})
+        save_file(state, path, {name: json.dumps(value) for name, value in said.items()} or None)
     elif path.suffix == ".pth":
-        torch.save({"model": state} | ({} if base is None else {"base": base.to_json()}), path)
+        torch.save({"model": state} | said, path)
     else:
         raise InputError(f"{path}: expected a name that ends in .pth or .safetensors.")

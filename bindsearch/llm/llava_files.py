@@ -23,6 +23,8 @@ NON_LORA = "non_lora_trainables.bin"
 _PREFIX = re.compile(r"^(?:base_model\.model\.)?(?:model\.)*")
 _LORA = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+"""PEFT's: part of a linear's name, or a regular expression -> its own rank or alpha."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,12 @@ def merge_lora(llama: nn.Module, folder: str | Path) -> int:
     Raises:
         MissingInputError: a file is not there.
         UnsupportedError: DoRA, trained biases, or transposed factors.
-        MismatchError: a term of a weight that the Llama does not have, or of another shape; nothing is changed then.
+        InputError: adapter_config.json holds no ranks and scales.
+        MismatchError: a term of a weight that the Llama does not have, or of another shape or rank; nothing is changed
+            then.
     """
     folder = Path(folder)
-    scale = _scale(_read_config(folder / "adapter_config.json"), str(folder))
+    config = _read_config(folder / "adapter_config.json")
     file = next((folder / name for name in _ADAPTERS if (folder / name).is_file()), folder / _ADAPTERS[0])
     factors: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in read_tensors(file).items():
@@ -141,6 +145,10 @@ def merge_lora(llama: nn.Module, folder: str | Path) -> int:
         weight = weights.get(f"{name}.weight")
         if set(pair) != {"A", "B"} or weight is None:
             raise MismatchError(f"{file}: {name} has factors {', '.join(sorted(pair))}; the Llama has no such weight.")
+        if pair["A"].ndim != 2 or pair["B"].shape[1:] != pair["A"].shape[:1]:
+            shapes = ", ".join(str(tuple(pair[factor].shape)) for factor in "AB")
+            raise MismatchError(f"{file}: {name} has factors of shapes {shapes}: no product. Fetch it again.")
+        scale = _scale(config, name, len(pair["A"]), f"{folder / 'adapter_config.json'}: {name}")
         delta = scale * (pair["B"].float() @ pair["A"].float())
         if delta.shape != weight.shape:
             raise MismatchError(f"{file}: {name} is {tuple(delta.shape)}, in the Llama {tuple(weight.shape)}.")
@@ -160,14 +168,52 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid JSON ({error}).") from error
     if not isinstance(data, dict) or not isinstance(data.get("r"), int) or data["r"] < 1:
         raise InputError(f"{path}: expected an object with the rank r.")
+    for name, harmless in (("use_dora", False), ("fan_in_fan_out", False), ("bias", "none")):
+        if data.get(name, harmless) != harmless:
+            raise UnsupportedError(
+                f"{path.parent}: {name} is {data[name]!r}; merged here is LoRA with {name} {harmless!r}."
+            )
+    for name in _PATTERNS:
+        given = data.get(name) or {}
+        if not isinstance(given, dict) or not all(
+            isinstance(value, int | float) and 0 < value < math.inf for value in given.values()
+        ):
+            raise InputError(f"{path}: {name}: expected an object of names and numbers above 0, got {given!r:.80}.")
+        for pattern in given:
+            _matches(pattern, "", f"{path}: {name}")
     return data
 
 
-def _scale(config: Mapping[str, Any], where: str) -> float:
-    for name, harmless in (("use_dora", False), ("fan_in_fan_out", False), ("bias", "none")):
-        if config.get(name, harmless) != harmless:
-            raise UnsupportedError(
-                f"{where}: {name} is {config[name]!r}; merged here is LoRA with {name} {harmless!r}."
-            )
-    rank = int(config["r"])
-    return float(config.get("lora_alpha", rank)) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def _scale(config: Mapping[str, Any], name: str, rank: int, where: str) -> float:
+    """Give what a term is multiplied by.
+
+    Args:
+        config: as `_read_config` gave it.
+        name: of the linear.
+        rank: of the term: rows of its A.
+        where: for messages.
+
+    Raises:
+        MismatchError: the configuration gives that linear another rank.
+    """
+    expected = _of_linear(config, "rank_pattern", name, config["r"])
+    if rank != expected:
+        raise MismatchError(
+            f"{where}: expected rank {expected}, the term has {rank}. Bring the adapter_config.json saved with it."
+        )
+    alpha = _of_linear(config, "alpha_pattern", name, config.get("lora_alpha", rank))
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _of_linear(config: Mapping[str, Any], patterns: str, name: str, otherwise: Any) -> Any:
+    """Give the number of the first pattern that fits a linear, else the common one."""
+    given = (config.get(patterns) or {}).items()
+    return next((value for pattern, value in given if _matches(pattern, name, patterns)), otherwise)
+
+
+def _matches(pattern: str, name: str, where: str) -> bool:
+    """Say whether a pattern of PEFT's means a linear: all of its name, or what follows one of its dots."""
+    try:
+        return re.match(rf"(?:.*\.)?(?:{pattern})$", name) is not None
+    except re.error as error:
+        raise InputError(f"{where}: {pattern!r} is no regular expression ({error}).") from error

@@ -1,4 +1,4 @@
-"""A Llama with LLaVA's connector, from LLaVA's files; asked in the words that LLaVA was trained on."""
+"""A Llama with LLaVA's connector, from LLaVA's files or a pair of ours; asked in the words that it was trained on."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bindsearch.errors import MismatchError, MissingInputError, UnknownNameError
+from bindsearch.llm.checkpoints import adapter_shapes, check_finite, fill, lora_terms, rank_of, read_adapter
+from bindsearch.llm.conversations import Chat
 from bindsearch.llm.fingerprint import check_base, fingerprint_of, recorded_base
+from bindsearch.llm.generate import CONTEXT_TOKENS
+from bindsearch.llm.keys import place_of
 from bindsearch.llm.llama_files import find_llama, load_llama
-from bindsearch.llm.llava import IMAGE_TAG, tokenize
-from bindsearch.llm.llava_files import load_projector, merge_lora
+from bindsearch.llm.llava import IMAGE_ID, IMAGE_TAG, tokenize
+from bindsearch.llm.llava_files import connector_of, load_projector, merge_lora, split_state
 from bindsearch.llm.model import DTYPES, AdapterLlama
 from bindsearch.llm.tokenizer import Tokenizer
+from bindsearch.models.weights import check_keys
 
 if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
     from bindsearch.llm.conversations import Turn
+    from bindsearch.llm.fingerprint import BaseFingerprint
+    from bindsearch.llm.llava import LlavaConnector
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -45,10 +54,58 @@ def load_llava(
     Raises:
         MissingInputError, WeightsError, MismatchError: as of `llm.load`, `load_projector` and `merge_lora`.
     """
-    if dtype not in DTYPES:
-        raise UnknownNameError("dtype", dtype, DTYPES)
     projector = Path(projector)
     connector = load_projector(projector)
+    base, tokenizer, mark = _load_base(connector, projector, llama, (dtype, device, attention))
+    if projector.is_dir() and (projector / "adapter_config.json").is_file():
+        merge_lora(base, projector)
+    return LlavaLlama(base, connector.to(device), tokenizer, base=mark)
+
+
+def load_llava_pair(
+    adapter: Path, llama: Path, prompts: str, dtype: str = "float32", device: str = "cpu", attention: str = "sdpa"
+) -> AdapterLlama:
+    """Load the projector of a pair, with the norms and LoRA terms that were trained with it, and the pair's Llama.
+
+    Args:
+        adapter: .safetensors: the projector in LLaVA's names, the rest in ImageBind-LLM's.
+        llama: folder, as of `llm.load`.
+        prompts: how it is asked, as it was trained: "alpaca" after the image's tag, or "llava".
+        dtype: as there.
+        device: as there.
+        attention: as there.
+
+    Raises:
+        MissingInputError, WeightsError, MismatchError: as of `llm.load`.
+        UnknownNameError: other prompts.
+    """
+    if prompts not in PROMPTS:
+        raise UnknownNameError("prompts", prompts, PROMPTS)
+    state = read_adapter(adapter)
+    connector = connector_of(split_state(state, str(adapter)), str(adapter))
+    base, tokenizer, mark = _load_base(connector, adapter, llama, (dtype, device, attention))
+    lora = lora_terms(rank_of(state), base.config)
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    check_keys(shapes, adapter_shapes(connector, lora, base), str(adapter))
+    check_finite(state, str(adapter))
+    fill({key: value for key, value in state.items() if place_of(key) is not None}, None, lora, base)
+    if lora is not None:
+        lora = lora.to(device)
+        lora.merge(base)
+    return PROMPTS[prompts](base, connector.to(device), tokenizer, lora, base=mark)
+
+
+def _load_base(
+    connector: LlavaConnector, projector: Path, llama: str | Path, how: tuple[str, str, str]
+) -> tuple[LlamaForCausalLM, Tokenizer, BaseFingerprint]:
+    """Load the Llama that a projector was made for; `how` is dtype, device and attention.
+
+    Raises:
+        MissingInputError, WeightsError, MismatchError, UnknownNameError: as of `llm.load`.
+    """
+    dtype, device, attention = how
+    if dtype not in DTYPES:
+        raise UnknownNameError("dtype", dtype, DTYPES)
     files = find_llama(Path(llama))
     if files.tokenizer is None:
         raise MissingInputError(f"{files.folder}: no tokenizer.model beside the weights or one level up. Bring it.")
@@ -66,9 +123,20 @@ def load_llava(
             f"{files.tokenizer}: {tokenizer.size} pieces, the Llama has {base.config.vocab_size}. "
             "Bring the tokenizer.model of this Llama."
         )
-    if projector.is_dir() and (projector / "adapter_config.json").is_file():
-        merge_lora(base, projector)
-    return LlavaLlama(base, connector.to(device), tokenizer, base=mark)
+    return base, tokenizer, mark
+
+
+class TaggedLlama(AdapterLlama):
+    """A Llama that reads an embedding as a token of its prompt, asked in the words that `train-llm` trains on."""
+
+    def prompt(self, question: str, context: str = "") -> list[int]:
+        """Give the ids of a question's prompt, the image's tag after the start token."""
+        start, *rest = super().prompt(question, context)
+        return [start, IMAGE_ID, *rest]
+
+    def chat(self, context_tokens: int = CONTEXT_TOKENS) -> Chat:
+        """Give what writes the prompts of several turns."""
+        return Chat(self.tokenizer, IMAGE_ID, context_tokens)
 
 
 class LlavaLlama(AdapterLlama):
@@ -81,6 +149,10 @@ class LlavaLlama(AdapterLlama):
     def chat(self, context_tokens: int = 512) -> LlavaChat:
         """Give what writes the prompts of several turns."""
         return LlavaChat(self.tokenizer, context_tokens)
+
+
+PROMPTS: dict[str, type[AdapterLlama]] = {"alpaca": TaggedLlama, "llava": LlavaLlama}
+"""How a pair's Llama is asked, by the name that its manifest has for it."""
 
 
 class LlavaChat:

@@ -10,6 +10,7 @@ import torch
 
 from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError
 from bindsearch.llm.checkpoints import (
+    RELEASED_HEADS,
     AdapterFacts,
     build_connector,
     build_lora,
@@ -17,6 +18,7 @@ from bindsearch.llm.checkpoints import (
     check_state,
     describe,
     fill,
+    heads_of,
     read_adapter,
 )
 from bindsearch.llm.conversations import Chat
@@ -47,7 +49,7 @@ def load(
     merge_lora: bool = True,
     quantize: Literal["8bit", "4bit"] | None = None,
     attention: str = "sdpa",
-    visual_heads: int = 16,
+    visual_heads: int | None = None,
 ) -> AdapterLlama:
     """Load an adapter and the Llama it was made for.
 
@@ -60,14 +62,15 @@ def load(
         merge_lora: add the low-rank terms to the weights (fastest); else compute them beside. Quantised: always beside.
         quantize: "8bit" or "4bit" weights, by bitsandbytes.
         attention: the library's implementation: "sdpa", "eager", ...
-        visual_heads: heads of V2's visual blocks, which its file does not tell.
+        visual_heads: heads of V2's visual blocks, which no tensor tells; None takes what the file records, else the
+            16 of the released ones.
 
     Raises:
         MissingExtraError: transformers, sentencepiece or bitsandbytes is not installed.
         MissingInputError: a file or folder is not there.
         WeightsError: a damaged or wrong file: keys are listed by name.
-        MismatchError: an adapter of another size of Llama, or recorded for another one (see `record_base`); a
-            tokenizer of another vocabulary.
+        MismatchError: an adapter of another size of Llama, or recorded for another one (see `record_base`), or with
+            other visual heads; a tokenizer of another vocabulary.
     """
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, DTYPES)
@@ -82,7 +85,8 @@ def load(
         raise MissingInputError(f"{files.folder}: no tokenizer.model beside the weights or one level up. Bring it.")
     tokenizer = Tokenizer(files.tokenizer)
     check_state(state, facts, str(adapter))
-    base = load_llama(files, facts.phase == "finetune", DTYPES[dtype], device, attention, quantize)
+    heads = heads_of(Path(adapter), visual_heads) if facts.kind == "llama-adapter-v2" else RELEASED_HEADS
+    base = load_llama(files, facts.biases, DTYPES[dtype], device, attention, quantize)
     check_fits(facts, base.config, str(adapter), str(files.folder))
     mark = None if quantize else fingerprint_of(base)
     check_base(recorded_base(adapter), mark, str(adapter), str(files.folder))
@@ -91,7 +95,7 @@ def load(
             f"{files.tokenizer}: {tokenizer.size} pieces, the Llama has {base.config.vocab_size}. "
             "Bring the tokenizer.model of this Llama."
         )
-    connector, lora = build_connector(facts, visual_heads).to(device), build_lora(facts, base.config)
+    connector, lora = build_connector(facts, heads).to(device), build_lora(facts, base.config)
     fill(state, connector, lora, base)
     if lora is not None:
         lora = lora.to(device, DTYPES[dtype] if quantize is None and not merge_lora else torch.float32)

@@ -1,7 +1,7 @@
 """A pair: a Llama and the connector that was trained for it, in one folder with a manifest.
 
     pair.json             what it is: space, connector, files and their checksums, how it was made
-    adapter.safetensors   the connector in ImageBind-LLM's names
+    adapter.safetensors   the connector, norms and LoRA terms in ImageBind-LLM's names, or those of its kind
     llama/                config.json, model.safetensors, tokenizer.model
 
 `mini-talk` is bundled: it reads bindsearch-mini's joint space and answers about the procedural world.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindsearch.config import from_json_dict, to_json_dict
-from bindsearch.errors import MismatchError, MissingInputError, WeightsError
+from bindsearch.errors import MismatchError, MissingInputError, UnknownNameError, WeightsError
 from bindsearch.llm.tiny import need_extra
 
 if TYPE_CHECKING:
@@ -42,9 +42,10 @@ class PairManifest:
         name: of the pair.
         space: what `load_space` takes to embed what it reads.
         space_id: of the joint space that it was trained on.
-        connector: kind of the connector.
+        connector: kind of the connector: imagebind-llm, llama-adapter-v2 or llava.
         trained_on: modalities of the training pairs.
         llama: folder of the Llama, from the manifest's own where it is relative.
+        prompts: template that it was trained on and is asked with: alpaca, or llava for LLaVA's connector.
         files: name -> SHA-256 of the bundled files.
         source: how it was made.
         licence: of the weights.
@@ -56,6 +57,7 @@ class PairManifest:
     connector: str
     trained_on: tuple[str, ...] = ("image", "text")
     llama: str = LLAMA
+    prompts: str = "alpaca"
     files: dict[str, str] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     licence: str = "Apache-2.0"
@@ -121,15 +123,22 @@ def load_pair(folder: str | Path | None = None, dtype: str = "float32", device: 
         MissingExtraError: transformers or sentencepiece is not installed.
         MissingInputError: no pair there.
         WeightsError: a file is missing, or is not the one that the manifest names.
+        UnknownNameError: a template of prompts that the connector does not have.
     """
     need_extra("Asking a language model")
     folder = BUNDLED if folder is None else Path(folder)
     manifest = read_manifest(folder)
     check_files(folder, manifest.files)
+    adapter, llama = folder / ADAPTER, folder / manifest.llama
+    if manifest.connector == "llava":
+        from bindsearch.llm.llava_model import load_llava_pair
+
+        return Pair(manifest, load_llava_pair(adapter, llama, manifest.prompts, dtype, device), folder)
+    if manifest.prompts != "alpaca":
+        raise UnknownNameError(f"prompts of {folder / FILE}", manifest.prompts, ["alpaca"])
     from bindsearch.llm.model import load
 
-    model = load(folder / ADAPTER, folder / manifest.llama, dtype, device)
-    return Pair(manifest, model, folder)
+    return Pair(manifest, load(adapter, llama, dtype, device), folder)
 
 
 def check_files(folder: Path, files: Mapping[str, str]) -> None:
@@ -165,7 +174,7 @@ def save_pair(
     Args:
         folder: written to.
         manifest: its files are filled in.
-        connector: of ImageBind-LLM's kind or LLaMA-Adapter V2's. Not modified.
+        connector: of any kind. Not modified.
         llama: written beside it where the manifest's llama is the folder of the pair's own; its norms and biases go
             into the adapter in any case. Not modified.
         lora: terms that were trained beside the weights, or None. Not modified.
@@ -177,13 +186,14 @@ def save_pair(
     import torch
     from safetensors.torch import save_file
 
-    from bindsearch.llm.checkpoints import adapter_state
+    from bindsearch.llm.checkpoints import adapter_state, records_of
     from bindsearch.llm.fingerprint import fingerprint_of
     from bindsearch.llm.tiny import save_llama
 
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.to(torch.float16) for key, value in adapter_state(connector, lora, llama).items()}
-    save_file(state, folder / ADAPTER, {"base": json.dumps(fingerprint_of(llama).to_json())})
+    said = records_of(connector, fingerprint_of(llama))
+    save_file(state, folder / ADAPTER, {name: json.dumps(value) for name, value in said.items()})
     written = [ADAPTER]
     if manifest.llama == LLAMA and tokenizer is not None:
         save_llama(llama, folder / LLAMA, torch.float16)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bindsearch.config import to_json_dict
-from bindsearch.errors import UnknownNameError
+from bindsearch.errors import InputError, UnknownNameError
 from bindsearch.llm.pair import LLAMA, PairManifest, pair_bytes, save_pair
 from bindsearch.models.spaces import load_space
 from bindsearch.train.answer_config import AnswerConfig
@@ -46,11 +46,13 @@ def make_pair(
 
     Raises:
         UnknownNameError: no stage of that name.
+        InputError: a stage trains a Llama that exists.
         MissingExtraError: transformers or sentencepiece is not installed.
         MismatchError: the folder holds a run of other numbers.
     """
     if only is not None and only not in [stage.name for stage in config.stages]:
         raise UnknownNameError("stage", only, [stage.name for stage in config.stages])
+    _refuse_to_train(config, sources.llama)
     if threads is not None:
         torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,8 +81,24 @@ def make_pair(
     return report
 
 
+def _refuse_to_train(config: AnswerConfig, llama: Path | None) -> None:
+    """Refuse stages that train the weights of a Llama that exists: its folder is not written to, the pair names it.
+
+    Raises:
+        InputError: naming the stage.
+    """
+    for stage in config.stages:
+        if llama is not None and "llama" in stage.trains:
+            kept = dict.fromkeys([*(part for part in stage.trains if part != "llama"), "norms", "lora"])
+            raise InputError(
+                f"stage {stage.name}: trains llama, but {llama} stays as it is and the pair names that folder: what is "
+                f'trained there would be lost. Train terms beside it: "trains": {json.dumps(list(kept))} with '
+                '"lora_rank": 16 in the connector; or leave out --llama, for a new one.'
+            )
+
+
 def write_pair(ready: Ready, output: Path) -> PairManifest:
-    """Write what was trained: the pair; of LLaVA's connector the projector as its users keep it."""
+    """Write what was trained."""
     config = ready.config
     counted = {"llama": ready.llama, "connector": ready.connector}
     source = {
@@ -98,19 +116,5 @@ def write_pair(ready: Ready, output: Path) -> PairManifest:
         llama=LLAMA if own is None else str(own.resolve()),
         source=source,
     )
-    if config.connector.kind == "llava":
-        return _write_projector(ready, output, manifest)
     tokenizer = ready.chat.tokenizer.path if own is None else None
     return save_pair(output, manifest, ready.connector, ready.llama, ready.lora, tokenizer)
-
-
-def _write_projector(ready: Ready, output: Path, manifest: PairManifest) -> PairManifest:
-    from bindsearch.llm.tiny import save_llama
-
-    output.mkdir(parents=True, exist_ok=True)
-    state = {f"model.{key}": value.half() for key, value in ready.connector.state_dict().items()}
-    torch.save(state, output / "mm_projector.bin")
-    if ready.sources.llama is None:
-        save_llama(ready.llama, output / LLAMA, torch.float16)
-        (output / LLAMA / "tokenizer.model").write_bytes(ready.chat.tokenizer.path.read_bytes())
-    return manifest

@@ -43,7 +43,9 @@ def hash_weights(tower: nn.Module) -> str:
     """SHA-256, 12 digits, of a tower's tensors in the order of their names: what was bound to it says so."""
     digest = hashlib.sha256()
     for name, value in sorted(tower.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # NumPy has no bfloat16
+        digest.update(name.encode())
+        digest.update(raw.numpy())
     return digest.hexdigest()[:12]
 
 
