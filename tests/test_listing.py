@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -276,13 +277,58 @@ def test_lines_that_are_no_rows_are_broken(tmp_path):
     ):
         assert isinstance(item, BrokenItem)
         assert words in item.reason
-    write(tmp_path, "y.csv", data=b"path,caption\na.jpg,fine\nb.jpg,caf\xe9\nc.jpg," + b"x" * 200_000 + b"\nd.jpg,\n")
-    first, latin, endless, last = collect(tmp_path / "y.csv")
+    write(tmp_path, "y.csv", data=b"path,caption\na.jpg,fine\nb.jpg,caf\xe9\nd.jpg,\n")
+    first, latin, last = collect(tmp_path / "y.csv")
     assert (first.key, last.key) == ("a.jpg", "d.jpg")
     assert isinstance(latin, BrokenItem)
     assert "row 1: line 3: not UTF-8" in latin.reason
-    assert isinstance(endless, BrokenItem)
-    assert "row 2: after line 3: not CSV" in endless.reason
+
+
+@pytest.mark.parametrize("size", [131_073, LONGEST_TEXT_BYTES])
+def test_a_cell_of_a_csv_may_be_as_long_as_a_text(size, tmp_path):
+    """Lines within a long quoted text are no rows."""
+    text = ("a,b\n" * size)[:size]
+    write(tmp_path, "x.csv", data=f'key,text\none,"{text}"\ntwo,short\n'.encode())
+    one, two = collect(tmp_path / "x.csv")
+    assert (one.key, one.literal, two.key, two.literal) == ("one", text, "two", "short")
+
+
+def test_a_cell_that_is_too_long_for_a_text_is_one_broken_row(tmp_path):
+    text = b"a,b\n" * (LONGEST_TEXT_BYTES // 4) + b"."
+    write(tmp_path, "x.csv", data=b'key,text\none,"' + text + b'"\ntwo,short\n')
+    one, two = collect(tmp_path / "x.csv")
+    assert isinstance(one, BrokenItem)
+    assert (one.key, two.key, two.literal) == ("one", "two", "short")
+    assert "over the limit" in one.reason
+
+
+@pytest.fixture
+def small_cells(monkeypatch):
+    before = csv.field_size_limit(131_072)
+    monkeypatch.setattr("bindsearch.listing.tables._LONGEST_CELL", 200_000)
+    yield
+    assert csv.field_size_limit(before) == 200_000
+
+
+def test_nothing_is_seen_of_a_csv_after_a_cell_without_end(small_cells, tmp_path):
+    rows = "".join(f"r{number},text {number}\n" for number in range(20_000))
+    write(tmp_path, "x.csv", data=f'key,text\na,fine\nb,"never closed\n{rows}'.encode())
+    fine, broken = collect(tmp_path / "x.csv")
+    assert (fine.key, fine.literal) == ("a", "fine")
+    assert isinstance(broken, BrokenItem)
+    assert broken.key == "x.csv#1"
+    assert "row 1: after line 2: not CSV: field larger than field limit" in broken.reason
+    assert "rows after line 2 are not seen" in broken.reason
+
+
+def test_nothing_is_seen_of_a_csv_after_a_quote_that_is_never_closed(tmp_path):
+    write(tmp_path, "x.csv", data=b'key,text\na,fine\nb,"never closed\nc,other\n')
+    fine, broken = collect(tmp_path / "x.csv")
+    assert (fine.key, fine.literal) == ("a", "fine")
+    assert isinstance(broken, BrokenItem)
+    assert "after line 2: a quote is never closed; rows after line 2 are not seen" in broken.reason
+    write(tmp_path, "y.csv", data=b'key,text\na,fine\nb,"the last one')
+    assert [item.literal for item in collect(tmp_path / "y.csv")] == ["fine", "the last one"]
 
 
 def test_manifests_that_are_none_are_refused(tmp_path):
