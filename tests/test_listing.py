@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bindsearch.errors import InputError, MissingInputError, UnknownNameError, UnsupportedError
+from bindsearch.errors import DecodeError, InputError, MissingInputError, UnknownNameError, UnsupportedError
 from bindsearch.listing import BrokenItem, FusedItem, Listing, collect, parse_fusion
 from bindsearch.listing.items import LONGEST_TEXT_BYTES
 from bindsearch.listing.naming import to_path, to_text
 from bindsearch.listing.tars import expand_braces
+from bindsearch.sources import Source
 
 
 def write(root, *names, data=b"x"):
@@ -442,6 +443,43 @@ def test_a_tar_that_is_cut_gives_what_is_whole_and_says_where(tmp_path):
     assert [item.modality for item in broken] == ["image", "tar"]
     assert "cut" in broken[0].reason
     assert "cut" in broken[1].reason
+
+
+def add_sparse(tar, name, fmt):
+    """Add a member of 1,500 bytes, of which 512 lie in the tar, from byte 900 on."""
+    if fmt == tarfile.PAX_FORMAT:
+        member = tarfile.TarInfo("GNUSparseFile.0/" + name)
+        member.pax_headers = {"GNU.sparse.map": "900,512", "GNU.sparse.size": "1500", "GNU.sparse.name": name}
+        member.size = 512
+        tar.addfile(member, io.BytesIO(b"s" * 512))
+        return
+    member = tarfile.TarInfo(name)
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (900, 512)
+    header[483:495] = b"%011o\0" % 1500
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    tar.fileobj.write(header + b"s" * 512)
+    tar.offset += len(header) + 512
+
+
+@pytest.mark.parametrize("fmt", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_sparse_members_are_broken_and_the_others_are_not(fmt, tmp_path):
+    """What lies in the tar of them is a map and some pieces, not the file."""
+    with tarfile.open(tmp_path / "a.tar", "w", format=fmt) as tar:
+        add_sparse(tar, "a.txt", fmt)
+        member = tarfile.TarInfo("b.txt")
+        member.size = 5
+        tar.addfile(member, io.BytesIO(b"whole"))
+    sparse, whole = collect(tmp_path / "a.tar")
+    assert isinstance(sparse, BrokenItem)
+    assert (sparse.member, sparse.modality, sparse.caption) == ("a.txt", "text", None)
+    assert sparse.reason == "a sparse member; pack it without --sparse"
+    assert (whole.member, whole.caption) == ("b.txt", "whole")
+    with pytest.raises(DecodeError, match="a sparse member; pack it without --sparse"):
+        Source.of(f"tar://{tmp_path}/a.tar!/a.txt").read_bytes()
+    assert Source.of(f"tar://{tmp_path}/a.tar!/b.txt").read_bytes() == b"whole"
 
 
 def test_a_tar_damaged_in_the_middle_is_not_taken_for_its_end(tmp_path):

@@ -7,12 +7,13 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from bindsearch.errors import InputError
 from bindsearch.listing.items import BrokenItem, make_caption
 from bindsearch.listing.naming import CAPTION_SUFFIX, Namer, place_of, suffix_of, to_text
+from bindsearch.sources import SPARSE
 from bindsearch.types import Item
 
 CAPTION_BYTES = 8192
@@ -65,7 +66,8 @@ def scan_tar(path: Path, key: str, namer: Namer, ignored: Counter[str]) -> Itera
     Yields:
         Items in the tar's order, with member, offset and size; mtime_s is the tar's. Members of one sample (same name
         up to the first dot, standing together) share a group, and the sample's .txt is their caption as well as an
-        item of its own. A tar that is cut or damaged ends with one BrokenItem that says where.
+        item of its own. A sparse member is a BrokenItem: its bytes do not lie in one piece. A tar that is cut or
+        damaged ends with one BrokenItem that says where.
     """
     troubles: list[str] = []
     try:
@@ -80,13 +82,34 @@ def scan_tar(path: Path, key: str, namer: Namer, ignored: Counter[str]) -> Itera
         yield BrokenItem(key, "tar", place_of(path), reason=troubles[0], stage="read")
 
 
-def _members(tar: tarfile.TarFile, troubles: list[str]) -> Iterator[tarfile.TarInfo]:
+@dataclass(frozen=True)
+class _Member:
+    """A file in a tar: where its bytes lie, or why they cannot be had."""
+
+    name: str
+    offset: int = 0
+    size: int = 0
+    trouble: str = ""
+
+
+def _members(tar: tarfile.TarFile, troubles: list[str]) -> Iterator[_Member]:
     """Yield the plain files; where the tar ends too early, say so in `troubles` and stop."""
+    for header in _headers(tar, troubles):
+        if header.isreg():
+            yield _whole(header)
+
+
+def _whole(header: tarfile.TarInfo) -> _Member:
+    if header.issparse():
+        return _Member(header.name, trouble=SPARSE)
+    return _Member(header.name, header.offset_data, header.size)
+
+
+def _headers(tar: tarfile.TarFile, troubles: list[str]) -> Iterator[tarfile.TarInfo]:
     try:
-        while (member := tar.next()) is not None:
+        while (header := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header; a listing must not grow with it
-            if member.isreg():
-                yield member
+            yield header
     except (tarfile.TarError, OSError, ValueError) as error:
         troubles.append(f"cut or damaged at byte {tar.offset}: {error}; members after it are not seen")
 
@@ -97,7 +120,7 @@ def _sample_of(name: str) -> str:
 
 
 def _items_of_sample(
-    sample: str, members: list[tarfile.TarInfo], path: Path, key: str, namer: Namer, ignored: Counter[str]
+    sample: str, members: list[_Member], path: Path, key: str, namer: Namer, ignored: Counter[str]
 ) -> Iterator[Item]:
     facts = path.stat()
     found: list[Item] = []
@@ -115,12 +138,14 @@ def _items_of_sample(
             modality=look[0],
             source=place_of(path),
             member=to_text(member.name),
-            offset=member.offset_data,
+            offset=member.offset,
             size_bytes=member.size,
             mtime_s=facts.st_mtime,
         )
-        if member.offset_data + member.size > facts.st_size:
-            reason = f"cut: {member.size} bytes from {member.offset_data}, but the tar ends at {facts.st_size}"
+        reason = member.trouble
+        if not reason and member.offset + member.size > facts.st_size:
+            reason = f"cut: {member.size} bytes from {member.offset}, but the tar ends at {facts.st_size}"
+        if reason:
             yield BrokenItem(item.key, item.modality, item.source, member=item.member, reason=reason, stage="read")
             continue
         found.append(item)
@@ -129,9 +154,9 @@ def _items_of_sample(
         yield replace(item, group=group, caption=caption)
 
 
-def _peek(path: Path, member: tarfile.TarInfo) -> bytes:
+def _peek(path: Path, member: _Member) -> bytes:
     with path.open("rb") as file:
-        file.seek(member.offset_data)
+        file.seek(member.offset)
         return file.read(min(member.size, CAPTION_BYTES))
 
 
