@@ -286,6 +286,8 @@ class Source:
                     tarfile.open(fileobj=io.BufferedReader(again), mode="r:") as tar,
                 ):
                     found = tar.getmember(self.member or "")
+                    if found.islnk():
+                        found = tar.getmember(found.linkname)
             except (KeyError, tarfile.TarError, OSError) as error:
                 raw.close()
                 raise DecodeError(self.name, f"no such member in the tar: {error}", "read") from error

@@ -482,6 +482,54 @@ def test_sparse_members_are_broken_and_the_others_are_not(fmt, tmp_path):
     assert Source.of(f"tar://{tmp_path}/a.tar!/b.txt").read_bytes() == b"whole"
 
 
+def link(tar, name, target, kind=tarfile.LNKTYPE):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    tar.addfile(member)
+
+
+@pytest.mark.parametrize("fmt", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_links_in_a_tar_are_items_as_they_are_in_a_folder(fmt, tmp_path):
+    folder = tmp_path / "in"
+    write(folder, "a.txt", data=b"a text")
+    write(folder, "sub/z.txt", data=b"the last")
+    (folder / "b.txt").hardlink_to(folder / "a.txt")
+    (folder / "c.txt").symlink_to("a.txt")
+    (folder / "sub" / "d.txt").symlink_to("../c.txt")
+    (folder / "sub" / "e.txt").symlink_to("z.txt")
+    with tarfile.open(tmp_path / "in.tar", "w", format=fmt) as tar:
+        for path in (folder / name for name in ("a.txt", "b.txt", "c.txt", "sub/d.txt", "sub/e.txt", "sub/z.txt")):
+            tar.add(path, "./" + str(path.relative_to(folder)))
+    listed = [(item.key, item.caption, Source.of_item(item).read_bytes()) for item in collect(folder)]
+    packed = list(collect(tmp_path / "in.tar"))
+    root = f"{tmp_path}/in.tar/./"
+    assert [(i.key.removeprefix(root), i.caption, Source.of_item(i).read_bytes()) for i in packed] == listed
+    assert len(listed) == 6
+    assert Source.of(f"tar://{tmp_path}/in.tar!/./b.txt").read_bytes() == b"a text"
+
+
+def test_links_in_a_tar_that_lead_to_no_file_are_broken(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        link(tar, "out.jpg", "../x.jpg", tarfile.SYMTYPE)
+        link(tar, "one.jpg", "two.jpg", tarfile.SYMTYPE)
+        link(tar, "two.jpg", "one.jpg", tarfile.SYMTYPE)
+        link(tar, "lost.jpg", "nowhere.jpg")
+        link(tar, "latest", "sub", tarfile.SYMTYPE)
+        add_sparse(tar, "holes.txt", tarfile.PAX_FORMAT)
+        link(tar, "same.txt", "holes.txt")
+    listing = Listing([tmp_path / "a.tar"])
+    broken = {item.member: item.reason for item in listing if isinstance(item, BrokenItem)}
+    assert broken == {
+        "out.jpg": "a link to ../x.jpg, which is no file in the tar",
+        "one.jpg": "a link to two.jpg, which is no file in the tar",
+        "two.jpg": "a link to one.jpg, which is no file in the tar",
+        "lost.jpg": "a link to nowhere.jpg, which is no file in the tar",
+        "holes.txt": "a sparse member; pack it without --sparse",
+        "same.txt": "a sparse member; pack it without --sparse",
+    }
+    assert dict(listing.ignored) == {"(none)": 1}
+
+
 def test_a_tar_damaged_in_the_middle_is_not_taken_for_its_end(tmp_path):
     path = make_tar(tmp_path / "a.tar", [(f"{n:04d}.jpg", bytes(3000)) for n in range(4)])
     data = bytearray(path.read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import posixpath
 import re
 import tarfile
 from collections import Counter
@@ -66,13 +67,14 @@ def scan_tar(path: Path, key: str, namer: Namer, ignored: Counter[str]) -> Itera
     Yields:
         Items in the tar's order, with member, offset and size; mtime_s is the tar's. Members of one sample (same name
         up to the first dot, standing together) share a group, and the sample's .txt is their caption as well as an
-        item of its own. A sparse member is a BrokenItem: its bytes do not lie in one piece. A tar that is cut or
-        damaged ends with one BrokenItem that says where.
+        item of its own. A link is an item with the bytes of the member that it leads to. A link that leads to none, and
+        a sparse member, whose bytes do not lie in one piece, are BrokenItems. A tar that is cut or damaged ends with
+        one BrokenItem that says where.
     """
     troubles: list[str] = []
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            members = _members(tar, troubles)
+            members = _members(path, tar, troubles)
             for sample, together in itertools.groupby(members, key=lambda member: _sample_of(member.name)):
                 yield from _items_of_sample(sample, list(together), path, key, namer, ignored)
             troubles += _look_at_end(path, tar.offset)
@@ -92,11 +94,56 @@ class _Member:
     trouble: str = ""
 
 
-def _members(tar: tarfile.TarFile, troubles: list[str]) -> Iterator[_Member]:
-    """Yield the plain files; where the tar ends too early, say so in `troubles` and stop."""
+def _members(path: Path, tar: tarfile.TarFile, troubles: list[str]) -> Iterator[_Member]:
+    """Yield the plain files and the links; where the tar ends too early, say so in `troubles` and stop."""
+    links: _Links | None = None
     for header in _headers(tar, troubles):
         if header.isreg():
             yield _whole(header)
+        elif header.islnk() or header.issym():
+            links = links or _Links(path)
+            yield links.follow(header)
+
+
+class _Links:
+    """The links of a tar and the members that they lead to.
+
+    Made when the first link is met, with two more scans of the headers: so memory grows with the links alone, and a
+    tar without any, as nearly all are, costs nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Scan the tar for its links, then for what they lead to."""
+        self._links = {
+            posixpath.normpath(header.name): _target_of(header)
+            for header in _scanned(path)
+            if header.islnk() or header.issym()
+        }
+        wanted = set(self._links.values())
+        names = ((posixpath.normpath(header.name), header) for header in _scanned(path) if header.isreg())
+        self._found = {name: _whole(header) for name, header in names if name in wanted}
+
+    def follow(self, header: tarfile.TarInfo) -> _Member:
+        """Give the member under the link's own name, with the bytes of what it leads to, over other links too."""
+        name, passed = _target_of(header), set[str]()
+        while name not in self._found and name in self._links and name not in passed:
+            passed.add(name)
+            name = self._links[name]
+        if name in self._found:
+            return replace(self._found[name], name=header.name)
+        return _Member(header.name, trouble=f"a link to {to_text(header.linkname)}, which is no file in the tar")
+
+
+def _target_of(header: tarfile.TarInfo) -> str:
+    """Name what a link leads to: a hard link from the tar's root, a symbolic one from its own folder."""
+    above = posixpath.dirname(header.name) if header.issym() else ""
+    return posixpath.normpath(posixpath.join(above, header.linkname))
+
+
+def _scanned(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers as far as they can be read; what is wrong with the rest is said elsewhere."""
+    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        yield from _headers(tar, [])
 
 
 def _whole(header: tarfile.TarInfo) -> _Member:
