@@ -35,6 +35,10 @@ _LONGEST_CELL = 16 * LONGEST_TEXT_BYTES
 """Characters of a cell of a CSV that are read at all; what is too long for a text is refused as one, row by row."""
 
 
+class _Rest(str):
+    """Why a row cannot be read, nor any after it."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """One manifest.
@@ -67,7 +71,7 @@ class Manifest:
             where = f"{self.path}, row {number}"
             if isinstance(row, str):
                 first_unread = first_unread or f"{self.path}, {row}"
-                yield self._broken(number, f"{where}: {row}")
+                yield replace(self._broken(number, f"{where}: {row}"), hides=isinstance(row, _Rest))
                 continue
             if columns is None:
                 columns = tuple(row)
@@ -274,10 +278,10 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Mapping[str, Any] | str]:
             except StopIteration:
                 return
             except csv.Error as error:  # the reader may stand within quotes: what it would read next are no rows
-                yield f"after line {before}: not CSV: {error}; rows after line {before} are not seen"
+                yield _Rest(f"after line {before}: not CSV: {error}; rows after line {before} are not seen")
                 return
             if ended and reader.line_num > before + 1:  # a row is given at the end of the file only if quotes are open
-                yield f"after line {before}: a quote is never closed; rows after line {before} are not seen"
+                yield _Rest(f"after line {before}: a quote is never closed; rows after line {before} are not seen")
                 return
             row.pop("", None)  # cells beyond the header
             bad = any(_is_no_utf8(cell) for cell in row.values() if cell)

@@ -81,7 +81,7 @@ def scan_tar(path: Path, key: str, namer: Namer, ignored: Counter[str]) -> Itera
     except (tarfile.TarError, OSError, ValueError) as error:
         troubles.append(f"cannot be read as a tar: {error}")
     if troubles:
-        yield BrokenItem(key, "tar", place_of(path), reason=troubles[0], stage="read")
+        yield BrokenItem(key, "tar", place_of(path), reason=troubles[0], stage="read", hides=True)
 
 
 @dataclass(frozen=True)
