@@ -28,6 +28,9 @@ MAX_BYTES = 1 << 30
 ROW_SCHEME = "row://"
 """A vector in a table: row://TABLE!/KEY; see row_table.py."""
 
+SPARSE = "a sparse member; pack it without --sparse"
+"""Why a member of a tar whose holes were left out is refused: its bytes do not lie there in one piece."""
+
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 _CHUNK_BYTES = 1 << 20
 
@@ -283,12 +286,14 @@ class Source:
                     tarfile.open(fileobj=io.BufferedReader(again), mode="r:") as tar,
                 ):
                     found = tar.getmember(self.member or "")
+                    if found.islnk():
+                        found = tar.getmember(found.linkname)
             except (KeyError, tarfile.TarError, OSError) as error:
                 raw.close()
                 raise DecodeError(self.name, f"no such member in the tar: {error}", "read") from error
-            if not found.isreg():
+            if not found.isreg() or found.issparse():
                 raw.close()
-                raise DecodeError(self.name, "is no plain file in the tar", "read")
+                raise DecodeError(self.name, SPARSE if found.issparse() else "is no plain file in the tar", "read")
             offset, length = found.offset_data, found.size
         return io.BufferedReader(_Window(raw, offset, length))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import io
 import itertools
 import json
@@ -304,6 +306,60 @@ def test_the_folder_of_the_embeddings_is_no_source(media, space):
     assert contents(media) == before
     report = run_embed([media], media / "out", space, options=HERE)
     assert report.items == 12
+
+
+@pytest.mark.parametrize("unread", ["in/sub", "in"])
+def test_what_lies_in_a_folder_that_cannot_be_read_is_not_gone(unread, tmp_path, space, monkeypatch):
+    """A share that is away for a moment takes nothing with it; what is gone beside it is gone."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    (folder / "sub" / "deep").mkdir(parents=True)
+    (folder / "subway").mkdir()
+    for name in ("a", "sub/b", "sub/deep/c", "subway/d"):
+        (folder / f"{name}.txt").write_text(f"words of {name}")
+    make_tar(folder / "sub" / "e.tar", [("f.txt", b"words in a tar")])
+    whole = ["a.txt", "sub/b.txt", "sub/deep/c.txt", "sub/e.tar/f.txt", "subway/d.txt"]
+    run_embed([folder], out, space, options=HERE)
+    assert sorted(keys(out)) == whole
+    (folder / "subway" / "d.txt").unlink()
+
+    def scandir(path, really=os.scandir):
+        if str(path).rstrip("/") == str(tmp_path / unread):
+            raise OSError(errno.EIO, "Input/output error")
+        return really(path)
+
+    with monkeypatch.context() as away:
+        away.setattr(os, "scandir", scandir)
+        report = run_embed([folder], out, space, options=HERE)
+        again = run_embed([folder], out, space, options=HERE)
+    beside = unread == "in/sub"
+    said = f"{3 if beside else 5} items under {tmp_path / unread} kept: it could not be read"
+    assert (report.gone, report.remarks, again.gone, again.remarks) == (int(beside), [said], 0, [said])
+    assert f"note: {said}" in report.to_text()
+    assert sorted(keys(out)) == (whole[:4] if beside else whole)
+    report = run_embed([folder], out, space, options=HERE)
+    assert (report.embedded, report.remarks, sorted(keys(out))) == ({}, [], whole[:4])
+    assert list(open_store(out).bad()) == []
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.csv"])
+def test_what_a_tar_or_manifest_may_still_hold_is_not_gone(name, tmp_path, space):
+    """Cut in the middle, it says nothing of what came after; whole again, it does."""
+    path, out = tmp_path / name, tmp_path / "out"
+    if name == "a.tar":
+        make_tar(path, [(f"{number}.txt", b"words %d" % number * 200) for number in range(4)])
+    else:
+        path.write_text("key,text\n" + "".join(f'{number},"words\n{number}"\n' for number in range(4)))
+    run_embed([path], out, space, options=HERE)
+    before, data = keys(out), path.read_bytes()
+    path.write_bytes(data[: len(data) // 3] if name == "a.tar" else data[:-14])  # within quotes
+    report = run_embed([path], out, space, options=dataclasses.replace(HERE, max_bad=1.0))
+    assert report.gone == 0
+    assert [remark.partition(" under ")[2] for remark in report.remarks] == [f"{path} kept: it could not be read"]
+    assert len(before) == 4
+    assert set(keys(out)) >= {before[0], before[3]}
+    path.write_bytes(data)
+    run_embed([path], out, space, options=HERE)
+    assert sorted(keys(out)) == sorted(before)
 
 
 def test_what_an_emptied_folder_held_is_gone(tmp_path, space):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -14,11 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bindsearch.errors import InputError, MissingInputError, UnknownNameError, UnsupportedError
+from bindsearch.errors import DecodeError, InputError, MissingInputError, UnknownNameError, UnsupportedError
 from bindsearch.listing import BrokenItem, FusedItem, Listing, collect, parse_fusion
 from bindsearch.listing.items import LONGEST_TEXT_BYTES
 from bindsearch.listing.naming import to_path, to_text
 from bindsearch.listing.tars import expand_braces
+from bindsearch.sources import Source
 
 
 def write(root, *names, data=b"x"):
@@ -276,13 +278,58 @@ def test_lines_that_are_no_rows_are_broken(tmp_path):
     ):
         assert isinstance(item, BrokenItem)
         assert words in item.reason
-    write(tmp_path, "y.csv", data=b"path,caption\na.jpg,fine\nb.jpg,caf\xe9\nc.jpg," + b"x" * 200_000 + b"\nd.jpg,\n")
-    first, latin, endless, last = collect(tmp_path / "y.csv")
+    write(tmp_path, "y.csv", data=b"path,caption\na.jpg,fine\nb.jpg,caf\xe9\nd.jpg,\n")
+    first, latin, last = collect(tmp_path / "y.csv")
     assert (first.key, last.key) == ("a.jpg", "d.jpg")
     assert isinstance(latin, BrokenItem)
     assert "row 1: line 3: not UTF-8" in latin.reason
-    assert isinstance(endless, BrokenItem)
-    assert "row 2: after line 3: not CSV" in endless.reason
+
+
+@pytest.mark.parametrize("size", [131_073, LONGEST_TEXT_BYTES])
+def test_a_cell_of_a_csv_may_be_as_long_as_a_text(size, tmp_path):
+    """Lines within a long quoted text are no rows."""
+    text = ("a,b\n" * size)[:size]
+    write(tmp_path, "x.csv", data=f'key,text\none,"{text}"\ntwo,short\n'.encode())
+    one, two = collect(tmp_path / "x.csv")
+    assert (one.key, one.literal, two.key, two.literal) == ("one", text, "two", "short")
+
+
+def test_a_cell_that_is_too_long_for_a_text_is_one_broken_row(tmp_path):
+    text = b"a,b\n" * (LONGEST_TEXT_BYTES // 4) + b"."
+    write(tmp_path, "x.csv", data=b'key,text\none,"' + text + b'"\ntwo,short\n')
+    one, two = collect(tmp_path / "x.csv")
+    assert isinstance(one, BrokenItem)
+    assert (one.key, two.key, two.literal) == ("one", "two", "short")
+    assert "over the limit" in one.reason
+
+
+@pytest.fixture
+def small_cells(monkeypatch):
+    before = csv.field_size_limit(131_072)
+    monkeypatch.setattr("bindsearch.listing.tables._LONGEST_CELL", 200_000)
+    yield
+    assert csv.field_size_limit(before) == 200_000
+
+
+def test_nothing_is_seen_of_a_csv_after_a_cell_without_end(small_cells, tmp_path):
+    rows = "".join(f"r{number},text {number}\n" for number in range(20_000))
+    write(tmp_path, "x.csv", data=f'key,text\na,fine\nb,"never closed\n{rows}'.encode())
+    fine, broken = collect(tmp_path / "x.csv")
+    assert (fine.key, fine.literal) == ("a", "fine")
+    assert isinstance(broken, BrokenItem)
+    assert broken.key == "x.csv#1"
+    assert "row 1: after line 2: not CSV: field larger than field limit" in broken.reason
+    assert "rows after line 2 are not seen" in broken.reason
+
+
+def test_nothing_is_seen_of_a_csv_after_a_quote_that_is_never_closed(tmp_path):
+    write(tmp_path, "x.csv", data=b'key,text\na,fine\nb,"never closed\nc,other\n')
+    fine, broken = collect(tmp_path / "x.csv")
+    assert (fine.key, fine.literal) == ("a", "fine")
+    assert isinstance(broken, BrokenItem)
+    assert "after line 2: a quote is never closed; rows after line 2 are not seen" in broken.reason
+    write(tmp_path, "y.csv", data=b'key,text\na,fine\nb,"the last one')
+    assert [item.literal for item in collect(tmp_path / "y.csv")] == ["fine", "the last one"]
 
 
 def test_manifests_that_are_none_are_refused(tmp_path):
@@ -396,6 +443,91 @@ def test_a_tar_that_is_cut_gives_what_is_whole_and_says_where(tmp_path):
     assert [item.modality for item in broken] == ["image", "tar"]
     assert "cut" in broken[0].reason
     assert "cut" in broken[1].reason
+
+
+def add_sparse(tar, name, fmt):
+    """Add a member of 1,500 bytes, of which 512 lie in the tar, from byte 900 on."""
+    if fmt == tarfile.PAX_FORMAT:
+        member = tarfile.TarInfo("GNUSparseFile.0/" + name)
+        member.pax_headers = {"GNU.sparse.map": "900,512", "GNU.sparse.size": "1500", "GNU.sparse.name": name}
+        member.size = 512
+        tar.addfile(member, io.BytesIO(b"s" * 512))
+        return
+    member = tarfile.TarInfo(name)
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (900, 512)
+    header[483:495] = b"%011o\0" % 1500
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    tar.fileobj.write(header + b"s" * 512)
+    tar.offset += len(header) + 512
+
+
+@pytest.mark.parametrize("fmt", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_sparse_members_are_broken_and_the_others_are_not(fmt, tmp_path):
+    """What lies in the tar of them is a map and some pieces, not the file."""
+    with tarfile.open(tmp_path / "a.tar", "w", format=fmt) as tar:
+        add_sparse(tar, "a.txt", fmt)
+        member = tarfile.TarInfo("b.txt")
+        member.size = 5
+        tar.addfile(member, io.BytesIO(b"whole"))
+    sparse, whole = collect(tmp_path / "a.tar")
+    assert isinstance(sparse, BrokenItem)
+    assert (sparse.member, sparse.modality, sparse.caption) == ("a.txt", "text", None)
+    assert sparse.reason == "a sparse member; pack it without --sparse"
+    assert (whole.member, whole.caption) == ("b.txt", "whole")
+    with pytest.raises(DecodeError, match="a sparse member; pack it without --sparse"):
+        Source.of(f"tar://{tmp_path}/a.tar!/a.txt").read_bytes()
+    assert Source.of(f"tar://{tmp_path}/a.tar!/b.txt").read_bytes() == b"whole"
+
+
+def link(tar, name, target, kind=tarfile.LNKTYPE):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    tar.addfile(member)
+
+
+@pytest.mark.parametrize("fmt", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_links_in_a_tar_are_items_as_they_are_in_a_folder(fmt, tmp_path):
+    folder = tmp_path / "in"
+    write(folder, "a.txt", data=b"a text")
+    write(folder, "sub/z.txt", data=b"the last")
+    (folder / "b.txt").hardlink_to(folder / "a.txt")
+    (folder / "c.txt").symlink_to("a.txt")
+    (folder / "sub" / "d.txt").symlink_to("../c.txt")
+    (folder / "sub" / "e.txt").symlink_to("z.txt")
+    with tarfile.open(tmp_path / "in.tar", "w", format=fmt) as tar:
+        for path in (folder / name for name in ("a.txt", "b.txt", "c.txt", "sub/d.txt", "sub/e.txt", "sub/z.txt")):
+            tar.add(path, "./" + str(path.relative_to(folder)))
+    listed = [(item.key, item.caption, Source.of_item(item).read_bytes()) for item in collect(folder)]
+    packed = list(collect(tmp_path / "in.tar"))
+    root = f"{tmp_path}/in.tar/./"
+    assert [(i.key.removeprefix(root), i.caption, Source.of_item(i).read_bytes()) for i in packed] == listed
+    assert len(listed) == 6
+    assert Source.of(f"tar://{tmp_path}/in.tar!/./b.txt").read_bytes() == b"a text"
+
+
+def test_links_in_a_tar_that_lead_to_no_file_are_broken(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        link(tar, "out.jpg", "../x.jpg", tarfile.SYMTYPE)
+        link(tar, "one.jpg", "two.jpg", tarfile.SYMTYPE)
+        link(tar, "two.jpg", "one.jpg", tarfile.SYMTYPE)
+        link(tar, "lost.jpg", "nowhere.jpg")
+        link(tar, "latest", "sub", tarfile.SYMTYPE)
+        add_sparse(tar, "holes.txt", tarfile.PAX_FORMAT)
+        link(tar, "same.txt", "holes.txt")
+    listing = Listing([tmp_path / "a.tar"])
+    broken = {item.member: item.reason for item in listing if isinstance(item, BrokenItem)}
+    assert broken == {
+        "out.jpg": "a link to ../x.jpg, which is no file in the tar",
+        "one.jpg": "a link to two.jpg, which is no file in the tar",
+        "two.jpg": "a link to one.jpg, which is no file in the tar",
+        "lost.jpg": "a link to nowhere.jpg, which is no file in the tar",
+        "holes.txt": "a sparse member; pack it without --sparse",
+        "same.txt": "a sparse member; pack it without --sparse",
+    }
+    assert dict(listing.ignored) == {"(none)": 1}
 
 
 def test_a_tar_damaged_in_the_middle_is_not_taken_for_its_end(tmp_path):

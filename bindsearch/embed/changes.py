@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -165,17 +167,42 @@ class KnownUnits:
         self.listed[rows] = True
         self.seen[rows] |= np.isin(self.ids[rows], np.asarray(ids, dtype=np.int64))
 
-    def gone(self) -> list[dict[str, int | str]]:
-        """Give what this run's sources held before and no longer hold: {"id", "key"}, by id."""
+    def gone(self, unread: Iterable[str] = ()) -> tuple[list[dict[str, int | str]], Counter[str]]:
+        """Give what this run's sources held before and no longer hold.
+
+        Args:
+            unread: folders, tars and manifests that this run's listing could not read (to their end). What came from
+                there, or lies there, is not known to be gone.
+
+        Returns:
+            {"id", "key"} of what is gone, by id; and how many rows are kept for each place that was not read.
+        """
         wanted = set(self.ids[self.listed & ~self.seen].tolist())
+        places = frozenset(unread)
         found: list[dict[str, int | str]] = []
+        kept: Counter[str] = Counter()
         for generation in reversed(self._generations):
             if not wanted:
                 break
             for row in _keys_of(generation, wanted):
                 wanted.discard(row["id"])
-                found.append(row)
-        return sorted(found, key=lambda row: row["id"])
+                origin = generation.record["sources"][row["origin"]]
+                place = _place_above(row["source"], places) or (origin if origin in places else None)
+                if place is None:
+                    found.append({"id": row["id"], "key": row["key"]})
+                else:
+                    kept[place] += 1
+        return sorted(found, key=lambda row: row["id"]), kept
+
+
+def _place_above(source: str, places: frozenset[str]) -> str | None:
+    """Name the one of some places that a source is, or lies in; the innermost."""
+    while places and source:
+        if source in places:
+            return source
+        above = os.path.dirname(source)  # noqa: PTH120  # as text: sources may be URIs
+        source = above if above != source else ""
+    return None
 
 
 def _plan_columns(generation: Generation, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -183,8 +210,8 @@ def _plan_columns(generation: Generation, names: Sequence[str]) -> dict[str, np.
     return {name: table.column(name).to_numpy(zero_copy_only=False) for name in names}
 
 
-def _keys_of(generation: Generation, wanted: set[int]) -> Iterator[dict[str, int | str]]:
-    table = read_parquet(generation.folder / PLAN_ROWS, ["id", "key"])
+def _keys_of(generation: Generation, wanted: set[int]) -> Iterator[dict[str, Any]]:
+    table = read_parquet(generation.folder / PLAN_ROWS, ["id", "key", "source", "origin"])
     hits = np.flatnonzero(np.isin(table.column("id").to_numpy(), list(wanted)))
     yield from table.take(hits).to_pylist()
 

@@ -122,8 +122,10 @@ class Planner:
             writer = PlanWriter(where / f"g{len(done) + 1:04d}", self.options.shard_size)
         try:
             with full_disk_said(writer.folder):
-                found = self._plan_items(listing, known, writer)
-                planned, gone = writer.finish(), known.gone()
+                found, unread = self._plan_items(listing, known, writer)
+                planned = writer.finish()
+                gone, kept = known.gone(unread)
+            self.report.remarks += [_kept_said(place, count) for place, count in sorted(kept.items())]
             self.report.ignored += listing.ignored
             self.report.hidden, self.report.linked, self.report.gone = listing.hidden, listing.linked, len(gone)
             if not found and not self.report.kept_shards and not self._is_emptied(done, listing):
@@ -161,15 +163,18 @@ class Planner:
         ignored = ", ".join(f"{count} {name}" for name, count in sorted(self.report.ignored.items()))
         return f"Ignored: {ignored}. To read files whatever their suffix: --modality NAME."
 
-    def _plan_items(self, listing: Listing, known: KnownUnits, writer: PlanWriter) -> int:
-        """Plan each new or changed item; return how many items were listed."""
+    def _plan_items(self, listing: Listing, known: KnownUnits, writer: PlanWriter) -> tuple[int, set[str]]:
+        """Plan each new or changed item; return how many items were listed, and the places that could not be read."""
         found = 0
+        unread: set[str] = set()
         changed: list[tuple[int, Item, int]] = []
         for origin, item in listing.with_origins():
             if lacking := self._lacking(item):
                 self.report.ignored[lacking + NOT_IN_SPACE] += 1
                 continue
             found += 1
+            if isinstance(item, BrokenItem) and item.hides:
+                unread.add(item.source)
             mark = fingerprint(item, self.options.window_s)
             unchanged = known.count_unchanged(item, mark)
             self.report.unchanged += unchanged
@@ -183,7 +188,7 @@ class Planner:
             if self.interrupted.is_set():
                 raise KeyboardInterrupt
         self._plan_chunk(changed, known, writer)
-        return found
+        return found, unread
 
     def _lacking(self, item: Item) -> str | None:
         """Name a modality that an item needs and the space has not."""
@@ -207,3 +212,7 @@ class Planner:
         """Make the task for workers: decode, or cut recordings in spans."""
         configs = {name: self.space.config(name) for name in sorted(modalities)}
         return Task(configs, cut, self.options.window_s, self.options.item_limit_s)
+
+
+def _kept_said(place: str, count: int) -> str:
+    return f"{count} item{'s' if count > 1 else ''} under {place} kept: it could not be read"

@@ -68,7 +68,7 @@ class FolderWalk:
 
     def _broken_folder(self, relative: str, error: OSError) -> BrokenItem:
         reason = "no permission to read it" if isinstance(error, PermissionError) else (error.strerror or str(error))
-        return BrokenItem(to_text(relative or "."), "folder", place_of(self.root / relative), reason=reason)
+        return BrokenItem(to_text(relative or "."), "folder", place_of(self.root / relative), reason=reason, hides=True)
 
     def _folder(self, relative: str, entries: list[os.DirEntry[str]], folders: list[str]) -> Iterator[Item]:
         """Yield the items of one folder and note the folders in it."""

@@ -48,10 +48,12 @@ class BrokenItem(Item):
     Attributes:
         reason: what is wrong, for the ledger.
         stage: "list" or "read".
+        hides: True where it stands for a place that could not be read (to its end): what lies there is not known.
     """
 
     reason: str = ""
     stage: str = "list"
+    hides: bool = False
 
 
 LONGEST_TEXT_BYTES = 1 << 20

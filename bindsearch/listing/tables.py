@@ -9,12 +9,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from bindsearch.config import canonical_json
 from bindsearch.errors import InputError, UnknownNameError
 from bindsearch.listing.folders import file_facts
-from bindsearch.listing.items import BrokenItem, FusedItem, Part, literal_item, make_caption, parse_fusion
+from bindsearch.listing.items import (
+    LONGEST_TEXT_BYTES,
+    BrokenItem,
+    FusedItem,
+    Part,
+    literal_item,
+    make_caption,
+    parse_fusion,
+)
 from bindsearch.listing.naming import Namer, is_uri, place_of, to_path, to_text
 from bindsearch.makers import maker_of
 from bindsearch.registry import MODALITIES
@@ -23,6 +31,12 @@ from bindsearch.types import Item, Span
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _OWN = ("path", "text", "modality", "key", "caption", "group", "start_s", "end_s", "fuse")
 _BATCH_ROWS = 4096
+_LONGEST_CELL = 16 * LONGEST_TEXT_BYTES
+"""Characters of a cell of a CSV that are read at all; what is too long for a text is refused as one, row by row."""
+
+
+class _Rest(str):
+    """Why a row cannot be read, nor any after it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class Manifest:
             where = f"{self.path}, row {number}"
             if isinstance(row, str):
                 first_unread = first_unread or f"{self.path}, {row}"
-                yield self._broken(number, f"{where}: {row}")
+                yield replace(self._broken(number, f"{where}: {row}"), hides=isinstance(row, _Rest))
                 continue
             if columns is None:
                 columns = tuple(row)
@@ -246,8 +260,11 @@ def _span_of(values: Mapping[str, Any], where: str) -> Span | None:
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[Mapping[str, Any] | str]:
+    """Read a CSV; a quote that is never closed, or a cell without end, is the last thing that is seen of it."""
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))  # of the whole process: never lowered
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, restkey="")
+        ended: list[bool] = []
+        reader = csv.DictReader(_lines_of(file, ended), delimiter=delimiter, restkey="")
         try:
             header = "".join(reader.fieldnames or ())
         except csv.Error as error:
@@ -255,16 +272,26 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Mapping[str, Any] | str]:
         if _is_no_utf8(header):
             raise InputError(f"{path}, line 1: not a CSV in UTF-8.")
         while True:
+            before = reader.line_num
             try:
                 row = next(reader)
             except StopIteration:
                 return
-            except csv.Error as error:
-                yield f"after line {reader.line_num}: not CSV: {error}"
-                continue
+            except csv.Error as error:  # the reader may stand within quotes: what it would read next are no rows
+                yield _Rest(f"after line {before}: not CSV: {error}; rows after line {before} are not seen")
+                return
+            if ended and reader.line_num > before + 1:  # a row is given at the end of the file only if quotes are open
+                yield _Rest(f"after line {before}: a quote is never closed; rows after line {before} are not seen")
+                return
             row.pop("", None)  # cells beyond the header
             bad = any(_is_no_utf8(cell) for cell in row.values() if cell)
             yield f"line {reader.line_num}: not UTF-8" if bad else row
+
+
+def _lines_of(file: TextIO, ended: list[bool]) -> Iterator[str]:
+    """Yield the lines, and note in `ended` when another one was asked for and there was none."""
+    yield from file
+    ended.append(True)
 
 
 def _is_no_utf8(text: str) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import posixpath
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from bindsearch.errors import InputError
 from bindsearch.listing.items import BrokenItem, make_caption
 from bindsearch.listing.naming import CAPTION_SUFFIX, Namer, place_of, suffix_of, to_text
+from bindsearch.sources import SPARSE
 from bindsearch.types import Item
 
 CAPTION_BYTES = 8192
@@ -65,28 +67,96 @@ def scan_tar(path: Path, key: str, namer: Namer, ignored: Counter[str]) -> Itera
     Yields:
         Items in the tar's order, with member, offset and size; mtime_s is the tar's. Members of one sample (same name
         up to the first dot, standing together) share a group, and the sample's .txt is their caption as well as an
-        item of its own. A tar that is cut or damaged ends with one BrokenItem that says where.
+        item of its own. A link is an item with the bytes of the member that it leads to. A link that leads to none, and
+        a sparse member, whose bytes do not lie in one piece, are BrokenItems. A tar that is cut or damaged ends with
+        one BrokenItem that says where.
     """
     troubles: list[str] = []
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            members = _members(tar, troubles)
+            members = _members(path, tar, troubles)
             for sample, together in itertools.groupby(members, key=lambda member: _sample_of(member.name)):
                 yield from _items_of_sample(sample, list(together), path, key, namer, ignored)
             troubles += _look_at_end(path, tar.offset)
     except (tarfile.TarError, OSError, ValueError) as error:
         troubles.append(f"cannot be read as a tar: {error}")
     if troubles:
-        yield BrokenItem(key, "tar", place_of(path), reason=troubles[0], stage="read")
+        yield BrokenItem(key, "tar", place_of(path), reason=troubles[0], stage="read", hides=True)
 
 
-def _members(tar: tarfile.TarFile, troubles: list[str]) -> Iterator[tarfile.TarInfo]:
-    """Yield the plain files; where the tar ends too early, say so in `troubles` and stop."""
+@dataclass(frozen=True)
+class _Member:
+    """A file in a tar: where its bytes lie, or why they cannot be had."""
+
+    name: str
+    offset: int = 0
+    size: int = 0
+    trouble: str = ""
+
+
+def _members(path: Path, tar: tarfile.TarFile, troubles: list[str]) -> Iterator[_Member]:
+    """Yield the plain files and the links; where the tar ends too early, say so in `troubles` and stop."""
+    links: _Links | None = None
+    for header in _headers(tar, troubles):
+        if header.isreg():
+            yield _whole(header)
+        elif header.islnk() or header.issym():
+            links = links or _Links(path)
+            yield links.follow(header)
+
+
+class _Links:
+    """The links of a tar and the members that they lead to.
+
+    Made when the first link is met, with two more scans of the headers: so memory grows with the links alone, and a
+    tar without any, as nearly all are, costs nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Scan the tar for its links, then for what they lead to."""
+        self._links = {
+            posixpath.normpath(header.name): _target_of(header)
+            for header in _scanned(path)
+            if header.islnk() or header.issym()
+        }
+        wanted = set(self._links.values())
+        names = ((posixpath.normpath(header.name), header) for header in _scanned(path) if header.isreg())
+        self._found = {name: _whole(header) for name, header in names if name in wanted}
+
+    def follow(self, header: tarfile.TarInfo) -> _Member:
+        """Give the member under the link's own name, with the bytes of what it leads to, over other links too."""
+        name, passed = _target_of(header), set[str]()
+        while name not in self._found and name in self._links and name not in passed:
+            passed.add(name)
+            name = self._links[name]
+        if name in self._found:
+            return replace(self._found[name], name=header.name)
+        return _Member(header.name, trouble=f"a link to {to_text(header.linkname)}, which is no file in the tar")
+
+
+def _target_of(header: tarfile.TarInfo) -> str:
+    """Name what a link leads to: a hard link from the tar's root, a symbolic one from its own folder."""
+    above = posixpath.dirname(header.name) if header.issym() else ""
+    return posixpath.normpath(posixpath.join(above, header.linkname))
+
+
+def _scanned(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers as far as they can be read; what is wrong with the rest is said elsewhere."""
+    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        yield from _headers(tar, [])
+
+
+def _whole(header: tarfile.TarInfo) -> _Member:
+    if header.issparse():
+        return _Member(header.name, trouble=SPARSE)
+    return _Member(header.name, header.offset_data, header.size)
+
+
+def _headers(tar: tarfile.TarFile, troubles: list[str]) -> Iterator[tarfile.TarInfo]:
     try:
-        while (member := tar.next()) is not None:
+        while (header := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header; a listing must not grow with it
-            if member.isreg():
-                yield member
+            yield header
     except (tarfile.TarError, OSError, ValueError) as error:
         troubles.append(f"cut or damaged at byte {tar.offset}: {error}; members after it are not seen")
 
@@ -97,7 +167,7 @@ def _sample_of(name: str) -> str:
 
 
 def _items_of_sample(
-    sample: str, members: list[tarfile.TarInfo], path: Path, key: str, namer: Namer, ignored: Counter[str]
+    sample: str, members: list[_Member], path: Path, key: str, namer: Namer, ignored: Counter[str]
 ) -> Iterator[Item]:
     facts = path.stat()
     found: list[Item] = []
@@ -115,12 +185,14 @@ def _items_of_sample(
             modality=look[0],
             source=place_of(path),
             member=to_text(member.name),
-            offset=member.offset_data,
+            offset=member.offset,
             size_bytes=member.size,
             mtime_s=facts.st_mtime,
         )
-        if member.offset_data + member.size > facts.st_size:
-            reason = f"cut: {member.size} bytes from {member.offset_data}, but the tar ends at {facts.st_size}"
+        reason = member.trouble
+        if not reason and member.offset + member.size > facts.st_size:
+            reason = f"cut: {member.size} bytes from {member.offset}, but the tar ends at {facts.st_size}"
+        if reason:
             yield BrokenItem(item.key, item.modality, item.source, member=item.member, reason=reason, stage="read")
             continue
         found.append(item)
@@ -129,9 +201,9 @@ def _items_of_sample(
         yield replace(item, group=group, caption=caption)
 
 
-def _peek(path: Path, member: tarfile.TarInfo) -> bytes:
+def _peek(path: Path, member: _Member) -> bytes:
     with path.open("rb") as file:
-        file.seek(member.offset_data)
+        file.seek(member.offset)
         return file.read(min(member.size, CAPTION_BYTES))
 
 
