@@ -247,11 +247,12 @@ def test_foreign_parquet_needs_one_column_of_vectors(tmp_path):
             import_store(tmp_path / "x.parquet", tmp_path / "none", space_id="a@1", modality="image")
 
 
-def test_foreign_hdf5_is_read_and_its_links_are_not_followed(tmp_path):
+@pytest.mark.parametrize("name", ["key", "keys"])
+def test_foreign_hdf5_is_read_and_its_links_are_not_followed(name, tmp_path):
     vectors = unit(3)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["features"] = vectors
-        file["key"] = ["ä", "b", "c"]
+        file[name] = ["ä", "b", "c"]
         file["labels"] = np.arange(3)
     import_store(tmp_path / "x.h5", tmp_path / "out", "hdf5", space_id="a@1", modality="audio")
     store = open_store(tmp_path / "out")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 UNIT_ERROR = 2e-3
 """A float16 row whose norm is this close to 1 is taken as it is, so that what was exported comes back bit for bit."""
-KEY_COLUMNS = ("key", "image_path", "path", "uri", "url", "name", "filename", "id")
+KEY_COLUMNS = ("key", "image_path", "path", "uri", "url", "name", "filename", "keys", "id")
 
 
 @dataclass(frozen=True)
