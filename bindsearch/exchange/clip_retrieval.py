@@ -133,8 +133,7 @@ def _blocks(partitions: Sequence[Mapping[str, Path]]) -> Iterator[tuple[np.ndarr
 
 def _row(row: Mapping[str, Any], side: str, name: str) -> dict[str, Any]:
     if _ITEM.format(side) in row:
-        ours: dict[str, Any] = json.loads(row[_ITEM.format(side)])
-        return ours
+        return _own_row(row[_ITEM.format(side)], name)
     rest = {key: value for key, value in row.items() if key not in ("image_path", "key", "caption")}
     key = row.get("image_path") if side == "image" else None
     return {
@@ -144,3 +143,17 @@ def _row(row: Mapping[str, Any], side: str, name: str) -> dict[str, Any]:
         "source": row.get("image_path"),
         "caption": row.get("caption"),
     }
+
+
+def _own_row(text: str, name: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{name}: what its metadata says of the item is not JSON: {error}. Export it again."
+        ) from error
+    if not isinstance(row, dict):
+        raise InputError(
+            f"{name}: what its metadata says of the item is no JSON object: {text!r:.80}. Export it again."
+        )
+    return row
