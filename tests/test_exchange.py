@@ -121,6 +121,20 @@ def test_clip_retrievals_layout_refuses_what_it_cannot_hold(tmp_path):
         export_store(tmp_path / "in", tmp_path / "out", "clip-retrieval")
 
 
+def test_an_export_in_clip_retrievals_layout_replaces_the_one_before(tmp_path):
+    store = make_store(tmp_path / "in", [row("a"), row("b"), row("t", "text")])
+    identity = store.manifest.identity
+    for modality, keys in (("image", ["a", "b"]), ("text", ["t"])):
+        export_store(tmp_path / "in", tmp_path / "out", "clip-retrieval", modality=modality)
+        import_store(tmp_path / "out", tmp_path / modality, "clip-retrieval", space_id=identity.space_id)
+        assert open_store(tmp_path / modality).items(["key"]).column("key").to_pylist() == keys
+    foreign_clip_retrieval(tmp_path / "theirs", [0, 1])
+    before = {path: path.read_bytes() for path in (tmp_path / "theirs").rglob("*.*")}
+    with pytest.raises(InputError, match=r"img_emb_00\.npy: not written by bindsearch.* Choose another output folder"):
+        export_store(tmp_path / "in", tmp_path / "theirs", "clip-retrieval", modality="text")
+    assert {path: path.read_bytes() for path in (tmp_path / "theirs").rglob("*.*")} == before
+
+
 def foreign_clip_retrieval(folder, partitions, dim=6):
     """Write what clip-retrieval writes: float16 rows, pandas-like metadata, partitions numbered with padding."""
     vectors = []

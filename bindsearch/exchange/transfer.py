@@ -46,7 +46,7 @@ def export_store(
 
     Args:
         embeddings: folder of the store.
-        output: file (parquet, hdf5) or folder (npy, clip-retrieval) to write; replaced file by file.
+        output: file (parquet, hdf5) or folder (npy, clip-retrieval) to write; an earlier export is replaced.
         layout: one of LAYOUTS.
         modality: export items of this one only.
 
@@ -57,6 +57,7 @@ def export_store(
         UnknownNameError: no such layout.
         MissingInputError: no store there, or nothing of that modality in it.
         UnsupportedError: the layout cannot hold these modalities.
+        InputError: clip-retrieval's own files lie in the output folder.
     """
     module = find_layout(layout)
     store = EmbeddingStore.open(embeddings)
