@@ -111,7 +111,7 @@ def setting_with_origin(name: str, flag: Any = None) -> tuple[Any, str]:
         The value, and one of "flag", "BINDSEARCH_<NAME>", a file's path, "default".
 
     Raises:
-        InputError: a configuration file cannot be parsed or the name is unknown.
+        InputError: a configuration file cannot be parsed, a value is of another type, or the name is unknown.
     """
     if name not in DEFAULTS:
         raise InputError(f"unknown setting {name!r}. Known: {', '.join(sorted(DEFAULTS))}.")
@@ -119,23 +119,45 @@ def setting_with_origin(name: str, flag: Any = None) -> tuple[Any, str]:
         return flag, "flag"
     variable = f"BINDSEARCH_{name.upper()}"
     if variable in os.environ:
-        return _from_text(name, os.environ[variable]), variable
+        return _from_text(name, os.environ[variable], variable), variable
     for path in config_files():
         table = _read_toml(path)
         if name in table:
-            return table[name], str(path)
+            return _from_table(name, table[name], path), str(path)
     return DEFAULTS[name], "default"
 
 
-def _from_text(name: str, text: str) -> Any:
+def _kind_of(name: str) -> type:
     if isinstance(DEFAULTS[name], bool):
+        return bool
+    return int if name in ("workers", "text_cache_mb") else str
+
+
+def _from_text(name: str, text: str, where: str) -> Any:
+    kind = _kind_of(name)
+    if kind is bool:
         return text.strip().lower() not in ("", "0", "false", "no", "off")
-    if name in ("workers", "text_cache_mb"):
+    if kind is int:
         try:
             return int(text)
         except ValueError as error:
-            raise InputError(f"BINDSEARCH_{name.upper()}: expected a whole number, got {text!r}.") from error
+            raise InputError(f"{where}: expected a whole number, got {text!r}.") from error
     return text
+
+
+def _from_table(name: str, value: Any, path: Path) -> Any:
+    """Read a value of a configuration file; text is read as in the environment."""
+    if isinstance(value, str):
+        return _from_text(name, value, f"{path}: {name}")
+    kind = _kind_of(name)
+    if type(value) is not kind:
+        expected, example = {
+            bool: ("true or false", "true"),
+            int: ("a whole number", "2"),
+            str: ("text", '"..."'),
+        }[kind]
+        raise InputError(f"{path}: {name}: expected {expected}, got {value!r}. Write: {name} = {example}")
+    return value
 
 
 def config_files() -> tuple[Path, ...]:

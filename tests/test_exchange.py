@@ -121,6 +121,20 @@ def test_clip_retrievals_layout_refuses_what_it_cannot_hold(tmp_path):
         export_store(tmp_path / "in", tmp_path / "out", "clip-retrieval")
 
 
+def test_an_export_in_clip_retrievals_layout_replaces_the_one_before(tmp_path):
+    store = make_store(tmp_path / "in", [row("a"), row("b"), row("t", "text")])
+    identity = store.manifest.identity
+    for modality, keys in (("image", ["a", "b"]), ("text", ["t"])):
+        export_store(tmp_path / "in", tmp_path / "out", "clip-retrieval", modality=modality)
+        import_store(tmp_path / "out", tmp_path / modality, "clip-retrieval", space_id=identity.space_id)
+        assert open_store(tmp_path / modality).items(["key"]).column("key").to_pylist() == keys
+    foreign_clip_retrieval(tmp_path / "theirs", [0, 1])
+    before = {path: path.read_bytes() for path in (tmp_path / "theirs").rglob("*.*")}
+    with pytest.raises(InputError, match=r"img_emb_00\.npy: not written by bindsearch.* Choose another output folder"):
+        export_store(tmp_path / "in", tmp_path / "theirs", "clip-retrieval", modality="text")
+    assert {path: path.read_bytes() for path in (tmp_path / "theirs").rglob("*.*")} == before
+
+
 def foreign_clip_retrieval(folder, partitions, dim=6):
     """Write what clip-retrieval writes: float16 rows, pandas-like metadata, partitions numbered with padding."""
     vectors = []
@@ -247,11 +261,72 @@ def test_foreign_parquet_needs_one_column_of_vectors(tmp_path):
             import_store(tmp_path / "x.parquet", tmp_path / "none", space_id="a@1", modality="image")
 
 
-def test_foreign_hdf5_is_read_and_its_links_are_not_followed(tmp_path):
+def test_foreign_columns_become_what_the_item_table_holds(tmp_path):
+    table = {
+        "emb": unit(3).tolist(),
+        "group": [1, None, 3],
+        "caption": [["a", "ä"], None, ["b"]],
+        "size": [12.0, float("nan"), 3.0],
+        "start_s": [0, None, 1],
+        "end_s": [2, None, 3],
+        "attributes": ["red", '{"n": 1}', "[1]"],
+        "quality": [float("nan"), 2.5, float("inf")],
+    }
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    import_store(tmp_path / "x.parquet", tmp_path / "out", space_id="a@1", modality="audio")
+    rows = open_store(tmp_path / "out").items().to_pylist()
+    names = ("group", "caption", "size", "start_s", "end_s", "attributes")
+    assert [tuple(each[name] for name in names) for each in rows] == [
+        ("1", '["a","\\u00e4"]', 12, 0.0, 2.0, '{"attributes":"red","quality":null}'),
+        (None, None, None, None, None, '{"n": 1}'),
+        ("3", '["b"]', 3, 1.0, 3.0, '{"attributes":"[1]","quality":"Infinity"}'),
+    ]
+    assert build_index(tmp_path / "out", tmp_path / "index").count == 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"size": ["7", "1x1"]}, r"row 1: column 'size': expected a whole number, got '1x1'\. Give the column another"),
+        ({"size": [1.0, 1.5]}, r"row 1: column 'size': expected a whole number, got 1\.5"),
+        ({"mtime": [[1.0], None]}, r"row 0: column 'mtime': expected a number, got \[1\.0\]"),
+        ({"norm": [True, False]}, "row 0: column 'norm': expected a number, got True"),
+        ({"start_s": [1.0, 2.0]}, r"row 0: a span needs both ends in seconds, got start_s 1\.0 and end_s None"),
+        ({"start_s": [None, 2.0], "end_s": [3.0, 4.0]}, "row 0: a span needs both ends"),
+        ({"modality": ["image", "img"]}, r"Unknown modality 'img'.*x\.parquet, row 1\)"),
+    ],
+)
+def test_foreign_columns_that_fit_nowhere_name_the_row(tmp_path, columns, words):
+    pq.write_table(pa.table({"emb": unit(2).tolist(), **columns}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=words):
+        import_store(tmp_path / "x.parquet", tmp_path / "out", space_id="a@1", modality="audio")
+    assert not (tmp_path / "out" / "g0001").exists()
+
+
+def test_an_unknown_modality_is_refused_before_anything_is_read(tmp_path):
+    np.save(tmp_path / "x.npy", unit(2))
+    with pytest.raises(UnknownNameError, match="Did you mean 'image'"):
+        import_store(tmp_path / "x.npy", tmp_path / "out", "npy", modality="imagee")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damaged", ["", '{"space_id": "toy', "[]", '{"space_id": 3}', "\xff"])
+def test_a_damaged_identity_names_its_file_and_the_way_out(tmp_path, damaged):
+    make_store(tmp_path / "in", [row("a")], IDENTITY)
+    export_store(tmp_path / "in", tmp_path / "x", "npy")
+    (tmp_path / "x" / "identity.json").write_text(damaged, encoding="latin-1")
+    with pytest.raises(
+        InputError, match=r"identity\.json: what it says of its space cannot be read: .*bindsearch export"
+    ):
+        import_store(tmp_path / "x", tmp_path / "out", "npy")
+
+
+@pytest.mark.parametrize("name", ["key", "keys"])
+def test_foreign_hdf5_is_read_and_its_links_are_not_followed(name, tmp_path):
     vectors = unit(3)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["features"] = vectors
-        file["key"] = ["ä", "b", "c"]
+        file[name] = ["ä", "b", "c"]
         file["labels"] = np.arange(3)
     import_store(tmp_path / "x.h5", tmp_path / "out", "hdf5", space_id="a@1", modality="audio")
     store = open_store(tmp_path / "out")

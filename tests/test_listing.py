@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import sys
 import tarfile
 from pathlib import Path
 
@@ -173,6 +174,20 @@ def test_stdin_holds_paths_or_texts(tmp_path, monkeypatch):
         ("stdin#1", "a dog", "a dog"),
         ("stdin#3", "waves at night", "waves at night"),
     ]
+
+
+def test_a_line_of_stdin_that_is_not_utf8_is_bad_and_the_rest_goes_on(tmp_path, monkeypatch):
+    lines = "a dog\nein Bär\nwaves\r\n".encode("latin-1")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), "utf-8", "strict"))
+    one, two, three = Listing(["-"], modality="text")
+    assert [one.literal, three.key, three.literal] == ["a dog", "stdin#3", "waves"]
+    assert isinstance(two, BrokenItem)
+    assert (two.key, two.reason) == ("stdin#2", "stdin, line 2: the text is not UTF-8")
+    name = os.fsdecode(b"B\xe4r.jpg")
+    write(tmp_path, name)
+    monkeypatch.chdir(tmp_path)
+    (item,) = Listing(["-"], stdin=io.TextIOWrapper(io.BytesIO(b"B\xe4r.jpg\n"), "utf-8", "strict"))
+    assert item.size_bytes is not None
 
 
 def test_what_is_not_there_is_said_before_any_work(tmp_path):

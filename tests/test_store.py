@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ from bindsearch.store import (
     unit_rows,
 )
 from bindsearch.store import files as store_files
-from bindsearch.store.files import commit_bytes, commit_json, sweep_temps
+from bindsearch.store.files import commit_bytes, commit_json, read_parquet, sweep_temps
 from bindsearch.types import item_id
 
 DIM = 8
@@ -246,6 +248,18 @@ def test_damaged_records_are_refused(out):
     manifest.write_bytes(b'{"format": "bind')
     with pytest.raises(BindSearchError, match="truncated or altered"):
         open_store(out)
+
+
+@pytest.mark.parametrize("left", [0, 4, 300])
+def test_a_truncated_table_is_named_with_the_way_out(tmp_path, left):
+    """Also plan.parquet, for which no checksum stands elsewhere."""
+    path = tmp_path / "plan.parquet"
+    pq.write_table(pa.table({"id": list(range(1000))}), path)
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(BindSearchError, match=r"plan\.parquet: cannot be read as Parquet: .*bindsearch embed SOURCES"):
+        read_parquet(path, ["id"])
+    with pytest.raises(FileNotFoundError):
+        read_parquet(tmp_path / "gone.parquet")
 
 
 def test_no_pickle_is_ever_read(out, tmp_path):

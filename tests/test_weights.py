@@ -238,6 +238,43 @@ def test_a_conversion_that_breaks_off_leaves_no_space(
     weights.verify(folder)
 
 
+@pytest.mark.parametrize("way", ["save_space", "recast"])
+def test_a_space_replaced_halfway_is_no_space(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A tower of the same size under the old record would pass as the old weights."""
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    manifest = load_manifest(folder)
+    towers = {
+        name: weights.getters(weights.load_tower(folder, manifest, name, torch.float32, torch.device("cpu")))
+        for name in ("audio", "text")
+    }
+
+    def write(dtype: str = "float32") -> None:
+        if way == "recast":
+            weights.recast(folder, other, dtype)
+        else:
+            weights.save_space(other, manifest, towers, dtype)
+
+    with pytest.raises(InputError, match="unknown dtype"):
+        write("float99")
+    assert load_manifest(other) == manifest  # refused before anything was replaced
+    real = weights.save_manifest
+    monkeypatch.setattr(weights, "save_manifest", _interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    with pytest.raises(WeightsError, match=r"no space.json"):
+        load_space(other)
+    monkeypatch.setattr(weights, "save_manifest", real)
+    write()
+    weights.verify(other)
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 # ids
 
 

@@ -31,23 +31,66 @@ _NUMBERED = re.compile(r"_(\d+)\.(npy|parquet)$")
 def write(export: Export, out: Path) -> None:
     """Write images, texts, or pairs of both in the order of the images; holds all vectors in memory.
 
+    An earlier export in that folder is replaced as a whole: rows of both would be read as one.
+
     Raises:
+        InputError: the folder holds this layout's files from another program.
         UnsupportedError: another modality, or images and texts that do not stand in pairs (one of each in a group).
     """
     blocks = list(export.blocks)
     rows = [row for _, table in blocks for row in table.to_pylist()]
     sides = _pair(rows)
+    _remove_earlier(out)
     vectors = np.concatenate([half for half, _ in blocks])
     count = len(next(iter(sides.values())))
     starts = range(0, count, PARTITION_ROWS)
     for number, start in enumerate(starts):
         label = str(number).zfill(len(str(len(starts) - 1)))
         part = {side: places[start : start + PARTITION_ROWS] for side, places in sides.items()}
+        _write_metadata(out / "metadata", label, part, rows, identity_text(export.identity))
         for side, places in part.items():
             folder = out / _STEMS[side]
             folder.mkdir(parents=True, exist_ok=True)
             commit_bytes(folder / f"{_STEMS[side]}_{label}.npy", npy_bytes(vectors[places]))
-        _write_metadata(out / "metadata", label, part, rows, identity_text(export.identity))
+
+
+def _remove_earlier(out: Path) -> None:
+    """Remove the partitions of an earlier export; vectors first, since the metadata says whose they are.
+
+    Raises:
+        InputError: some are of another program.
+    """
+    earlier = _partitions(out)
+    for files in earlier.values():
+        if "metadata" not in files or not _is_ours(files["metadata"]):
+            raise InputError(
+                f"{next(iter(files.values()))}: not written by bindsearch, and it would be mixed up with this export. "
+                "Choose another output folder, or remove it."
+            )
+    for files in earlier.values():
+        for file in files.values():
+            file.unlink()
+
+
+def _is_ours(metadata: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(metadata) as file:
+            return _META.encode() in (file.schema_arrow.metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _partitions(path: Path) -> dict[str, dict[str, Path]]:
+    """Find the files of each partition by its number as written; the metadata last."""
+    partitions: dict[str, dict[str, Path]] = {}
+    for kind in (*_STEMS.values(), "metadata"):
+        for file in sorted((path / kind).glob(f"{kind}_*.*")):
+            if match := _NUMBERED.search(file.name):
+                partitions.setdefault(match.group(1), {})[kind] = file
+    return partitions
 
 
 def _pair(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
@@ -103,11 +146,7 @@ def read(path: Path) -> Import:
     """
     import pyarrow.parquet as pq
 
-    partitions: dict[str, dict[str, Path]] = {}
-    for kind in (*_STEMS.values(), "metadata"):
-        for file in (path / kind).glob(f"{kind}_*.*"):
-            if match := _NUMBERED.search(file.name):
-                partitions.setdefault(match.group(1), {})[kind] = file
+    partitions = _partitions(path)
     found = [partitions[number] for number in sorted(partitions, key=int)]
     if not any(stem in files for files in found for stem in _STEMS.values()):
         raise InputError(f"{path}: expected img_emb/img_emb_0.npy or text_emb/text_emb_0.npy with metadata/.")
@@ -133,8 +172,7 @@ def _blocks(partitions: Sequence[Mapping[str, Path]]) -> Iterator[tuple[np.ndarr
 
 def _row(row: Mapping[str, Any], side: str, name: str) -> dict[str, Any]:
     if _ITEM.format(side) in row:
-        ours: dict[str, Any] = json.loads(row[_ITEM.format(side)])
-        return ours
+        return _own_row(row[_ITEM.format(side)], name)
     rest = {key: value for key, value in row.items() if key not in ("image_path", "key", "caption")}
     key = row.get("image_path") if side == "image" else None
     return {
@@ -144,3 +182,17 @@ def _row(row: Mapping[str, Any], side: str, name: str) -> dict[str, Any]:
         "source": row.get("image_path"),
         "caption": row.get("caption"),
     }
+
+
+def _own_row(text: str, name: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{name}: what its metadata says of the item is not JSON: {error}. Export it again."
+        ) from error
+    if not isinstance(row, dict):
+        raise InputError(
+            f"{name}: what its metadata says of the item is no JSON object: {text!r:.80}. Export it again."
+        )
+    return row

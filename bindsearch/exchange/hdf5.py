@@ -110,7 +110,7 @@ def _is_column(group: Any, name: str, rows: int) -> bool:
 
     if not isinstance(group.get(name, getlink=True), h5py.HardLink) or not isinstance(group[name], h5py.Dataset):
         return False
-    ours = name.removesuffix(_NULL) in {*item_schema().names, *KEY_COLUMNS, "keys", "caption"}
+    ours = name.removesuffix(_NULL) in {*item_schema().names, *KEY_COLUMNS}
     return ours and group[name].shape == (rows,) and not group[name].external
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,7 +51,7 @@ def read(path: Path) -> Import:
     if table.num_rows != len(vectors):
         raise InputError(f"{path}: {len(vectors)} vectors, but {table.num_rows} rows in {ITEMS}.")
     identity = path / IDENTITY
-    text = json.dumps(json.loads(identity.read_bytes())) if identity.exists() else None
+    text = identity.read_bytes() if identity.exists() else None
     return Import(identity_of(text, identity), _blocks(vectors, table))
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bindsearch.config import canonical_json
-from bindsearch.errors import InputError
+from bindsearch.errors import InputError, UnknownNameError
+from bindsearch.registry import MODALITIES
 from bindsearch.store import Identity, item_schema
 from bindsearch.types import item_id
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 UNIT_ERROR = 2e-3
 """A float16 row whose norm is this close to 1 is taken as it is, so that what was exported comes back bit for bit."""
-KEY_COLUMNS = ("key", "image_path", "path", "uri", "url", "name", "filename", "id")
+KEY_COLUMNS = ("key", "image_path", "path", "uri", "url", "name", "filename", "keys", "id")
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,18 @@ def identity_of(text: str | bytes | None, where: Path) -> Identity | None:
     Raises:
         InputError: it is damaged.
     """
-    if not text:
+    if text is None:
         return None
     try:
-        return Identity.from_json(json.loads(text), str(where))
-    except ValueError as error:
-        raise InputError(f"{where}: its identity cannot be read: {error}") from error
+        record = json.loads(text)
+        if not isinstance(record, dict):
+            raise TypeError(f"expected a JSON object, got {type(record).__name__}")
+        return Identity.from_json(record, str(where))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{where}: what it says of its space cannot be read: {error}. Export it again: bindsearch export "
+            "EMBEDDINGS -o FILE"
+        ) from error
 
 
 def check_matrix(vectors: np.ndarray, where: str) -> np.ndarray:
@@ -96,24 +105,115 @@ def settle_row(columns: Mapping[str, Any], name: str, modality: str | None, wher
         where: file and row, for messages.
 
     Raises:
-        InputError: no modality, or a key with a NUL character.
+        InputError: no modality, a key with a NUL character, half a span, or a cell that its column cannot hold.
+        UnknownNameError: a modality that is in no registry.
     """
-    schema = item_schema()
-    own: dict[str, Any] = {each: columns.get(each) for each in schema.names}
+    own: dict[str, Any] = {field.name: _cell(field, columns.get(field.name), where) for field in _taken_over()}
     key_column = next((each for each in KEY_COLUMNS if columns.get(each) is not None), None)
-    own["key"] = key = str(columns[key_column]) if key_column else name
+    own["key"] = key = _text(columns[key_column]) if key_column else name
     own["modality"] = own["modality"] or modality
     if not own["modality"]:
         raise InputError(f"{where}: the file does not say which modality its rows are. Say it: --modality NAME.")
+    check_modality(own["modality"], where)
     if "\x00" in key:
         raise InputError(f"{where}: the key holds a NUL character.")
-    span = None if own["start_s"] is None else (float(own["start_s"]), float(own["end_s"]))
+    span = _span(own["start_s"], own["end_s"], where)
     own.update(id=item_id(key, span), source=own["source"] or key, status="ok", reason=None, stage=None)
-    if own["attributes"] is None:
-        others = [each for each in columns if each not in own and each != key_column]
-        extra = {each: columns[each] for each in others if columns[each] is not None}
-        own["attributes"] = canonical_json(json.loads(json.dumps(extra, default=str))) if extra else None
+    own["attributes"] = _attributes(columns, {*item_schema().names, key_column} - {"attributes"})
     return own
+
+
+def check_modality(name: str, where: str) -> None:
+    """Refuse a modality that is in no registry.
+
+    Raises:
+        UnknownNameError: naming the place and the nearest name.
+    """
+    if name not in MODALITIES.built_in and name not in MODALITIES:
+        raise UnknownNameError("modality", name, MODALITIES.names(), hint=f"({where})")
+
+
+@functools.cache
+def _taken_over() -> tuple[pa.Field, ...]:
+    """Give the columns of the item table that a file's cells go to as they are; the rest are settled."""
+    settled = ("id", "key", "status", "reason", "stage", "attributes")
+    return tuple(field for field in item_schema() if field.name not in settled)
+
+
+def _cell(field: pa.Field, value: Any, where: str) -> Any:
+    """Make a cell of the item table of a file's; NaN is an empty one.
+
+    Raises:
+        InputError: no number where the column holds numbers.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    kind = str(field.type)
+    if kind == "string":
+        return _text(value)
+    whole = kind == "int64"
+    try:
+        if isinstance(value, bool):
+            raise TypeError("a truth value is no number")
+        number = int(value) if whole else float(value)
+        if whole and ((number != float(value) and number != value) or not -(2**63) <= number < 2**63):
+            raise ValueError("not a whole number of 64 bits")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{where}: column {field.name!r}: expected a {'whole ' if whole else ''}number, got {value!r:.80}. Give "
+            "the column another name there, and it becomes an attribute."
+        ) from error
+    return number
+
+
+def _text(value: Any) -> str:
+    """Write any cell as text: lists and records as JSON."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return canonical_json(_plain(value)) if isinstance(value, list | dict) else str(value)
+
+
+def _span(start_s: float | None, end_s: float | None, where: str) -> tuple[float, float] | None:
+    """Give a span of both its ends, or none.
+
+    Raises:
+        InputError: one end alone, or not finite.
+    """
+    if start_s is None and end_s is None:
+        return None
+    if start_s is None or end_s is None or not (math.isfinite(start_s) and math.isfinite(end_s)):
+        raise InputError(
+            f"{where}: a span needs both ends in seconds, got start_s {start_s} and end_s {end_s}. Give both, or leave "
+            "both empty."
+        )
+    return start_s, end_s
+
+
+def _attributes(columns: Mapping[str, Any], own: Collection[str | None]) -> str | None:
+    """Write the attributes: the file's own where they are a JSON object, else an object of all other columns."""
+    given = columns.get("attributes")
+    if isinstance(given, dict):
+        return canonical_json(_plain(given))
+    if isinstance(given, str) and _is_object(given):
+        return given
+    extra = {name: value for name, value in columns.items() if name not in own and value is not None}
+    return canonical_json(_plain(extra)) if extra else None
+
+
+def _is_object(text: str) -> bool:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return isinstance(json.loads(text, parse_constant=refuse), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _plain(value: Any) -> Any:
+    """Turn cells into what JSON can hold: NaN becomes null, infinities and other kinds their text."""
+    text = json.dumps(value, default=str)
+    return json.loads(text, parse_constant=lambda name: None if name == "NaN" else name)
 
 
 def settle_vectors(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.errors import BindSearchError, InputError, MismatchError, MissingInputError, UnknownNameError
-from bindsearch.exchange.rows import Export, Import, settle_row, settle_vectors
+from bindsearch.exchange.rows import Export, Import, check_modality, settle_row, settle_vectors
 from bindsearch.store import UNKNOWN, EmbeddingStore, Identity, commit_shard, commit_store
 from bindsearch.store.files import commit_bytes, commit_json, full_disk_said
 from bindsearch.store.generation import GONE, PLAN, generation_folders
@@ -46,7 +46,7 @@ def export_store(
 
     Args:
         embeddings: folder of the store.
-        output: file (parquet, hdf5) or folder (npy, clip-retrieval) to write; replaced file by file.
+        output: file (parquet, hdf5) or folder (npy, clip-retrieval) to write; an earlier export is replaced.
         layout: one of LAYOUTS.
         modality: export items of this one only.
 
@@ -57,6 +57,7 @@ def export_store(
         UnknownNameError: no such layout.
         MissingInputError: no store there, or nothing of that modality in it.
         UnsupportedError: the layout cannot hold these modalities.
+        InputError: clip-retrieval's own files lie in the output folder.
     """
     module = find_layout(layout)
     store = EmbeddingStore.open(embeddings)
@@ -100,11 +101,15 @@ def import_store(
         How many rows were read. Rows are made unit rows; one without a direction goes to the ledger of bad inputs.
 
     Raises:
-        InputError: the source is not in that layout, a key is there twice, or a store is there already.
+        InputError: the source is not in that layout, a cell is not what its column holds, a key is there twice, or a
+            store is there already.
+        UnknownNameError: no such layout or modality.
         MismatchError: the file says another space than `space_id`, or the space of that name has another id or
             dimension.
     """
     module = find_layout(layout)
+    if modality is not None:
+        check_modality(modality, "--modality")
     path, folder = Path(source), Path(output)
     if not path.exists():
         raise MissingInputError(f"{path}: no such file or folder.")

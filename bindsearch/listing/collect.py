@@ -12,7 +12,7 @@ from typing import TextIO
 
 from bindsearch.errors import InputError, MissingInputError, UnsupportedError
 from bindsearch.listing.folders import TAR_SUFFIX, FolderWalk, file_facts, read_caption
-from bindsearch.listing.items import literal_item
+from bindsearch.listing.items import BrokenItem, literal_item
 from bindsearch.listing.naming import Namer, is_uri, place_of, suffix_of, to_path, to_text
 from bindsearch.listing.tables import TABLE_SUFFIXES, Manifest
 from bindsearch.listing.tars import expand_braces, scan_tar
@@ -92,7 +92,7 @@ class Listing:
 
     def _of_source(self, name: str) -> Iterator[Item]:
         if name == STDIN:
-            return self._of_lines(_numbered(self.stdin or sys.stdin), Path(), "stdin")
+            return self._of_lines(_numbered(_lines_of(self.stdin or sys.stdin)), Path(), "stdin")
         if name.startswith("@"):
             return self._of_list(Path(name[1:]))
         if is_uri(name):
@@ -121,9 +121,15 @@ class Listing:
             yield from self._of_lines(_numbered(file), path.parent, path.name)
 
     def _of_lines(self, lines: Iterator[tuple[int, str]], folder: Path, name: str) -> Iterator[Item]:
-        """Yield an item a line: a path relative to `folder`, or with --modality text the text itself."""
+        """Yield an item a line: a path relative to `folder`, or with --modality text the text itself.
+
+        A path may hold any bytes, which stand as surrogates; a text that does is no text.
+        """
         for number, line in lines:
-            if self.modality == "text":
+            if self.modality == "text" and not _is_text(line):
+                reason = f"{name}, line {number}: the text is not UTF-8"
+                yield BrokenItem(f"{name}#{number}", "text", to_text(name), reason=reason, stage="read")
+            elif self.modality == "text":
                 yield literal_item(Item(f"{name}#{number}", "text", to_text(name)), line)
             elif is_uri(line):
                 yield from self._of_file(line, line, None)
@@ -211,6 +217,20 @@ def _origin(name: str) -> str:
 
 def _as_key(name: str) -> str:
     return name.replace(os.sep, "/").removeprefix("./")
+
+
+def _lines_of(stream: TextIO) -> Iterator[str]:
+    """Give the lines of a stream; bytes that are not of its encoding become surrogates and end nothing."""
+    buffer = getattr(stream, "buffer", None)
+    if buffer is None:
+        yield from stream
+        return
+    for line in buffer:
+        yield line.decode(stream.encoding or "utf-8", "surrogateescape")
+
+
+def _is_text(line: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in line)
 
 
 def _numbered(lines: Iterable[str]) -> Iterator[tuple[int, str]]:

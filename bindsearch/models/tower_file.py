@@ -51,13 +51,16 @@ def counts_for_id(key: str) -> bool:
     return not key.startswith("scale.")
 
 
-def write_tower(path: Path, tensors: Mapping[str, Getter], dtype: str) -> TowerRecord:
+def write_tower(
+    path: Path, tensors: Mapping[str, Getter], dtype: str, guard: Callable[[], None] | None = None
+) -> TowerRecord:
     """Write one tower as safetensors, one tensor in memory at a time.
 
     Args:
         path: of the file; it appears when it is complete (temporary file, sync, rename).
         tensors: key in the tower's state dict -> a function that gives its tensor; called twice (shape, then bytes).
         dtype: "float32", "bfloat16" or "float16"; integer tensors and the logit scale keep theirs.
+        guard: called right before the file gets its name.
 
     Returns:
         The file's record.
@@ -92,6 +95,8 @@ def write_tower(path: Path, tensors: Mapping[str, Getter], dtype: str) -> TowerR
                 file_digest.update(stored)
             file.flush()
             os.fsync(file.fileno())
+        if guard is not None:
+            guard()
         temporary.replace(path)
     except OSError as error:
         free = shutil.disk_usage(path.parent).free

@@ -45,10 +45,15 @@ def save_space(
     folder.mkdir(parents=True, exist_ok=True)
     records = dict(manifest.towers)
     for name, tensors in towers.items():
-        records[name] = write_tower(folder / f"{name}.safetensors", tensors, dtype)
+        records[name] = write_tower(folder / f"{name}.safetensors", tensors, dtype, _no_space(folder))
     written = replace(manifest, towers=records, dtype=dtype)
     save_manifest(written, folder)
     return written
+
+
+def _no_space(folder: Path) -> Callable[[], None]:
+    """Give what makes a folder no space while towers are replaced: its record would vouch for other weights."""
+    return lambda: (folder / FILE).unlink(missing_ok=True)
 
 
 def getters(tower: torch.nn.Module) -> dict[str, Getter]:
@@ -271,7 +276,9 @@ def recast(space: Path, folder: Path, dtype: str, progress: bool = False) -> Spa
         tensors = _mapped(space, manifest, name, shapes)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / manifest.towers[name].file
-        towers[name] = write_tower(path, {key: _getter(tensor) for key, tensor in tensors.items()}, dtype)
+        towers[name] = write_tower(
+            path, {key: _getter(tensor) for key, tensor in tensors.items()}, dtype, _no_space(folder)
+        )
     written = replace(manifest, towers=towers, dtype=dtype)
     save_manifest(written, folder)
     return written

@@ -144,14 +144,27 @@ def read_parquet(source: Any, columns: Sequence[str] | None = None, row_group: i
         source: path or Arrow buffer.
         columns: names; None is all.
         row_group: number of the only one to read.
+
+    Raises:
+        BindSearchError: it is damaged.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     names = None if columns is None else list(columns)
-    with pq.ParquetFile(source, pre_buffer=False) as file:
-        if row_group is not None:
-            return file.read_row_group(row_group, columns=names, use_threads=False)
-        return file.read(columns=names, use_threads=False)
+    try:
+        with pq.ParquetFile(source, pre_buffer=False) as file:
+            if row_group is not None:
+                return file.read_row_group(row_group, columns=names, use_threads=False)
+            return file.read(columns=names, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, and not about what is in the file
+            raise
+        what = source if isinstance(source, str | os.PathLike) else "table"
+        raise BindSearchError(
+            f"{what}: cannot be read as Parquet: {str(error).rstrip('.')}. It was truncated or altered. Restore "
+            "it from a copy, or write it again into another folder (embeddings: bindsearch embed SOURCES -o FOLDER)."
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""Settings: the file says the same as the environment, and a value of another type names its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bindsearch.config import setting, setting_with_origin
+from bindsearch.errors import InputError
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Write bindsearch.toml into an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    for name in ("WORKERS", "OFFLINE", "DEVICE", "TEXT_CACHE_MB"):
+        monkeypatch.delenv(f"BINDSEARCH_{name}", raising=False)
+    return lambda text: Path("bindsearch.toml").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ('workers = "2"', "workers", 2),
+        ("workers = 0", "workers", 0),
+        ('text_cache_mb = "64"', "text_cache_mb", 64),
+        ('offline = "false"', "offline", False),
+        ('offline = "yes"', "offline", True),
+        ("offline = true", "offline", True),
+        ('device = "cpu"', "device", "cpu"),
+    ],
+)
+def test_a_file_says_the_same_as_the_environment(written, monkeypatch, line, name, value):
+    written(line)
+    found, origin = setting_with_origin(name)
+    assert (found, type(found), origin) == (value, type(value), "bindsearch.toml")
+    monkeypatch.setenv(f"BINDSEARCH_{name.upper()}", str(value))
+    assert setting(name) == value
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "words"),
+    [
+        ('workers = "many"', "workers", r"bindsearch\.toml: workers: expected a whole number, got 'many'"),
+        (
+            "workers = 1.5",
+            "workers",
+            r"workers: expected a whole number, got 1\.5\. Write: workers = 2",
+        ),
+        ("workers = true", "workers", "workers: expected a whole number, got True"),
+        ("offline = 1", "offline", "offline: expected true or false, got 1"),
+        ("device = 0", "device", "device: expected text, got 0"),
+        ("space = ['a']", "space", r"space: expected text, got \['a'\]"),
+    ],
+)
+def test_a_value_of_another_type_names_file_key_and_both_types(written, line, name, words):
+    written(line)
+    with pytest.raises(InputError, match=words):
+        setting(name)
