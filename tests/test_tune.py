@@ -232,3 +232,23 @@ def test_where_few_can_answer_all_of_them_are_a_whole_answer(tmp_path):
 
     assert tune.Measure(search, sample, 10)({"nprobe": 10_000, "rerank": 10_000}).overlap == 1.0
     assert retune(folder, Budget(recall=0.9))["settings"]
+
+
+def test_nobody_looks_further_than_for_perfect_answers():
+    """A hundred queries confirm 0.990 at most, answered perfectly: asked for more, tuning ends there."""
+    needs, asked = np.arange(100) % 40 + 1, []
+
+    def search(queries, k, settings):
+        asked.append(settings["nprobe"])
+        right = settings["nprobe"] >= needs[queries[:, 0].astype(int)]
+        scores = np.where(right[:, None], 1.0, 0.0) * np.ones((1, k))
+        return scores.astype(np.float32), np.tile(np.arange(k), (len(queries), 1))
+
+    queries = np.arange(100, dtype=np.float32)[:, None]
+    sample = tune.Sample("text", "", queries, np.ones(100, dtype=np.float32), np.full(100, -1))
+    most = knobs.Knobs.of({"nprobe": 1}, {"nprobe": 1 << 20})
+    tuned = tune.tune(search, sample, most, 0.995, 10)
+    assert tuned.chosen is None
+    assert tuned.best.overlap == 1.0
+    assert max(asked) <= 64
+    assert tune.tune(search, sample, most, 0.985, 10).chosen is not None

@@ -244,18 +244,19 @@ class Tuner:
         return Tuned(self._sample, chosen, best, alone_ms, front(seen))
 
     def _choose(self, target: float) -> Point | None:
-        aim = target
+        ceiling = lower_bound(np.ones(len(self._sample)))  # what a sample confirms that is answered perfectly
+        aim = min(target, ceiling)
         while True:
-            found = cheapest(self._scout, self._knobs, min(aim, 1.0), self._k, self._near)
+            found = cheapest(self._scout, self._knobs, aim, self._k, self._near)
             if found is None:
                 return None
             self._near = found
             point = self._judge(found.settings)
             if point.low >= target:
                 return point
-            if aim >= 1.0:
+            if aim >= ceiling:
                 return None
-            aim += max(target - point.low, (1.0 - aim) / 8)
+            aim = min(ceiling, aim + max(target - point.low, (1.0 - aim) / 8))
 
 
 def snapshot_search(snapshot: Snapshot, selectors: Sequence[BoolArray] | None = None) -> Search:
