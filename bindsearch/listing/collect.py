@@ -13,7 +13,7 @@ from typing import TextIO
 from bindsearch.errors import InputError, MissingInputError, UnsupportedError
 from bindsearch.listing.folders import TAR_SUFFIX, FolderWalk, file_facts, read_caption
 from bindsearch.listing.items import BrokenItem, literal_item
-from bindsearch.listing.naming import Namer, is_uri, place_of, suffix_of, to_path, to_text
+from bindsearch.listing.naming import Namer, is_uri, is_utf8, place_of, suffix_of, to_path, to_text
 from bindsearch.listing.tables import TABLE_SUFFIXES, Manifest
 from bindsearch.listing.tars import expand_braces, scan_tar
 from bindsearch.makers import maker_of
@@ -126,7 +126,7 @@ class Listing:
         A path may hold any bytes, which stand as surrogates; a text that does is no text.
         """
         for number, line in lines:
-            if self.modality == "text" and not _is_text(line):
+            if self.modality == "text" and not is_utf8(line):
                 reason = f"{name}, line {number}: the text is not UTF-8"
                 yield BrokenItem(f"{name}#{number}", "text", to_text(name), reason=reason, stage="read")
             elif self.modality == "text":
@@ -227,10 +227,6 @@ def _lines_of(stream: TextIO) -> Iterator[str]:
         return
     for line in buffer:
         yield line.decode(stream.encoding or "utf-8", "surrogateescape")
-
-
-def _is_text(line: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in line)
 
 
 def _numbered(lines: Iterable[str]) -> Iterator[tuple[int, str]]:

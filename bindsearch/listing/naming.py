@@ -88,6 +88,11 @@ class Namer:
         return found[0] if found else None
 
 
+def is_utf8(text: str) -> bool:
+    """Say whether a text can be written as UTF-8: bytes that could not be read as it stand as surrogates."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def is_uri(text: str) -> bool:
     """Say whether a text starts with a scheme, such as s3:// or https://."""
     return _URI.match(text) is not None

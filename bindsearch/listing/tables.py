@@ -23,7 +23,7 @@ from bindsearch.listing.items import (
     make_caption,
     parse_fusion,
 )
-from bindsearch.listing.naming import Namer, is_uri, place_of, to_path, to_text
+from bindsearch.listing.naming import Namer, is_uri, is_utf8, place_of, to_path, to_text
 from bindsearch.makers import maker_of
 from bindsearch.registry import MODALITIES
 from bindsearch.types import Item, Span
@@ -269,7 +269,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Mapping[str, Any] | str]:
             header = "".join(reader.fieldnames or ())
         except csv.Error as error:
             raise InputError(f"{path}, line 1: not a CSV: {error}") from error
-        if _is_no_utf8(header):
+        if not is_utf8(header):
             raise InputError(f"{path}, line 1: not a CSV in UTF-8.")
         while True:
             before = reader.line_num
@@ -284,7 +284,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Mapping[str, Any] | str]:
                 yield _Rest(f"after line {before}: a quote is never closed; rows after line {before} are not seen")
                 return
             row.pop("", None)  # cells beyond the header
-            bad = any(_is_no_utf8(cell) for cell in row.values() if cell)
+            bad = any(not is_utf8(cell) for cell in row.values() if cell)
             yield f"line {reader.line_num}: not UTF-8" if bad else row
 
 
@@ -292,10 +292,6 @@ def _lines_of(file: TextIO, ended: list[bool]) -> Iterator[str]:
     """Yield the lines, and note in `ended` when another one was asked for and there was none."""
     yield from file
     ended.append(True)
-
-
-def _is_no_utf8(text: str) -> bool:
-    return any("\udc80" <= letter <= "\udcff" for letter in text) if not text.isascii() else False
 
 
 def _json_rows(path: Path) -> Iterator[Mapping[str, Any] | str]:
