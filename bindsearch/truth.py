@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bindsearch.errors import InputError, MissingInputError, UnknownNameError
-from bindsearch.listing.tables import table_rows
+from bindsearch.listing.tables import is_blank, table_rows
 
 KEY_COLUMNS = ("key", "path", "file", "filename", "stem", "name", "group", "id")
 _ITEM_COLUMNS = ("group", "caption", "modality")
@@ -36,8 +36,10 @@ def truth_of(records: Sequence[Mapping[str, Any]], column: str, table: str | Pat
     """
     if table is None:
         return _of_attributes(records, column)
-    named = dict(_named_values(Path(table), column))
-    folder = Path(table).parent
+    table = Path(table)
+    texts = {name: text_of(row[column]) for name, row in named_rows(table, None, column)[0].items()}
+    named = {name: text for name, text in texts.items() if text is not None}
+    folder = table.parent
     found: list[str | None] = []
     for record in records:
         names = names_of(record, folder)
@@ -52,40 +54,73 @@ def truth_of(records: Sequence[Mapping[str, Any]], column: str, table: str | Pat
 
 def _of_attributes(records: Sequence[Mapping[str, Any]], column: str) -> list[str | None]:
     if column in _ITEM_COLUMNS:
-        return [_text_of(record.get(column)) for record in records]
+        return [text_of(record.get(column)) for record in records]
     known: set[str] = set()
     found = []
     for record in records:
         attributes = json.loads(record["attributes"]) if record.get("attributes") else {}
         known |= set(attributes)
-        found.append(_text_of(attributes.get(column)))
+        found.append(text_of(attributes.get(column)))
     if column not in known:
         raise UnknownNameError("column of the items", column, known | set(_ITEM_COLUMNS), "Or name a table of labels.")
     return found
 
 
-def _named_values(table: Path, column: str) -> Iterator[tuple[str, str]]:
-    """Yield the name and the value of every row that has both."""
+def named_rows(
+    table: Path, on: str | None = None, only: str | None = None
+) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """Read what a table says of each name; of a name that is there several times, what all its rows say together.
+
+    Args:
+        table: csv, tsv, jsonl or parquet.
+        on: the column of the names; None: of each row the first of KEY_COLUMNS that is there.
+        only: read this column alone; None: all.
+
+    Returns:
+        Name (without "./") -> column -> value as the file has it, None where it is blank; and the columns that hold the
+        names, which are among no row's values. Rows without a name are passed over.
+
+    Raises:
+        MissingInputError: no such table, or no row in it.
+        UnknownNameError: no such column.
+        InputError: a row that cannot be read, or two values for one name.
+    """
     if not table.is_file():
         raise MissingInputError(f"{table}: there is no such table.")
-    seen: dict[str, str] = {}
-    any_row = False
+    found: dict[str, dict[str, Any]] = {}
+    keys: set[str] = set()
+    number = -1
     for number, row in enumerate(table_rows(table)):
         if isinstance(row, str):
             raise InputError(f"{table}, {row}")
-        any_row = True
-        if column not in row:
-            raise UnknownNameError(f"column of {table}", column, [str(name) for name in row])
-        key_column = key_column_of(table, row, column)
-        name, value = _text_of(row[key_column]), _text_of(row[column])
-        if name is None or value is None:
-            continue
-        name = name.removeprefix("./")
-        if seen.setdefault(name, value) != value:
-            raise InputError(f"{table}, row {number}: {name!r} is {value!r} here and {seen[name]!r} before.")
-        yield name, value
-    if not any_row:
+        for wanted in (only, on):
+            if wanted is not None and wanted not in row:
+                raise UnknownNameError(f"column of {table}", wanted, [str(name) for name in row])
+        key_column = on or key_column_of(table, row, only)
+        keys.add(key_column)
+        name = text_of(row[key_column])
+        if name is not None:
+            name = name.removeprefix("./")
+            said = {only: row[only]} if only else {each: row[each] for each in row if each != key_column}
+            _add_said(found.setdefault(name, {}), said, f"{table}, row {number}: {name!r}")
+    if number < 0:
         raise MissingInputError(f"{table}: no row in it.")
+    return found, keys
+
+
+def _add_said(own: dict[str, Any], said: Mapping[str, Any], where: str) -> None:
+    """Add what a row says of a name to what is known of it; overwrites `own`.
+
+    Raises:
+        InputError: another row says otherwise.
+    """
+    for column, value in said.items():
+        if is_blank(value):
+            own.setdefault(column, None)
+        elif own.get(column) is None:
+            own[column] = value
+        elif text_of(own[column]) != text_of(value):
+            raise InputError(f"{where}: {column} is {text_of(value)!r} here and {text_of(own[column])!r} before.")
 
 
 def key_column_of(table: Path, row: Mapping[str, Any], value_column: str | None = None) -> str:
@@ -128,8 +163,9 @@ def names_of(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
     yield last.rpartition(".")[0] or last
 
 
-def _text_of(value: Any) -> str | None:
-    if value is None or value == "" or (isinstance(value, float) and value != value):
+def text_of(value: Any) -> str | None:
+    """Give the text of a name or a label, the same from every file: 1 and 1.0 are "1", True is "true"; None: blank."""
+    if is_blank(value):
         return None
     if isinstance(value, bool):
         return "true" if value else "false"

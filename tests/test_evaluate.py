@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from miniatures import make_esc50
 
 from bindsearch.cli import run
-from bindsearch.errors import InputError, MismatchError, UnknownNameError
+from bindsearch.embed import EmbedOptions
+from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError
 from bindsearch.evaluate import (
     ClassName,
     Rows,
@@ -28,6 +31,8 @@ from bindsearch.evaluate import (
 )
 from bindsearch.evaluate.metrics import average_precision, judge_scores
 from bindsearch.evaluate.recipe import fuse
+from bindsearch.evaluate.rows import codes, embed_rows
+from bindsearch.evaluate.run import Question, evaluate_rows
 from bindsearch.models.spaces import load_space
 
 
@@ -406,6 +411,77 @@ def test_a_table_names_items_by_path_key_or_file_name(tmp_path):
         rows.joined(tmp_path / "unnamed.csv")
     with pytest.raises(UnknownNameError, match=r"--table labels\.csv"):
         rows.column("subject")
+
+
+def test_a_value_is_the_same_from_every_file():
+    values = [1, 1.0, "1", True, "true", 2.5, "2.5", None, "", float("nan"), 0]
+    assert codes(values).tolist() == [0, 0, 0, 1, 1, 2, 2, -1, -1, -1, 3]
+    eye = [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]]
+    rows = toy_rows(eye, ["image"] * 2 + ["text"] * 2, pair=[1.0, 2.0, "1", "2"], kind=[0.0, 1, 0, "1"])
+    assert {row["query"]: row["recall_at_1"].value for row in measure_pairs(rows, "pair")} == {"image": 1, "text": 1}
+    found = measure_zero_shot(rows, "image", "kind", [ClassName("0", ("a",)), ClassName("1", ("b",))], rows.vectors[:2])
+    assert (found["queries"], found["accuracy_at_1"].value) == (2, 1)
+    blank = toy_rows(eye, ["image"] * 4, pair=["", float("nan"), None, ""], group=["a", "a", "b", "b"])
+    assert blank.pair_column(None) == "group"
+
+
+def test_a_table_may_have_blank_rows_and_repeats(tmp_path):
+    columns = {"key": ["a.png", "1"], "source": [None] * 2, "group": [None] * 2}
+    rows = Rows(np.eye(2, dtype=np.float32), np.array(["image"] * 2), columns, "s@1", "s", "x")
+    table = tmp_path / "t.csv"
+    table.write_text("key,label,more\na.png,dog,\n,,\n1,cat,x\na.png,dog,y\n,,\n")
+    joined = rows.joined(table)
+    assert (joined.column("label"), joined.column("more")) == (["dog", "cat"], ["y", "x"])
+    (tmp_path / "t.jsonl").write_text('{"key": 1.0, "label": 3}\n{"path": "./a.png", "label": 4.0}\n')
+    assert rows.joined(tmp_path / "t.jsonl").column("label") == [4.0, 3]
+    table.write_text("key,label\na.png,dog\na.png,cat\n")
+    with pytest.raises(InputError, match=r"t\.csv, row 1: 'a\.png': label is 'cat' here and 'dog' before"):
+        rows.joined(table)
+    with pytest.raises(UnknownNameError, match="'stem'"):
+        rows.joined(table, "stem")
+    with pytest.raises(MissingInputError, match="no such table"):
+        rows.joined(tmp_path / "none.csv")
+
+
+def test_text_alone_is_not_classified():
+    rows = toy_rows([[1, 0], [0, 1]], ["text", "image"], subject=["dog", None])
+    with pytest.raises(InputError, match=r"only items of the modality text have a value of 'subject', and text is not"):
+        evaluate_rows(rows, Question(zero_shot=("subject",)), lambda: SimpleNamespace(space_id=rows.space_id))
+
+
+def test_what_else_lies_in_the_folder_of_a_run_is_not_measured(tmp_path, monkeypatch):
+    space = load_space("tiny")
+
+    def write(name, *words):
+        (tmp_path / "both.txt").write_text("words both")
+        lines = [{"text": f"words {word}", "key": word} if word != "both" else {"path": "both.txt"} for word in words]
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return tmp_path / name
+
+    def keys(source):
+        options = EmbedOptions(workers=0)
+        rows = embed_rows(source, tmp_path / "run", space, options, progress=False)
+        assert len(rows.vectors) == len(rows.modality) == len(rows)
+        for key, row in zip(rows.columns["key"], rows.vectors, strict=True):
+            assert np.allclose(row, space.embed("text", [f"words {key.removesuffix('.txt')}"])[0], atol=1e-3)
+        return sorted(rows.columns["key"]), rows.bad
+
+    one = write("one.jsonl", "a1", "a2", "both")
+    one.write_text(one.read_text() + '{"key": "bad"}\n')
+    two = write("two.jsonl", "c1", "c2")
+    assert keys(one) == (["a1", "a2", "both.txt"], 1)
+    assert keys(two) == (["c1", "c2"], 0)  # not those of one.jsonl
+    assert keys(one) == (["a1", "a2", "both.txt"], 1)  # nor the other way round
+    write("two.jsonl", "c2", "c3", "both")  # edited; shares a file with the other
+    assert keys(two) == (["both.txt", "c2", "c3"], 0)
+    write("two.jsonl", "c3")
+    assert keys(two) == (["c3"], 0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"both.txt\n")))
+    assert keys("-") == (["both.txt"], 0)
+    one.write_text('{"key": "bad"}\n')
+    with pytest.raises(MissingInputError, match="not one of its items could be embedded"):
+        keys(one)
 
 
 def test_a_recipes_figures_stand_under_their_heads():

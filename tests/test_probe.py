@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -126,6 +127,22 @@ def test_shots_that_cannot_be_drawn_are_left_out_and_named():
             few_shot(rows, names, **wrong)
 
 
+def test_a_test_share_that_leaves_nothing_to_test_is_to_be_raised():
+    rows, names = groups(2, 40, 0.2)
+    with pytest.raises(InputError, match=r"a test share of 0\.01 leaves no item to test.*Raise --test-share to 0\.05"):
+        few_shot(rows, names, shots=(1,), test_share=0.01)
+    assert few_shot(rows, names, shots=(1,), repeats=1, test_share=0.05).tested == 2
+    with pytest.raises(InputError, match=r"no label has more than 1 examples\. Label more items"):
+        few_shot(rows[:2], names[:2], shots=(1,), test_share=0.5)
+
+
+@pytest.mark.parametrize("penalty", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_penalty_that_cannot_be_meant_is_a_usage_error(penalty, bindsearch, store):
+    with pytest.raises(InputError, match=r"expected an inverse penalty \(--c\) above 0"):
+        fit_probe(*groups(2, 8, 0.1), penalty)
+    assert bindsearch(store.path, "--column", "word", f"--c={penalty}").returncode == 2
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +199,49 @@ def test_a_store_is_probed_and_labelled(store, tmp_path):
     assert read_labelled(store, "kind", tmp_path / "half.csv").labels == ("first",)
     with pytest.raises(MismatchError, match="elsewhere"):
         apply_probe(store, fit_probe(known.rows, known.labels, space_id="elsewhere@1"))
+
+
+def test_a_probe_is_refused_where_a_tower_was_trained_anew(bindsearch, store, tmp_path):
+    known = read_labelled(store, "word")
+    probe = known.fit("word", 1000.0)
+    (tower,) = probe.tower_ids.values()
+    assert probe.tower_ids == {"text": store.manifest.identity.tower_ids["text"]}
+    for name in ("p.npz", "p.json"):
+        assert load_probe(save_probe(probe, tmp_path / name)).tower_ids == probe.tower_ids
+    other = replace(probe, tower_ids={"text": "text:000000000000@tiny", "audio": "of no item here"})
+    with pytest.raises(MismatchError, match=f"made with tower of text {tower}, the probe with text:000000000000@tiny"):
+        apply_probe(store, other)
+    done = bindsearch(store.path, "--apply", save_probe(other, tmp_path / "other.json"))
+    assert done.returncode == 5 and "fit the probe anew" in done.err
+    data = json.loads((tmp_path / "p.json").read_text())
+    del data["tower_ids"]  # as it was saved before towers were kept
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    done = bindsearch(store.path, "--apply", tmp_path / "old.json")
+    assert done.returncode == 0 and "does not say which tower of text" in done.err
+    assert "note:" not in bindsearch(store.path, "--apply", tmp_path / "p.json").err
+
+
+def test_a_probe_labels_what_it_was_fitted_on(bindsearch, tmp_path):
+    from PIL import Image
+
+    rows = [f"{word} {number},,{word}" for word in WORDS for number in range(2)]
+    for number in range(2):
+        Image.new("RGB", (8, 8), (90 * number, 9, 9)).save(tmp_path / f"{number}.png")
+        rows.append(f",{number}.png,")
+    (tmp_path / "all.csv").write_text("\n".join(["text,path,word", *rows]) + "\n", encoding="utf-8")
+    folder = tmp_path / "embeddings"
+    run_embed([tmp_path / "all.csv"], folder, load_space("tiny"), options=EmbedOptions(workers=0), progress=False)
+    saved = save_probe(read_labelled(folder, "word").fit("word", 1000.0), tmp_path / "p.json")
+    done = bindsearch(folder, "--apply", saved, "-o", tmp_path / "l.jsonl")
+    assert done.returncode == 0 and "note: 2 items of image have no label" in done.err and "--only image" in done.err
+    lines = [json.loads(line) for line in (tmp_path / "l.jsonl").read_text().splitlines()]
+    assert [line["modality"] for line in lines] == ["text"] * 6
+    done = bindsearch(folder, "--apply", saved, "--only", "image", "--json")
+    assert done.returncode == 0 and done.out.count('"image"') == 2 and "note:" not in done.err
+    deaf = replace(load_probe(saved), modalities=("audio",))
+    with pytest.raises(MissingInputError, match=r"the probe was fitted on audio.*--only"):
+        apply_probe(folder, deaf)
+    assert len(apply_probe(folder, replace(deaf, modalities=()))) == 8
 
 
 def test_the_command_measures_saves_and_labels(bindsearch, store, tmp_path):

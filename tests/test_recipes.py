@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from miniatures import make_esc50, make_nyu, make_sun, write_csv, write_mp4, write_wav
 
 from bindsearch.errors import InputError, MissingInputError, UnknownNameError, UnsupportedError
 from bindsearch.evaluate import list_recipes, load_prompts, load_recipe, read_rows, run_recipe
+from bindsearch.evaluate.layouts import list_items
 from bindsearch.evaluate.recipe import presets_for
 from bindsearch.models.spaces import load_space
 
@@ -199,6 +202,82 @@ def test_llvip_cuts_persons_and_boxes_without(tmp_path, tiny):
     views = np.lib.stride_tricks.sliding_window_view(picture, empty.shape)
     ((top, left),) = np.argwhere((views == empty).all(axis=(2, 3)))
     assert all(left + 30 <= a or c <= left or top + 60 <= b or d <= top for a, b, c, d in boxes["190002"])
+
+
+def test_what_was_cut_of_other_files_is_cut_anew(tmp_path):
+    from PIL import Image
+
+    def make(root, box, level):
+        (root / "infrared" / "test").mkdir(parents=True)
+        (root / "Annotations").mkdir()
+        grey = np.random.default_rng(level).integers(0, 256, (100, 150), dtype=np.uint8)
+        Image.fromarray(grey).save(root / "infrared" / "test" / "1.jpg")
+        edges = "".join(
+            f"<{name}>{at}</{name}>" for name, at in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+        )
+        (root / "Annotations" / "1.xml").write_text(f"<a><object><bndbox>{edges}</bndbox></object></a>")
+
+    def cut(root, recipe=None, out="shared"):
+        rows = list_items(recipe or load_recipe("llvip"), tmp_path / root, tmp_path / out)
+        return [np.asarray(Image.open(row["path"])) for row in rows]
+
+    def same(one, other):
+        return [np.array_equal(*each) for each in zip(one, other, strict=True)]
+
+    make(tmp_path / "a", (10, 10, 30, 60), 0)
+    make(tmp_path / "b", (40, 20, 90, 50), 1)
+    first = cut("a")
+    assert same(cut("b"), cut("b", out="fresh")) == [True, True] and same(cut("a"), first) == [True, True]
+    seeded = replace(load_recipe("llvip"), options={"seed": 7})
+    assert same(cut("a", seeded), first) == [True, False]
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").iterdir()}
+    cut("a", seeded)
+    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").iterdir()}
+
+
+def test_depth_of_other_data_is_written_anew(tmp_path, tiny):
+    from PIL import Image
+
+    depths = make_nyu(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with h5py.File(tmp_path / "b" / "nyu_depth_v2_labeled.mat", "r+") as file:
+        file["depths"][...] = file["depths"][...] * 0.5
+    recipe = load_recipe("nyu-d")
+    space = tiny.with_preset(presets_for(recipe, None))
+    for root, factor in (("a", 1), ("b", 0.5)):
+        run_recipe(recipe, tmp_path / root, tmp_path / "run", space)
+        written = np.asarray(Image.open(tmp_path / "run" / "prepared" / "0002.png"))
+        assert np.abs(written / 1000 - factor * depths[1].T).max() <= 0.0006
+        fresh = run_recipe(recipe, tmp_path / root, tmp_path / f"fresh-{root}", space)
+        assert fresh["rows"] == run_recipe(recipe, tmp_path / root, tmp_path / "run", space)["rows"]
+        rows = {name: read_rows(tmp_path / name / "embeddings") for name in ("run", f"fresh-{root}")}
+        of = [dict(zip(each.columns["key"], each.vectors, strict=True)) for each in rows.values()]
+        assert set(of[0]) == set(of[1]) and all(np.allclose(of[0][key], of[1][key], atol=1e-3) for key in of[0])
+    make_sun(tmp_path / "sun")
+    recipe = load_recipe("sun-d")
+    row = list_items(recipe, tmp_path / "sun", tmp_path / "cut")[0]
+    before = np.asarray(Image.open(row["path"])).astype(float)
+    lens = tmp_path / "sun" / row["key"] / "intrinsics.txt"
+    focal, _, rest = lens.read_text().partition(" ")
+    lens.write_text(f"{2 * float(focal)} {rest}")
+    list_items(recipe, tmp_path / "sun", tmp_path / "cut")
+    assert np.abs(np.asarray(Image.open(row["path"])) - before / 2).max() <= 1
+
+
+def test_recipes_that_cannot_be_meant(tmp_path):
+    good = json.loads((RECIPES / "esc50.json").read_text(encoding="utf-8"))
+    path = tmp_path / "mine.json"
+    path.write_bytes("\ufeff{}".encode("utf-16"))
+    with pytest.raises(InputError, match=r"mine\.json: not valid JSON"):
+        load_recipe(path)
+    path.write_text(json.dumps({**good, "needs": good["needs"][:1]}))
+    with pytest.raises(InputError, match="needs: expected 2 entries, as every layout reads them, got 1"):
+        load_recipe(path)
+    path.write_text(json.dumps({**good, "paper": [{**good["paper"][0], "figure": "acuracy_at_1"}]}))
+    with pytest.raises(
+        UnknownNameError, match=r"figure of the paper in .*'acuracy_at_1'.*Did you mean 'accuracy_at_1'"
+    ):
+        load_recipe(path)
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -18,14 +18,15 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from train_driver import tiny, toy_stage
 
-from bindsearch.errors import MismatchError, ShapeError, UnknownNameError
+from bindsearch.errors import BindSearchError, MismatchError, ShapeError, UnknownNameError
 from bindsearch.models.bind import build_tower, load_architecture
 from bindsearch.train import loop
-from bindsearch.train.checkpoint import hash_weights
+from bindsearch.train.checkpoint import hash_weights, save_checkpoint
 from bindsearch.train.config import StageConfig
 from bindsearch.train.loop import backward, learning_rate, step_generator, train_stage
 from bindsearch.train.loss import info_nce
 from bindsearch.train.processes import own_rows
+from bindsearch.train.steps import run_steps
 
 TESTS = Path(__file__).parent
 
@@ -265,6 +266,41 @@ def test_checkpoint_of_other_numbers_is_refused(tmp_path):
     other = toy_stage(tmp_path, steps=13)
     with pytest.raises(MismatchError, match=r"toy\.safetensors: written by configuration"):
         train_stage(other, say=lambda line: None)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(tmp_path):
+    stage = toy_stage(tmp_path)
+    stage.times = (0.0, 1000, 1000)  # a checkpoint after every step
+    whole, drawn = stage.draw, []
+
+    def draw(rng):
+        drawn.append(1)
+        batch = whole(rng)
+        return replace(batch, added=lambda rows: rows.sum() * float("nan")) if len(drawn) == 6 else batch
+
+    stage.draw = draw
+    said = r"toy: after step 6 of 12, at learning rate 0\.00\d+, the loss is nan; .*toy\.safetensors keeps step 5\."
+    with pytest.raises(BindSearchError, match=said):
+        train_stage(stage, say=lambda line: None)
+    kept = toy_stage(tmp_path)
+    assert train_stage(kept, say=lambda line: None)["step"] == 12  # goes on from what was kept
+    assert all(bool(torch.isfinite(value).all()) for value in weights(kept).values())
+
+
+def test_weights_that_are_no_numbers_are_neither_saved_nor_taken(tmp_path):
+    stage = toy_stage(tmp_path)
+    optimiser = loop.build_optimiser(stage.towers, stage.config)
+
+    def take(step):
+        if step == 3:  # as a gradient that overflows after a loss that did not
+            next(stage.towers["depth"].parameters()).data.fill_(float("inf"))
+        return 1.0
+
+    with pytest.raises(BindSearchError, match=r"after step 4 .* its weights are not finite; no checkpoint was written"):
+        run_steps(stage, stage.towers, optimiser, take, stop_after=4, say=lambda line: None)
+    save_checkpoint(stage.path, stage.towers, optimiser, {"config": stage.id, "step": 4, "curve": [], "seconds": 0})
+    with pytest.raises(BindSearchError, match=r"toy\.safetensors: holds weights that are not finite.*Remove it"):
+        train_stage(toy_stage(tmp_path), say=lambda line: None)
 
 
 def test_steps_have_generators_of_their_own():

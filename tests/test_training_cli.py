@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -312,6 +314,24 @@ def test_a_folder_of_another_run_is_refused(world, trained):
         run_bind(projector(world, steps=9), folder, QUIET)
 
 
+def test_files_of_other_contents_are_refused_whatever_their_size(world, tmp_path):
+    for name in ("depth.csv", *(f"{n:03d}{end}" for n in range(COUNT) for end in (".png", ".depth.npy"))):
+        shutil.copy(world / name, tmp_path / name)
+    config = depth_tower(tmp_path, steps=2)
+    run_bind(config, tmp_path / "run", replace(QUIET, stop_after=1))
+    touched, changed = tmp_path / "007.png", tmp_path / "004.depth.npy"
+    touched.write_bytes(touched.read_bytes())
+    os.utime(touched, (1e9, 1e9))
+    assert run_bind(config, tmp_path / "run", QUIET).steps == 2  # another time alone is no other file
+    whole = changed.read_bytes()
+    changed.write_bytes(whole[:-4] + np.float32(3.5).tobytes())
+    os.utime(changed, (1e9, 1e9))
+    with pytest.raises(MismatchError, match=r"was begun with another .*004\.depth\.npy: SHA-256 \w{12}, now \w{12}"):
+        run_bind(config, tmp_path / "run", QUIET)
+    changed.write_bytes(whole)
+    assert run_bind(config, tmp_path / "run", QUIET).steps == 2
+
+
 def test_two_processes_train_as_one(world, tmp_path):
     """Two processes give the weights of one, to the rounding of sums in another order."""
     config = tmp_path / "train.json"
@@ -417,6 +437,22 @@ def test_a_manifest_that_is_not_there(tmp_path, capsys):
         read_pairs(PairsConfig(str(tmp_path / "no.csv")))
 
 
+def test_cells_without_a_value_are_no_label_no_file_and_no_words(world, tmp_path):
+    nan = float("nan")
+    rows = [{"path_a": "000.png", "path_b": "000.wav", "label": value} for value in (nan, 1, 1.0, "")]
+    for number, row in enumerate(rows):
+        row["path_b"] = f"00{number}.wav"
+    rows.append({"path_a": "000.png", "path_b": nan, "label": "x"})
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = read_pairs(PairsConfig(str(path), features=str(world / "feats.npz")))
+    assert [row[2] for row in pairs.rows] == [None, "1", "1", None]
+    assert [line["reason"] for line in pairs.bad] == ["no path_b"]
+    path.write_text("".join(json.dumps({"text_a": words, "path_b": "000.wav"}) + "\n" for words in ("rain", nan)))
+    pairs = read_pairs(PairsConfig(str(path), features=str(world / "feats.npz")))
+    assert [row[0] for row in pairs.rows] == ["text:rain"] and [line["side"] for line in pairs.bad] == ["a"]
+
+
 def test_no_file_is_on_both_sides_of_the_cut():
     rng = np.random.default_rng(2)
     rows = [(f"a{rng.integers(300)}", f"b{rng.integers(300)}", None) for _ in range(200)]
@@ -488,6 +524,20 @@ def test_recall_counts_ties_against_itself():
     other = eye[[1, 0, 2, 3]]
     assert recall_figures(other, eye, fits)["a->b recall_at_1"] == 0.5
     assert recall_figures(other, eye, fits)["a->b recall_at_5"] == 1.0
+
+
+def test_rows_that_are_no_numbers_are_misses():
+    eye, fits, labels = np.eye(12, dtype=np.float32), np.eye(12, dtype=bool), list("aabbccddeeff")
+    nothing = recall_figures(np.full_like(eye, np.nan), eye, fits, labels)
+    assert set(nothing.values()) == {0.0}
+    small = recall_figures(np.full((2, 2), np.nan, np.float32), eye[:2, :2], fits[:2, :2], ["a", "a"])
+    assert set(small.values()) == {0.0}  # however few there are
+    one = eye.copy()
+    one[3] = np.nan
+    figures = recall_figures(one, eye, fits, labels)
+    assert figures["b->a recall_at_1"] == figures["b->a label"] == round(11 / 12, 4)
+    assert (figures["a->b recall_at_1"], figures["a->b recall_at_5"]) == (0.0, round(11 / 12, 4))
+    assert figures["a->b label"] == 0.0
 
 
 @pytest.mark.parametrize(

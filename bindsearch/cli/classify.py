@@ -194,7 +194,7 @@ def classify_calibrate(
     from bindsearch.zeroshot.label import item_blocks
 
     store = open_store(embeddings)
-    blocks = list(item_blocks(store, only))
+    blocks = list(item_blocks(store, None if only is None else (only,)))
     records = [record for _, table in blocks for record in table.to_pylist()]
     known = truth_of(records, column, truth)
     opened = _space_of(store, space, device, dtype, preset)
@@ -288,7 +288,9 @@ def probe(
     from bindsearch.probe import INVERSE_PENALTY, apply_probe, load_probe, plot_curves, read_labelled, save_probe
 
     if apply is not None:
-        _show(apply_probe(embeddings, load_probe(apply), modality=only), output, html, as_json, whole=False)
+        verdicts = apply_probe(embeddings, load_probe(apply), modality=only)
+        _show(verdicts, output, html, as_json, whole=False)
+        _say_left(verdicts, apply)
         return
     if output is not None or html is not None:
         raise InputError("--output and --html belong to --apply: fit a probe with --save, then label with --apply.")
@@ -317,6 +319,16 @@ def probe(
         for cell in curve.cells:
             spread = f"± {cell.deviation:.3f} over {len(cell.draws)} draws"
             typer.echo(f"  {cell.shots:>3} a label  {cell.mean:.3f} {spread}")
+
+
+def _say_left(verdicts: Verdicts, path: Path) -> None:
+    """Say what a probe left without a label, and what could not be checked."""
+    seen = ", ".join(verdicts.facts["modalities"])
+    for name, count in verdicts.facts["left"].items():
+        say(f"note: {count} items of {name} have no label: {path} was fitted on {seen}. Label them too: --only {name}")
+    if verdicts.facts["unchecked"]:
+        names = ", ".join(verdicts.facts["unchecked"])
+        say(f"note: {path} does not say which tower of {names} it was fitted with; only the space was compared.")
 
 
 def _numbers(text: str) -> list[int]:

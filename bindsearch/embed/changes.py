@@ -15,7 +15,7 @@ from bindsearch.embed.decoding import source_of
 from bindsearch.embed.plan import say_twice
 from bindsearch.errors import DecodeError, InputError
 from bindsearch.listing.naming import to_path
-from bindsearch.store import EmbeddingStore, Generation
+from bindsearch.store import EmbeddingStore, Generation, generation_folders
 from bindsearch.store.files import read_parquet
 from bindsearch.store.generation import PLAN_ROWS
 from bindsearch.types import Item
@@ -193,6 +193,17 @@ class KnownUnits:
                 else:
                     kept[place] += 1
         return sorted(found, key=lambda row: row["id"]), kept
+
+
+def listed_ids(listing: Iterable[Item], out: Path) -> IntArray:
+    """Give the ids of the rows that a store has of listed items, whichever source they first came from: (n,) int64.
+
+    Args:
+        listing: what a source holds now; iterated once.
+        out: folder of the store.
+    """
+    known = KnownUnits(out, [Generation.load(folder) for folder in generation_folders(out)], ())
+    return np.concatenate([_NO_IDS, *(known.ids[known.rows_of(item.id)] for item in listing)])
 
 
 def _place_above(source: str, places: frozenset[str]) -> str | None:

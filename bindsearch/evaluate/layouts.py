@@ -2,7 +2,7 @@
 
 A row has key, modality, path or text, and `label` (with `fold`), or `pair`: texts and media of one value belong
 together. Readers that must cut or convert (boxes out of pictures, depth out of a Matlab file) write under `prepared`;
-what is there already is kept.
+what is there already, made of the same, is kept: each PNG says in a text chunk what it was made of.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bindsearch.config import content_hash
 from bindsearch.errors import InputError, MissingExtraError, MissingInputError
 from bindsearch.evaluate.recipe import Recipe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from PIL.Image import Image as Picture
 
 Row = dict[str, Any]
 
@@ -35,6 +37,8 @@ KINECT_BASELINE_M, KINECT_FOCAL_PX = 0.075, 518.857901
 """What the depth presets turn metres into disparity with."""
 
 _BOX_TRIES = 200
+_STAMP, _CONVERTER = "bindsearch made of", 1
+"""Text chunk of a prepared picture; and a number to raise when pictures come out otherwise of the same sources."""
 
 
 def list_items(recipe: Recipe, data: Path, prepared: Path) -> list[Row]:
@@ -141,8 +145,8 @@ def _nyu(recipe: Recipe, data: Path, prepared: Path) -> list[Row]:
         for number in numbers.tolist():
             scene = "".join(chr(code) for code in file[types[number - 1]][()].reshape(-1)).strip()
             path = prepared / f"{number:04d}.png"
-            if not path.is_file():
-                _write_millimetres(path, file["depths"][number - 1].T)
+            made_of = [*_facts(labelled), number]
+            _prepare(path, made_of, lambda number=number: _millimetres(file["depths"][number - 1].T))  # type: ignore[misc]
             label = names.get(scene.replace("_", " ").replace("excercise", "exercise"), scene)  # as spelt in the file
             rows.append(
                 {"key": f"{number:04d}", "modality": "depth", "path": str(path), "label": label, "scene": scene}
@@ -173,10 +177,12 @@ def _sun(recipe: Recipe, data: Path, prepared: Path) -> list[Row]:
         if scene not in classes:
             continue
         path = prepared / f"{name.replace('/', '-')}.png"
-        if not path.is_file():
-            file = _only_file(folder / "depth_bfx", ".png")
-            metres = depth.decode(depth.source_of(str(file)), config).array
-            _write_millimetres(path, metres * _kinect_ratio(name, folder / "intrinsics.txt"))
+        file, ratio = _only_file(folder / "depth_bfx", ".png"), _kinect_ratio(name, folder / "intrinsics.txt")
+
+        def draw(file: Path = file, ratio: float = ratio) -> Picture:
+            return _millimetres(depth.decode(depth.source_of(str(file)), config).array * ratio)
+
+        _prepare(path, [*_facts(file), ratio, config.id], draw)
         rows.append({"key": name, "modality": "depth", "path": str(path), "label": scene})
     if gone:
         raise MissingInputError(
@@ -215,8 +221,7 @@ def _llvip(recipe: Recipe, data: Path, prepared: Path) -> list[Row]:
                         continue
                     name = f"{path.stem}-{label}-{number}"
                     crop = prepared / f"{name}.png"
-                    if not crop.is_file():
-                        _write_picture(crop, picture.convert("L").crop(box))
+                    _prepare(crop, [*_facts(path), box], lambda box=box: picture.convert("L").crop(box))  # type: ignore[misc]
                     rows.append({"key": name, "modality": "thermal", "path": str(crop), "label": label})
     return rows
 
@@ -310,19 +315,42 @@ def _only_file(folder: Path, suffix: str) -> Path:
     return found[0]
 
 
-def _write_millimetres(path: Path, metres: NDArray[Any]) -> None:
-    """Write (H, W) metres as a 16-bit PNG in millimetres; 0 where there is none."""
+def _millimetres(metres: NDArray[Any]) -> Picture:
+    """Turn (H, W) metres into a 16-bit picture in millimetres; 0 where there is none."""
     from PIL import Image
 
     millimetres = np.rint(np.clip(np.nan_to_num(metres.astype(np.float64)), 0, 65.535) * 1000).astype(np.uint16)
-    _write_picture(path, Image.fromarray(np.ascontiguousarray(millimetres)))
+    return Image.fromarray(np.ascontiguousarray(millimetres))
 
 
-def _write_picture(path: Path, picture: Any) -> None:
-    """Write a PNG under its name only when it is whole, so that a killed run leaves no half of one."""
+def _facts(path: Path) -> list[Any]:
+    """Give what tells a file from another one: its path, size and modification time."""
+    facts = path.stat()
+    return [str(path), facts.st_size, facts.st_mtime]
+
+
+def _prepare(path: Path, made_of: Sequence[Any], draw: Callable[[], Picture]) -> None:
+    """Write a picture as PNG, unless the one that is there was made of the same.
+
+    Args:
+        path: replaced only when the new one is whole, so that a killed run leaves no half of one.
+        made_of: facts of the source and all numbers that the picture depends on, as JSON has them.
+        draw: makes the picture.
+    """
+    from PIL import Image, PngImagePlugin
+
+    stamp = content_hash({"converter": _CONVERTER, "of": list(made_of)})
+    try:
+        with Image.open(path) as there:  # reads the chunks before the pixels
+            if there.info.get(_STAMP) == stamp:
+                return
+    except OSError:  # none there, or damaged
+        pass
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    picture.save(temporary, format="PNG", compress_level=3)
+    words = PngImagePlugin.PngInfo()
+    words.add_text(_STAMP, stamp)
+    draw().save(temporary, format="PNG", compress_level=3, pnginfo=words)
     temporary.replace(path)
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from bindsearch.types import FloatArray
 
 TASKS = ("classify", "retrieve")
+NEEDS = 2
+"""Entries of `needs` that every layout looks for: its table or pictures, then its media or notes."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,13 @@ class Recipe:
     paper: tuple[PaperFigure, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """What its rows will have: accuracies of a classification, recalls at its `ks` of a retrieval."""
+        if self.task == "classify":
+            return ("accuracy_at_1", *(["accuracy_at_5"] if len(self.classes) > 5 else []), "map")
+        return (*(f"recall_at_{k}" for k in self.ks), "median_rank", "map")
+
     def find(self, root: Path, number: int) -> Path:
         """Give the first path of a needed file that exists.
 
@@ -155,6 +164,7 @@ def load_recipe(name: str | Path) -> Recipe:
 
     Raises:
         UnknownNameError: no such recipe.
+        MissingInputError: no such file.
         InputError: not a recipe.
     """
     if str(name).endswith(".json"):
@@ -167,7 +177,7 @@ def load_recipe(name: str | Path) -> Recipe:
         path = resources.files("bindsearch.evaluate") / "recipes" / f"{name}.json"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise InputError(f"{name}: not valid JSON ({error}).") from error
     recipe = from_json_dict(Recipe, data, str(name))
     if recipe.task not in TASKS:
@@ -176,9 +186,16 @@ def load_recipe(name: str | Path) -> Recipe:
     for each in recipe.paper:
         if each.row not in rows:
             raise UnknownNameError(f"row of the paper in {name}", each.row, rows)
+        if each.figure not in recipe.figures:
+            raise UnknownNameError(f"figure of the paper in {name}", each.figure, recipe.figures)
     if not rows or (recipe.task == "classify" and not recipe.classes):
         wanted = "modalities and classes" if recipe.task == "classify" else "answers"
         raise InputError(f"{name}: a recipe of the task {recipe.task!r} needs {wanted}.")
+    if len(recipe.needs) < NEEDS:
+        raise InputError(
+            f"{name}: needs: expected {NEEDS} entries, as every layout reads them, got {len(recipe.needs)}. Look at a "
+            "bundled one: bindsearch evaluate --recipe esc50 --describe --json"
+        )
     return recipe
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.errors import InputError, MissingInputError, UnknownNameError
-from bindsearch.listing.tables import TABLE_SUFFIXES, table_rows
-from bindsearch.truth import key_column_of, names_of
+from bindsearch.listing.tables import TABLE_SUFFIXES
+from bindsearch.truth import named_rows, names_of, text_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,7 +82,7 @@ class Rows:
             self.column(wanted)
             return wanted
         for name in PAIR_COLUMNS:
-            if any(value is not None for value in self.columns.get(name, ())):
+            if any(text_of(value) is not None for value in self.columns.get(name, ())):
                 return name
         return None
 
@@ -93,47 +94,34 @@ class Rows:
             on: its column that names the items as `truth_of` says; None: the first of its usual ones that is there.
 
         Raises:
-            InputError: the table has no such column, a value twice, or nothing of it fits an item.
+            MissingInputError: no such table, or no row in it.
+            InputError: the table has no such column, two values for one name, or nothing of it fits an item.
         """
-        found: dict[str, Mapping[str, Any]] = {}
-        for row in table_rows(path):
-            if isinstance(row, str):
-                raise InputError(f"{path}, {row}")
-            on = on or key_column_of(path, row)
-            if on not in row:
-                raise UnknownNameError(f"column of {path}", on, row)
-            name = str(row[on]).removeprefix("./")
-            if name in found:
-                raise InputError(f"{path}: {on} = {name!r} is there twice.")
-            found[name] = row
+        found, keys = named_rows(path, on)
         names = ("key", "source", "group", "id")
         items = [
             dict(zip(names, values, strict=True))
             for values in zip(*(self.columns.get(name, [None] * len(self)) for name in names), strict=True)
         ]
-        matched = [next((found[name] for name in names_of(item, path.parent) if name in found), {}) for item in items]
-        if not any(matched):
+        matched = [next((found[name] for name in names_of(item, path.parent) if name in found), None) for item in items]
+        if all(row is None for row in matched):
             raise InputError(
-                f"{path}: no value of {on!r} fits an item of {self.source}: it names "
+                f"{path}: no value of {' or '.join(map(repr, sorted(keys)))} fits an item of {self.source}: it names "
                 f"{next(iter(found), '(nothing)')!r}, the items have keys such as {str(self.columns['key'][0])!r}."
             )
-        added_names = dict.fromkeys(name for row in found.values() for name in row if name != on)
-        added = {name: [_said(row.get(name)) for row in matched] for name in added_names}
+        added_names = dict.fromkeys(name for row in found.values() for name in row if name not in keys)
+        added = {name: [None if row is None else row.get(name) for row in matched] for name in added_names}
         return replace(self, columns={**self.columns, **added})
 
 
-def _said(value: Any) -> Any:
-    """Give a cell's value; None where it is empty or no number."""
-    return None if value == "" or (isinstance(value, float) and math.isnan(value)) else value
-
-
-def read_rows(folder: str | Path, columns: Sequence[str] | None = None) -> Rows:
+def read_rows(folder: str | Path, columns: Sequence[str] | None = None, ids: NDArray[np.int64] | None = None) -> Rows:
     """Read an embedding store.
 
     Args:
         folder: what `bindsearch embed` wrote.
         columns: keep these alone; None: all of the item table and all attributes. An attribute that has the name of a
             column of the table, such as "size", is there as "attributes.size".
+        ids: (n,) int64: of the items to keep, and of the bad ones to count; None: all.
 
     Raises:
         MissingInputError: no store there, or nothing in it.
@@ -143,7 +131,10 @@ def read_rows(folder: str | Path, columns: Sequence[str] | None = None) -> Rows:
     store = EmbeddingStore.open(folder)
     if not len(store):
         raise MissingInputError(f"{folder}: holds no embedded item. Type: bindsearch embed SRC -o {folder}")
-    table = store.items()
+    table, bad = store.items(), store.manifest.bad
+    if ids is not None:
+        table = table.take(np.flatnonzero(np.isin(table.column("id").to_numpy(), ids)))
+        bad = int(np.isin(store.items(["id"], status="bad").column("id").to_numpy(), ids).sum())
     attributes = [json.loads(text) if text else {} for text in table.column("attributes").to_pylist()]
     found: dict[str, Sequence[Any]] = {
         f"attributes.{name}" if name in table.column_names else name: [row.get(name) for row in attributes]
@@ -153,34 +144,44 @@ def read_rows(folder: str | Path, columns: Sequence[str] | None = None) -> Rows:
     if columns is not None:
         found = {name: found[name] for name in columns if name in found}
     return Rows(
-        vectors=store.vectors(),
+        vectors=store.vectors(None if ids is None else table.column("id").to_numpy()),
         modality=np.array(table.column("modality").to_pylist()),
         columns=found,
         space_id=store.manifest.space_id,
         space_name=store.manifest.space_name,
         source=str(folder),
         preset_ids=dict(store.manifest.preset_ids),
-        bad=store.manifest.bad,
+        bad=bad,
     )
 
 
 def embed_rows(source: str | Path, output: Path, space: Any, options: EmbedOptions | None, progress: bool) -> Rows:
-    """Embed a manifest or a folder (resuming what is there), and read the result.
+    """Embed a manifest or a folder (resuming what is there), and read what it lists now.
 
     Args:
         source: what `bindsearch embed` takes.
-        output: folder of the embeddings.
+        output: folder of the embeddings. What else it holds, of other sources, is not read.
         space: from `load_space`.
         options: of the embedder.
         progress: draw a bar.
 
     Raises:
+        MissingInputError: nothing of the source could be embedded.
         As `run_embed` and `read_rows`.
     """
-    from bindsearch.embed import run_embed
+    from bindsearch.embed import EmbedOptions, listed_ids, run_embed
+    from bindsearch.listing import Listing
+    from bindsearch.listing.collect import STDIN
+    from bindsearch.store import LEDGER
 
-    run_embed([str(source)], output, space, options=options, progress=progress)
-    return read_rows(output)
+    name, options = str(source), options or EmbedOptions()
+    typed = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if name == STDIN else ""
+    run_embed([name], output, space, options=options, progress=progress, stdin=io.StringIO(typed))
+    listing = Listing([name], options.modality, options.text_column, io.StringIO(typed), skip=[output])
+    rows = read_rows(output, ids=listed_ids(listing, output))
+    if not len(rows):
+        raise MissingInputError(f"{name}: not one of its items could be embedded; the reasons: {output / LEDGER}")
+    return rows
 
 
 def is_store(path: Path) -> bool:
@@ -196,8 +197,7 @@ def is_table(path: Path) -> bool:
 
 
 def codes(values: Sequence[Any]) -> NDArray[np.int64]:
-    """Give values numbers: equal ones have one number, a missing one has -1: (n,) int64."""
+    """Give values numbers: those of one text (`truth.text_of`) have one number, a blank one has -1: (n,) int64."""
     numbers: dict[str, int] = {}
-    return np.array(
-        [-1 if value is None else numbers.setdefault(str(value), len(numbers)) for value in values], dtype=np.int64
-    )
+    texts = (text_of(value) for value in values)
+    return np.array([-1 if text is None else numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)

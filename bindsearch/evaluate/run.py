@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bindsearch.errors import InputError, MismatchError, MissingInputError
 from bindsearch.evaluate.matrix import measure_labels, measure_pairs, plain
 from bindsearch.evaluate.rows import Rows, embed_rows, is_store, read_rows
-from bindsearch.evaluate.zero_shot import ClassName, load_prompts, measure_zero_shot, name_vectors
+from bindsearch.evaluate.zero_shot import ClassName, labels_of, load_prompts, measure_zero_shot, name_vectors
 from bindsearch.makers import maker_of
 
 if TYPE_CHECKING:
@@ -120,7 +120,12 @@ def evaluate_rows(rows: Rows, question: Question, load: Callable[[], Any]) -> di
 
 
 def _zero_shot(rows: Rows, question: Question, space: Any) -> dict[str, Any]:
-    """Classify every modality but text by prompts made of the labels' own words."""
+    """Classify every modality but text by prompts made of the labels' own words.
+
+    Raises:
+        MismatchError: the prompts would be in another space.
+        InputError: a column without a value, or that text alone has.
+    """
     if space.space_id != rows.space_id:
         raise MismatchError(
             f"{rows.source}: made with space {rows.space_id}, the prompts would come from {space.space_id}. "
@@ -129,18 +134,21 @@ def _zero_shot(rows: Rows, question: Question, space: Any) -> dict[str, Any]:
     templates = load_prompts(question.templates)
     found: dict[str, Any] = {}
     for column in question.zero_shot:
-        labels = sorted({str(each) for value in rows.column(column) for each in _each(value)})
+        given = rows.column(column)
+        labels = sorted({label for value in given for label in labels_of(value)})
         if not labels:
             raise InputError(f"{rows.source}: the column {column!r} holds no value.")
+        having = [name for name in rows.modalities if any(labels_of(given[place]) for place in rows.where(name))]
+        if having == ["text"]:
+            raise InputError(
+                f"{rows.source}: only items of the modality text have a value of {column!r}, and text is not "
+                f"classified. Give the others that column (--table labels.csv), or measure texts: --label {column}"
+            )
         classes = [ClassName.of_label(label) for label in labels]
         vectors = name_vectors(space, classes, templates)
         found[column] = [
             plain(measure_zero_shot(rows, modality, column, classes, vectors, None, question.ties))
-            for modality in rows.modalities
-            if modality != "text" and any(rows.column(column)[place] is not None for place in rows.where(modality))
+            for modality in having
+            if modality != "text"
         ]
     return found
-
-
-def _each(value: Any) -> Sequence[Any]:
-    return [] if value is None else value if isinstance(value, list | tuple) else [value]

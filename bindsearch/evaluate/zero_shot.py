@@ -11,6 +11,7 @@ import numpy as np
 from bindsearch.errors import InputError
 from bindsearch.evaluate.metrics import DECIMALS, bootstrap, join_judged, judge_scores, wilson
 from bindsearch.evaluate.rows import Rows
+from bindsearch.truth import text_of
 from bindsearch.zeroshot.prompts import Labels, Templates, class_vectors, load_templates
 
 if TYPE_CHECKING:
@@ -88,11 +89,11 @@ def measure_zero_shot(
     """
     places = {each.label: number for number, each in enumerate(classes)}
     given = rows.column(column)
-    asked = [place for place in rows.where(modality).tolist() if given[place] is not None]
-    labels = [[places[label] for label in _labels_of(given[place]) if label in places] for place in asked]
+    asked = [place for place in rows.where(modality).tolist() if labels_of(given[place])]
+    labels = [[places[label] for label in labels_of(given[place]) if label in places] for place in asked]
     kept = np.array([place for place, known in zip(asked, labels, strict=True) if known], dtype=np.int64)
     if not kept.size:
-        some = sorted({label for place in asked[:200] for label in _labels_of(given[place])})[:5]
+        some = sorted({label for place in asked[:200] for label in labels_of(given[place])})[:5]
         raise InputError(
             f"{rows.source}: no {modality} has one of the {len(classes)} classes as its {column!r}; "
             f"labels there are, for example: {', '.join(some) or 'none'}."
@@ -125,8 +126,10 @@ def measure_zero_shot(
     return record
 
 
-def _labels_of(value: Any) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
+def labels_of(value: Any) -> list[str]:
+    """Give the labels of an item, as texts: one, those of a list, or none."""
+    texts = (text_of(each) for each in (value if isinstance(value, list | tuple) else [value]))
+    return [text for text in texts if text is not None]
 
 
 def _class_scores(items: FloatArray, vectors: FloatArray, classes: Sequence[ClassName]) -> NDArray[np.float64]:
@@ -151,8 +154,8 @@ def _macro_precision(scores: NDArray[np.float64], right: NDArray[np.bool_], ties
 
 def _over_folds(folds: Sequence[Any], hit: NDArray[np.float64]) -> dict[str, Any]:
     """Average over folds; the interval is that of all items together."""
-    names = sorted({str(fold) for fold in folds})
-    of = np.array([str(fold) for fold in folds])
+    of = np.array([str(text_of(fold)) for fold in folds])
+    names = sorted(set(of.tolist()))
     each = {name: wilson(float(hit[of == name].mean()), int((of == name).sum())) for name in names}
     mean = wilson(float(np.mean([figure.value for figure in each.values()])), len(hit))
     return {"accuracy_at_1": mean, "folds": each}

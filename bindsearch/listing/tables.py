@@ -88,7 +88,7 @@ class Manifest:
         return BrokenItem(to_text(f"{self.path.name}#{number}"), "row", place_of(self.path), reason=to_text(reason))
 
     def _row_item(self, row: Mapping[str, Any], name: str, where: str) -> Item:
-        values = {column: value for column, value in row.items() if not _is_blank(value)}
+        values = {column: value for column, value in row.items() if not is_blank(value)}
         if "\x00" in str(values.get("key", "")):
             raise InputError(f"{where}: the key holds a NUL character.")
         return self._item(values, name, where)
@@ -229,7 +229,8 @@ def check_modality(name: str, where: str) -> None:
         raise UnknownNameError("modality", name, MODALITIES.names(), hint=f"({where})")
 
 
-def _is_blank(value: Any) -> bool:
+def is_blank(value: Any) -> bool:
+    """Say whether a cell of a table holds nothing: it is missing, empty, or no number (NaN)."""
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 

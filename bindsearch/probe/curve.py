@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,11 +124,18 @@ def few_shot(
     rng = np.random.default_rng(seed)
     tests = _test_units(names, unit, classes, test_share, rng)
     tested = np.flatnonzero(np.isin(unit, tests))
+    if not len(tested):
+        most = max(len(set(unit[names == name].tolist())) for name in classes)
+        raised = f"Raise --test-share to {math.ceil(1000 / most) / 1000:g} or more, or label" if most > 1 else "Label"
+        raise InputError(
+            f"probe: a test share of {test_share:g} leaves no item to test: no label has more than {most} examples. "
+            f"{raised} more items."
+        )
     pool = {name: np.flatnonzero((names == name) & ~np.isin(unit, tests)) for name in classes}
     room = {name: len(set(unit[here].tolist())) for name, here in pool.items()}
     scarce = min(classes, key=lambda name: room[name])
     left_out = tuple((k, scarce) for k in shots if k > room[scarce])
-    if len(left_out) == len(shots) or not len(tested):
+    if len(left_out) == len(shots):
         raise InputError(
             f"probe: {scarce!r} has {room[scarce]} examples to draw from beside those that test, {min(shots)} are "
             "needed. Label more items, ask for fewer --shots, or lower --test-share."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bindsearch.errors import InputError, MissingExtraError, MissingInputError, UnknownNameError
+from bindsearch.errors import InputError, MismatchError, MissingExtraError, MissingInputError, UnknownNameError
 from bindsearch.store.files import commit_bytes
+from bindsearch.store.identity import Identity, other_encoder
 from bindsearch.types import check_shape
 from bindsearch.zeroshot.classifier import softmax
 
@@ -38,6 +40,7 @@ class LinearProbe:
         space_id: of the space that the rows are in.
         modalities: that it was fitted on.
         facts: how it was made: items, column, inverse penalty.
+        tower_ids: of the modalities; one that is missing is not known: probes that were saved before they were kept.
     """
 
     labels: tuple[str, ...]
@@ -46,6 +49,26 @@ class LinearProbe:
     space_id: str = ""
     modalities: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    tower_ids: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self, identity: Identity, where: str) -> None:
+        """Refuse items of another space, or of a tower that was trained anew since.
+
+        Args:
+            identity: of the items.
+            where: their folder, for the message.
+
+        Raises:
+            MismatchError: naming both.
+        """
+        own = Identity("", self.space_id or identity.space_id, self.weights.shape[1], "", self.tower_ids)
+        differs = other_encoder(identity, own)
+        if differs is not None:
+            what, theirs, mine = differs
+            raise MismatchError(
+                f"{where}: made with {what} {theirs}, the probe with {mine}. Embed again, or fit the probe anew: "
+                "bindsearch probe ... --save"
+            )
 
     def logits(self, rows: FloatArray) -> FloatArray:
         """Weigh items: (n, d) float32 unit rows, not modified -> (n, K) float32.
@@ -76,25 +99,29 @@ def fit_probe(
     space_id: str = "",
     modalities: Sequence[str] = (),
     facts: Mapping[str, Any] | None = None,
+    tower_ids: Mapping[str, str] | None = None,
 ) -> LinearProbe:
     """Fit a multinomial logistic regression.
 
     Args:
         rows: (n, d) float32 unit rows. Not modified.
         labels: n names, at least two different ones.
-        inverse_penalty: scikit-learn's C.
+        inverse_penalty: scikit-learn's C, above 0.
         space_id: of the space that the rows are in; kept with the probe.
         modalities: of the rows; kept.
         facts: kept, beside the number of items and the inverse penalty.
+        tower_ids: of the modalities; kept.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
-        InputError: fewer than two labels.
+        InputError: fewer than two labels, or an inverse penalty that is not above 0.
     """
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "probe", "a linear probe") from error
+    if not 0 < inverse_penalty < math.inf:
+        raise InputError(f"probe: expected an inverse penalty (--c) above 0, got {inverse_penalty:g}.")
     names = np.array(list(labels))
     known = sorted(set(names.tolist()))
     if len(known) < 2:
@@ -107,7 +134,7 @@ def fit_probe(
         weights, bias = np.concatenate([0 * weights, weights]), np.concatenate([0 * bias, bias])
     own = {"items": len(names), "inverse_penalty": inverse_penalty, **(facts or {})}
     found = tuple(str(name) for name in model.classes_)
-    return LinearProbe(found, weights, bias, space_id, tuple(modalities), own)
+    return LinearProbe(found, weights, bias, space_id, tuple(modalities), own, dict(tower_ids or {}))
 
 
 def save_probe(probe: LinearProbe, path: str | Path) -> Path:
@@ -124,6 +151,7 @@ def save_probe(probe: LinearProbe, path: str | Path) -> Path:
         "format": FORMAT,
         "labels": list(probe.labels),
         "space_id": probe.space_id,
+        "tower_ids": dict(probe.tower_ids),
         "modalities": list(probe.modalities),
         "facts": dict(probe.facts),
     }
@@ -166,8 +194,8 @@ def load_probe(path: str | Path) -> LinearProbe:
             raise ValueError(f"{len(labels)} labels, weights {weights.shape}, bias {bias.shape}")
         if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
             raise ValueError("numbers that are not finite")
-        return LinearProbe(
-            labels, weights, bias, str(facts["space_id"]), tuple(facts["modalities"]), dict(facts["facts"])
-        )
+        towers = {str(name): str(tower) for name, tower in dict(facts.get("tower_ids", {})).items()}
+        modalities = tuple(str(name) for name in facts["modalities"])
+        return LinearProbe(labels, weights, bias, str(facts["space_id"]), modalities, dict(facts["facts"]), towers)
     except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read as a probe: {error}") from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bindsearch.errors import MismatchError, MissingInputError
+from bindsearch.errors import MissingInputError
 from bindsearch.probe.curve import Curve, few_shot
 from bindsearch.probe.linear import LinearProbe, fit_probe
 from bindsearch.store import EmbeddingStore, open_store
@@ -60,8 +60,10 @@ class Labelled:
     def fit(self, column: str, inverse_penalty: float) -> LinearProbe:
         """Fit one probe on all of them."""
         kinds = sorted(set(self.modalities))
+        made_by = self.store.manifest.identity
+        towers = {name: tower for name, tower in made_by.tower_ids.items() if name in kinds}
         facts = {"column": column}
-        return fit_probe(self.rows, self.labels, inverse_penalty, self.store.manifest.space_id, kinds, facts)
+        return fit_probe(self.rows, self.labels, inverse_penalty, made_by.space_id, kinds, facts, towers)
 
 
 def read_labelled(
@@ -79,7 +81,7 @@ def read_labelled(
         MissingInputError: no store, no table, or no item with a label.
     """
     store = store if isinstance(store, EmbeddingStore) else open_store(store)
-    blocks = list(item_blocks(store, modality))
+    blocks = list(item_blocks(store, None if modality is None else (modality,)))
     records = [record for _, table in blocks for record in table.to_pylist()]
     truth = truth_of(records, column, table)
     here = [place for place, label in enumerate(truth) if label is not None]
@@ -99,32 +101,43 @@ def read_labelled(
 def apply_probe(
     store: EmbeddingStore | str | Path, probe: LinearProbe, *, modality: str | None = None, top: int = 3
 ) -> Verdicts:
-    """Label every item of a store, or those of one modality.
+    """Label the items of a store whose modalities the probe was fitted on, or those of one modality.
 
     Args:
         store: the store or its folder.
-        probe: fitted in the same space.
-        modality: the only one to label.
+        probe: fitted in the same space, on embeddings of the same towers.
+        modality: the only one to label, seen in fitting or not; None: those that were, all where the probe names none.
         top: labels to keep an item.
 
     Returns:
-        Verdicts; their scores are missing: a probe has no cosines.
+        Verdicts; their scores are missing: a probe has no cosines. `facts` has `left`, how many items of which other
+        modalities have no label, and `unchecked`, modalities whose tower the probe does not name.
 
     Raises:
-        MismatchError: the probe was fitted in another space.
-        MissingInputError: no store there, or no item in it.
+        MismatchError: the probe was fitted in another space, or with another tower of a modality.
+        MissingInputError: no store there, or no such item in it.
     """
     store = store if isinstance(store, EmbeddingStore) else open_store(store)
-    if probe.space_id and store.manifest.space_id != probe.space_id:
-        raise MismatchError(
-            f"{store.path}: made with space {store.manifest.space_id}, the probe with {probe.space_id}. Embed "
-            "again, or fit the probe anew: bindsearch probe ... --save"
+    probe.check(store.manifest.identity, str(store.path))
+    counts, known = store.manifest.counts, probe.modalities
+    wanted = [modality] if modality is not None else [name for name in counts if not known or name in known]
+    if counts and not wanted:
+        raise MissingInputError(
+            f"{store.path}: holds {', '.join(counts)}, the probe was fitted on {', '.join(known)}. Label what is there "
+            f"all the same: --only {next(iter(counts))}"
         )
+    towers = store.manifest.identity.tower_ids
 
     def judge(rows: FloatArray, kinds: list[str]) -> tuple[Any, Any, Any]:
         del kinds
         shares = probe.probabilities(rows)
         return rank(shares, np.full_like(shares, np.nan), top)
 
-    facts = {"space": probe.space_id, "probe": dict(probe.facts), "modalities": list(probe.modalities)}
-    return verdicts_of(store, modality, probe.labels, judge, facts)
+    facts = {
+        "space": probe.space_id,
+        "probe": dict(probe.facts),
+        "modalities": list(known),
+        "left": {name: count for name, count in counts.items() if name not in wanted} if modality is None else {},
+        "unchecked": [name for name in wanted if name in known and name in towers and name not in probe.tower_ids],
+    }
+    return verdicts_of(store, wanted or None, probe.labels, judge, facts)

@@ -80,15 +80,7 @@ class Identity:
         )
 
     def _pairs(self, other: Identity) -> list[tuple[str, Any, Any]]:
-        pairs: list[tuple[str, Any, Any]] = [
-            ("space", self.space_id, other.space_id),
-            ("dimension", self.dim, other.dim),
-        ]
-        for what, mine, theirs in (
-            ("tower", self.tower_ids, other.tower_ids),
-            ("preset", self.preset_ids, other.preset_ids),
-        ):
-            pairs += [(f"{what} of {name}", mine[name], theirs[name]) for name in sorted(set(mine) & set(theirs))]
+        pairs = [*_encoders(self, other), *_shared("preset", self.preset_ids, other.preset_ids)]
         if self.tokenizer_id and other.tokenizer_id:
             pairs.append(("tokenizer", self.tokenizer_id, other.tokenizer_id))
         return pairs
@@ -106,6 +98,28 @@ class Identity:
         """
         names = {item.name for item in dataclasses.fields(cls)}
         return from_json_dict(cls, {name: value for name, value in data.items() if name in names}, where)
+
+
+def other_encoder(one: Any, other: Any) -> tuple[str, Any, Any] | None:
+    """Find what encoded one set of vectors and not the other: space, dimension, or a tower of a modality of both.
+
+    Args:
+        one: with `space_id`, `dim` and `tower_ids`.
+        other: likewise.
+
+    Returns:
+        What differs, and both values; None where nothing does.
+    """
+    return next((each for each in _encoders(one, other) if each[1] != each[2]), None)
+
+
+def _encoders(one: Any, other: Any) -> list[tuple[str, Any, Any]]:
+    plain = [("space", one.space_id, other.space_id), ("dimension", one.dim, other.dim)]
+    return [*plain, *_shared("tower", one.tower_ids, other.tower_ids)]
+
+
+def _shared(what: str, one: Mapping[str, str], other: Mapping[str, str]) -> list[tuple[str, Any, Any]]:
+    return [(f"{what} of {name}", one[name], other[name]) for name in sorted(set(one) & set(other))]
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,10 @@ from bindsearch.train.pair_files import Pairs, hold_out, read_pairs
 from bindsearch.train.prepared import PreparedRows, check_any, embed_anchors, prepare_inputs, read_anchors
 from bindsearch.train.processes import join_processes, world_size
 from bindsearch.train.recall import write_curves
+from bindsearch.train.same_files import check_files
 
-SETTINGS, LEDGER, REPORT, READY, SPACE = "train.json", "bad.jsonl", "report.json", "ready.json", "space"
+SETTINGS, FILES, LEDGER = "train.json", "files.json", "bad.jsonl"
+REPORT, READY, SPACE = "report.json", "ready.json", "space"
 _POLL_S = 0.5
 
 
@@ -219,8 +221,13 @@ def _lock(folder: Path) -> Any:
 
 
 def _prepare(run: _Run, options: RunOptions) -> None:
-    """Embed the anchors, prepare the inputs, say that both are there."""
+    """Check that the run is the one that was begun, embed the anchors, prepare the inputs, say that both are there."""
+    from tqdm import tqdm
+
     _check_same(run)
+    files = len(run.pairs.anchors) + len(run.pairs.others)
+    with tqdm(total=files, desc="check", unit="file", disable=None if options.progress else True) as bar:
+        check_files(run.pairs, run.folder / FILES, bar.update)
     (run.folder / READY).unlink(missing_ok=True)
     options.say(
         f"pairs: {len(run.pairs.rows)} of {run.pairs.anchor} and {run.pairs.modality}; {len(run.pairs.bad)} bad"

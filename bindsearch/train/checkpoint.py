@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bindsearch.errors import MismatchError
+from bindsearch.errors import BindSearchError, MismatchError
 
 STATE = "state"
 
@@ -37,6 +37,11 @@ def save_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(temporary), metadata={"notes": json.dumps(notes)})
     temporary.replace(path)
+
+
+def has_finite_weights(towers: dict[str, nn.Module]) -> bool:
+    """Say whether all parameters of some towers are finite; looks at each once, a small part of what writing takes."""
+    return all(bool(torch.isfinite(value).all()) for tower in towers.values() for value in tower.parameters())
 
 
 def hash_weights(tower: nn.Module) -> str:
@@ -86,6 +91,7 @@ def load_checkpoint(
 
     Raises:
         MismatchError: the checkpoint belongs to another configuration.
+        BindSearchError: its weights are not finite.
     """
     from safetensors import safe_open
 
@@ -101,6 +107,11 @@ def load_checkpoint(
     for name, tower in towers.items():
         prefix = f"tower/{name}/"
         tower.load_state_dict({key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)})
+    if not has_finite_weights(towers):
+        raise BindSearchError(
+            f"{path}: holds weights that are not finite, of a training that ran away. Remove it, and train with a "
+            "smaller learning rate."
+        )
     if optimiser is not None:
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():

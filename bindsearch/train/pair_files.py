@@ -16,11 +16,12 @@ from bindsearch.config import content_hash
 from bindsearch.errors import InputError, MissingInputError
 from bindsearch.listing.folders import file_facts
 from bindsearch.listing.naming import Namer, is_uri, place_of, to_path, to_text
-from bindsearch.listing.tables import table_rows
+from bindsearch.listing.tables import is_blank, table_rows
 from bindsearch.makers import Maker, maker_of
 from bindsearch.row_table import RowTable, load_row_table
 from bindsearch.sources import ROW_SCHEME
 from bindsearch.train.bind_config import PairsConfig
+from bindsearch.truth import text_of
 from bindsearch.types import Item
 
 PairRow = tuple[str, str, str | None]
@@ -52,7 +53,10 @@ class Pairs:
 
     @property
     def id(self) -> str:
-        """Hash of the pairs, of their files' sizes and of the table of features: the same wherever they lie."""
+        """Hash of the pairs, of their files' sizes and of the table of features: the same wherever they lie.
+
+        What the files hold is not in it: see `same_files.check_files`.
+        """
         sizes = [side[key].size_bytes for side in (self.anchors, self.others) for key in sorted(side)]
         rows = [list(row) for row in self.rows]
         return content_hash({"rows": rows, "sizes": sizes, "features": self.features})
@@ -112,9 +116,9 @@ def _made_pairs(config: PairsConfig, maker: Maker) -> Pairs:
 
 
 def _label_of(row: Mapping[str, Any], label: str) -> str | None:
-    """Join the values of the columns that a label names; None where one is missing."""
-    values = [row.get(name.strip()) for name in label.split(",")]
-    return None if any(value in (None, "") for value in values) else "/".join(map(str, values))
+    """Join the values of the columns that a label names; None where one is blank."""
+    texts = [text_of(row.get(name.strip())) for name in label.split(",")]
+    return None if None in texts else "/".join(map(str, texts))
 
 
 @dataclass
@@ -146,10 +150,10 @@ class _Reader:
 
     def _item(self, row: Mapping[str, Any], side: str, modality: str) -> Item | str:
         words, written = row.get(f"text_{side}"), row.get(f"path_{side}")
-        if modality == "text" and words not in (None, ""):
+        if modality == "text" and not is_blank(words):
             text = to_text(str(words))
             return Item(f"{WORDS}{text}", "text", place_of(self.path), literal=text)
-        if written in (None, ""):
+        if is_blank(written):
             return f"no path_{side}"
         name = to_text(str(written)).replace(os.sep, "/").removeprefix("./")
         if side == "b" and self.table is not None:

@@ -23,7 +23,8 @@ def recall_figures(
 
     Args:
         others: (n, d) float32 unit rows. Not modified.
-        anchors: (n, d) float32 unit rows; row i is paired with row i of the others. Not modified.
+        anchors: (n, d) float32 unit rows; row i is paired with row i of the others. Not modified. Rows of either side
+            that are not finite are never found, and stand before what they do not belong to.
         fits: (n, n) bool: other i and anchor j are a pair, or show the same file.
         labels: of each pair, where there are; None where one has none.
 
@@ -34,13 +35,14 @@ def recall_figures(
     scores = others @ anchors.T
     figures: dict[str, float] = {}
     for name, table, right in (("b->a", scores, fits), ("a->b", scores.T, fits.T)):
-        best = np.where(right, table, -np.inf).max(axis=1)
-        ranks = 1 + (~right & (table >= best[:, None])).sum(axis=1)
+        sure = np.where(np.isfinite(table), table, np.where(right, -np.inf, np.inf))
+        best = np.where(right, sure, -np.inf).max(axis=1)
+        ranks = np.where(np.isfinite(best), 1 + (~right & (sure >= best[:, None])).sum(axis=1), np.inf)
         figures |= {f"{name} recall_at_{k}": round(float((ranks <= k).mean()), 4) for k in AT}
         if labels is not None:
             known = np.array([label is not None for label in labels])
             codes = np.unique([label or "" for label in labels], return_inverse=True)[1]
-            found = codes[table.argmax(axis=1)] == codes
+            found = (codes[sure.argmax(axis=1)] == codes) & np.isfinite(sure.max(axis=1))
             figures[f"{name} label"] = round(float(found[known].mean()), 4)
     return figures
 

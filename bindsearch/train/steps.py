@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from bindsearch.train.checkpoint import load_checkpoint, save_checkpoint
+from bindsearch.errors import BindSearchError
+from bindsearch.train.checkpoint import has_finite_weights, load_checkpoint, save_checkpoint, steps_done
 from bindsearch.train.processes import rank
 
 SAY_S = 30.0
@@ -85,6 +87,7 @@ def run_steps(
 
     Raises:
         MismatchError: the folder holds a checkpoint of other numbers.
+        BindSearchError: a loss, or what is to be saved, is not finite; the checkpoint stays as it was.
     """
     config = stage.config
     checkpoint_every_s, measure_every, log_every = stage.times
@@ -98,6 +101,8 @@ def run_steps(
     said = began
     for step in range(int(notes["step"]), end):
         losses.append(take(step))
+        if not math.isfinite(losses[-1]):
+            raise _run_away(stage, optimiser, step, f"the loss is {losses[-1]}")
         notes["step"], notes["seconds"] = step + 1, round(before + time.monotonic() - began, 1)
         if (step + 1) % log_every == 0 or time.monotonic() - said >= SAY_S:
             mean, said = sum(losses) / len(losses), time.monotonic()
@@ -109,8 +114,21 @@ def run_steps(
             say(f"{config.name}: {', '.join(f'{name} {value}' for name, value in figures.items())}")
         leave = step + 1 == end or stopped()
         if rank() == 0 and (time.monotonic() - saved > checkpoint_every_s or leave):
+            if not has_finite_weights(parts):
+                raise _run_away(stage, optimiser, step, "its weights are not finite")
             save_checkpoint(stage.path, parts, optimiser, notes)
             saved = time.monotonic()
         if leave:
             break
     return notes
+
+
+def _run_away(stage: Course, optimiser: torch.optim.Optimizer, step: int, what: str) -> BindSearchError:
+    """Say where a training ran away, what is kept, and what to type next."""
+    rate = max(float(group["lr"]) for group in optimiser.param_groups)
+    kept = f"{stage.path} keeps step {steps_done(stage.path)}" if stage.path.exists() else "no checkpoint was written"
+    return BindSearchError(
+        f"{stage.path.parent}: {stage.config.name}: after step {step + 1} of {stage.config.steps}, at learning rate "
+        f"{rate:g}, {what}; {kept}. Train with a smaller learning rate into another folder, or look for inputs that "
+        "are no numbers."
+    )

@@ -10,6 +10,7 @@ import numpy as np
 
 from bindsearch.errors import InputError, MismatchError
 from bindsearch.store import Identity
+from bindsearch.store.identity import other_encoder
 from bindsearch.types import check_shape
 from bindsearch.zeroshot.calibration import Calibration, Fit
 from bindsearch.zeroshot.prompts import DEFAULT_TEMPLATES, Labels, Templates, class_vectors, load_templates
@@ -118,15 +119,13 @@ class Classifier:
         Raises:
             MismatchError: naming both.
         """
-        pairs = [("space", identity.space_id, self.identity.space_id), ("dimension", identity.dim, self.identity.dim)]
-        for name in sorted(set(identity.tower_ids) & set(self.identity.tower_ids)):
-            pairs.append((f"tower of {name}", identity.tower_ids[name], self.identity.tower_ids[name]))
-        for what, theirs, own in pairs:
-            if theirs != own:
-                raise MismatchError(
-                    f"{where}: made with {what} {theirs}, the labels with {own}. Embed again, or name the space that "
-                    "the items are in with --space."
-                )
+        differs = other_encoder(identity, self.identity)
+        if differs is not None:
+            what, theirs, own = differs
+            raise MismatchError(
+                f"{where}: made with {what} {theirs}, the labels with {own}. Embed again, or name the space that "
+                "the items are in with --space."
+            )
 
 
 def softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -201,7 +201,7 @@ def classify_store(
     made.check(store.manifest.identity, str(store.path))
     return verdicts_of(
         store,
-        modality,
+        None if modality is None else (modality,),
         made.names,
         lambda rows, kinds: _rank_rows(made, rows, kinds, top),
         facts_of(made),
@@ -210,16 +210,16 @@ def classify_store(
 
 def verdicts_of(
     store: EmbeddingStore,
-    modality: str | None,
+    modalities: Sequence[str] | None,
     names: tuple[str, ...],
     judge: Callable[[FloatArray, list[str]], tuple[Any, Any, Any]],
     facts: Mapping[str, Any],
 ) -> Verdicts:
-    """Go through a store's items, or those of one modality, with a judge.
+    """Go through a store's items, or those of some modalities, with a judge.
 
     Args:
         store: its items.
-        modality: the only one, or None.
+        modalities: the only ones; None: all.
         names: what the codes of the judge stand for.
         judge: (n, d) float32 unit rows and their n modalities -> codes, probabilities and scores, as `rank` gives them.
         facts: kept with the verdicts.
@@ -230,7 +230,7 @@ def verdicts_of(
     import pyarrow as pa
 
     tables, parts = [], []
-    for rows, table in item_blocks(store, modality):
+    for rows, table in item_blocks(store, modalities):
         parts.append(judge(rows, table.column("modality").to_pylist()))
         tables.append(table.drop_columns(["group", "attributes"]))
     codes, shares, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
@@ -238,22 +238,23 @@ def verdicts_of(
     return Verdicts(names, items, codes, shares, scores, facts, (), dict(store.manifest.preset_ids))
 
 
-def item_blocks(store: EmbeddingStore, modality: str | None) -> Iterator[tuple[FloatArray, pa.Table]]:
-    """Go through a store's items, or those of one modality: (n, d) float32 unit rows, n rows of the table.
+def item_blocks(store: EmbeddingStore, modalities: Sequence[str] | None) -> Iterator[tuple[FloatArray, pa.Table]]:
+    """Go through a store's items, or those of some modalities: (n, d) float32 unit rows, n rows of the table.
 
     Raises:
         MissingInputError: there are none.
-        UnknownNameError: none of that modality.
+        UnknownNameError: none of such a modality.
     """
     known = tuple(store.manifest.counts)
-    if modality is not None and modality not in known:
-        raise UnknownNameError(f"modality among the items of {store.path}", modality, known)
+    for modality in modalities or ():
+        if modality not in known:
+            raise UnknownNameError(f"modality among the items of {store.path}", modality, known)
     if not len(store):
         raise MissingInputError(f"{store.path}: no item in it.")
     for _, rows, table in store.iter_blocks():
         table = table.select(_COLUMNS)
-        if modality is not None:
-            here = np.flatnonzero(np.array(table.column("modality").to_pylist()) == modality)
+        if modalities is not None:
+            here = np.flatnonzero(np.isin(table.column("modality").to_pylist(), list(modalities)))
             rows, table = rows[here], table.take(here)
         if len(rows):
             yield rows, table
