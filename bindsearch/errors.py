@@ -32,7 +32,7 @@ class BindSearchError(Exception):
     exit_code = 1
 
     def __reduce__(self) -> tuple[Callable[..., BindSearchError], tuple[Any, ...], dict[str, Any]]:
-        """Say how to make it again: from its message, since classes with parts put theirs together of other arguments."""
+        """Say how to make it again: of its message, since classes with parts take other arguments."""
         return _made_again, (type(self), *self.args), self.__dict__
 
 

@@ -143,8 +143,8 @@ def cut_item(item: Item, configs: Mapping[str, Any], window_s: float | None) -> 
         return Cut(tuple(modality.spans(source_of(item), configs[item.modality], window_s)))
 
     outcome = _guarded(item, cut)
-    told = isinstance(outcome, Cut) or outcome.reason == NO_MEMORY or outcome.stage == CUT_STAGE
-    return outcome if told else Cut(())
+    unread = isinstance(outcome, Failed) and outcome.reason != NO_MEMORY and outcome.stage != CUT_STAGE
+    return Cut(()) if unread else outcome
 
 
 def warm_up(item: Item, configs: Mapping[str, Any]) -> None:

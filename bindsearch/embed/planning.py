@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import threading
@@ -219,7 +220,8 @@ def _pieces(item: Item, outcome: Outcome | None) -> list[Item]:
     if isinstance(outcome, Cut) and outcome.spans:
         return [span_item(item, span) for span in outcome.spans]
     if isinstance(outcome, Failed) and outcome.stage == CUT_STAGE:
-        return [BrokenItem(**vars(item), reason=outcome.reason, stage=CUT_STAGE)]
+        known = {field.name: getattr(item, field.name) for field in dataclasses.fields(item) if field.init}
+        return [BrokenItem(**known, reason=outcome.reason, stage=CUT_STAGE)]
     return [item]
 
 

@@ -365,7 +365,7 @@ def sound_seconds(container: Any) -> float:
 
 
 def counted_seconds(container: Any) -> float:
-    """Count how long the first sound track lasts by its packets, for containers whose head does not say (streamed ones).
+    """Count how long the first sound track lasts by its packets, where the container (a streamed one) does not say it.
 
     Args:
         container: from `open_container`, at its start; at its end afterwards.

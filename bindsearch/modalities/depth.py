@@ -50,10 +50,10 @@ class DepthConfig(ModalityConfig):
         index: which picture of an HDF5 dataset that holds many.
         transpose: rows and columns change places after reading (Matlab's order).
         far_m: depth at which values are cut; None leaves them.
-        missing: where there is no depth: "nearest" fills from the nearest pixel that has one; "clip" leaves 0, which the
-            clipping makes very near, as the reference's recipe does.
-        holes: which values are no depth: "zero" (0, negative, NaN, infinite), "nan" (NaN, infinite); "auto": "zero" of
-            distances, "nan" of disparity.
+        missing: where there is no depth: "nearest" fills from the nearest pixel that has one; "clip" leaves 0, which
+            the clipping makes very near, as the reference's recipe does.
+        holes: which values are no depth: "zero" (0, negative, NaN, infinite), "nan" (NaN, infinite); "auto": "zero"
+            of distances, "nan" of disparity.
         max_median_m: a median above it is refused, because it is most likely another unit.
         near_clip_m, far_clip_m: depth is clipped to these before it is inverted.
         baseline_m, focal_px: disparity in pixels = baseline_m * focal_px / depth; focal length of the depth sensor
