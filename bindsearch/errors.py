@@ -19,16 +19,33 @@ Every message says where, what, expected against got, and what to type next.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 NAMES_SHOWN = 12
 """Upper limit of the known names in the message about an unknown one."""
 
 
 class BindSearchError(Exception):
-    """Root of everything that bindsearch raises on purpose."""
+    """Root of everything that bindsearch raises on purpose. Can be pickled, so that worker processes can raise it."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Callable[..., BindSearchError], tuple[Any, ...], dict[str, Any]]:
+        """Say how to make it again: of its message, since classes with parts take other arguments."""
+        return _made_again, (type(self), *self.args), self.__dict__
+
+
+def _made_again(kind: type[BindSearchError], *args: Any) -> BindSearchError:
+    """Make an error of its message alone, passing over what its class does with the parts."""
+    error = kind.__new__(kind, *args)
+    super(BindSearchError, error).__init__(*args)
+    return error
+
+
+def reason_of(error: BaseException) -> str:
+    """Give the first line of a foreign error's message, or its kind where it has no words."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class InputError(BindSearchError, ValueError):

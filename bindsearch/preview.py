@@ -231,13 +231,14 @@ def _show_audio(media: Media, source: Source, title: str, with_clip: bool) -> Pr
 def _show_depth(media: Media, source: Source, title: str, with_clip: bool) -> Preview:
     del source, with_clip
     near_is_high = "disparity" in media.unit
-    picture, low, high = _false_colour(media.array, FAR[::-1] if near_is_high else FAR)
+    measured = np.isfinite(media.array) & ((media.array > 0) | near_is_high)
+    picture, low, high = _false_colour(media.array, FAR[::-1] if near_is_high else FAR, measured)
     return Preview(title, "depth", picture, note="inverse depth" if near_is_high else f"{low:.1f}–{high:.1f} m")
 
 
 def _show_thermal(media: Media, source: Source, title: str, with_clip: bool) -> Preview:
     del source, with_clip
-    picture, _, _ = _false_colour(media.array, HEAT)
+    picture, _, _ = _false_colour(media.array, HEAT, np.isfinite(media.array) & (media.array > 0))
     return Preview(title, "thermal", picture, note=f"{media.array.shape[1]} × {media.array.shape[0]}")
 
 
@@ -293,13 +294,14 @@ def _thumbnail(array: NDArray[np.uint8]) -> Image:
     return picture
 
 
-def _false_colour(grid: FloatArray, palette: tuple[tuple[int, int, int], ...]) -> tuple[Image, float, float]:
-    """Colour (H, W) values between their 2nd and 98th percentile; 0, negative and NaN are grey: nothing was measured.
+def _false_colour(
+    grid: FloatArray, palette: tuple[tuple[int, int, int], ...], valid: NDArray[np.bool_]
+) -> tuple[Image, float, float]:
+    """Colour (H, W) values between their 2nd and 98th percentile; grey where nothing was measured (`valid` is False).
 
     Returns:
         The thumbnail and the two percentiles.
     """
-    valid = np.isfinite(grid) & (grid > 0)
     low, high = np.percentile(grid[valid], [2, 98]) if valid.any() else (0.0, 1.0)
     levels = np.clip((np.where(valid, grid, low) - low) / max(float(high - low), 1e-9), 0, 1)
     colours = apply_palette(levels, palette)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bindsearch.types import FloatArray
 
 SMALLEST_NORM = 1e-3
-"""A sum shorter than this has no direction worth the name: the terms cancel out."""
+"""A sum shorter than this share of its terms' weights has no direction worth the name: the terms cancel out."""
 
 _WEIGHT = re.compile(r"(?s)(.+)@([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
 
@@ -63,7 +63,7 @@ class Term:
 
 
 class Embedding:
-    """A query: terms of one space, added up. Immutable; +, -, * and / by numbers give new ones.
+    """A query: terms of one space, added up. Immutable; +, -, * and / by numbers give new ones. Can be pickled.
 
     Attributes:
         terms: in the order they were added.
@@ -74,13 +74,19 @@ class Embedding:
     __array_ufunc__ = None  # so that numpy's numbers leave multiplication to us
 
     def __init__(self, terms: tuple[Term, ...], identity: Identity) -> None:
-        """Use `of` or `of_vector`."""
+        """Use `of` or `of_vector`. The terms' vectors are made read-only."""
+        for term in terms:
+            term.vector.flags.writeable = False
         object.__setattr__(self, "terms", terms)
         object.__setattr__(self, "identity", identity)
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse to change."""
         raise AttributeError(f"an Embedding is immutable: make a new one instead of setting {name!r}.")
+
+    def __reduce__(self) -> tuple[type[Embedding], tuple[tuple[Term, ...], Identity]]:
+        """Say how to make it again, for copies and other processes."""
+        return Embedding, (self.terms, self.identity)
 
     terms: tuple[Term, ...]
     identity: Identity
@@ -153,9 +159,9 @@ class Embedding:
         """The query itself: (1, d) float32 unit row, the weighted terms summed and normalised.
 
         Raises:
-            InputError: the sum is shorter than SMALLEST_NORM.
+            InputError: the sum is shorter than SMALLEST_NORM of the weights' sizes together.
         """
-        total, norm = self._sum()
+        _, total, norm = self._sum()
         return np.asarray(total / norm, dtype=np.float32)[None]
 
     def contributions(self, rows: FloatArray) -> NDArray[np.float64]:
@@ -167,8 +173,10 @@ class Embedding:
         Returns:
             (n, terms) float64; a row sums to its score, up to rounding.
         """
-        _, norm = self._sum()
-        weighted = np.stack([term.vector.astype(np.float64) * (term.weight / norm) for term in self.terms])
+        weights, _, norm = self._sum()
+        weighted = np.stack(
+            [term.vector.astype(np.float64) * (weight / norm) for term, weight in zip(self.terms, weights, strict=True)]
+        )
         return np.asarray((rows.astype(np.float64)[:, None, :] * weighted).sum(axis=2), dtype=np.float64)
 
     def names(self) -> tuple[str, ...]:
@@ -238,30 +246,36 @@ class Embedding:
         """Turn every weight's sign."""
         return self * -1
 
-    def _sum(self) -> tuple[NDArray[np.float64], float]:
+    def _sum(self) -> tuple[list[float], NDArray[np.float64], float]:
+        """Give the weights, the sum and its norm, all over the power of two above the largest weight: no digit changes.
+
+        Raises:
+            InputError: the terms cancel out.
+        """
+        _, power = math.frexp(max(abs(term.weight) for term in self.terms))
+        weights = [math.ldexp(term.weight, -power) for term in self.terms]
         total = np.zeros(self.dim, dtype=np.float64)
-        for term in self.terms:
-            total += term.weight * term.vector.astype(np.float64)
-        norm = math.sqrt(float((total * total).sum()))
-        if norm < SMALLEST_NORM:
+        for term, weight in zip(self.terms, weights, strict=True):
+            total += weight * term.vector.astype(np.float64)
+        norm, reach = math.sqrt(float((total * total).sum())), sum(abs(weight) for weight in weights)
+        if norm <= SMALLEST_NORM * reach:
+            share = norm / reach if reach else 0.0
             raise InputError(
-                f"the query {self.describe()!r:.160}: its terms cancel out (the sum has norm {norm:.1e}, at least "
-                f"{SMALLEST_NORM:g} is needed). Change a weight or take a term away."
+                f"the query {self.describe()!r:.160}: its terms cancel out (the sum has {share:.1e} of the norm that "
+                f"the weights allow, at least {SMALLEST_NORM:g} is needed). Change a weight or take a term away."
             )
-        return total, norm
+        return weights, total, norm
 
 
 def _unit(vector: FloatArray, label: str) -> FloatArray:
-    """Give one vector as (d,) float32 unit vector, read-only."""
+    """Give one vector as (d,) float32 unit vector, a copy."""
     if vector.dtype != np.float32 or vector.shape not in ((vector.size,), (1, vector.size)) or not vector.size:
         raise ShapeError(f"{label}: expected one vector (d,) or (1, d) of float32, got {vector.shape} {vector.dtype}.")
     wide = vector.reshape(-1).astype(np.float64)
     norm = math.sqrt(float((wide * wide).sum()))
     if not math.isfinite(norm) or norm == 0:
         raise InputError(f"{label}: the vector has the norm {norm}; expected a finite norm above 0.")
-    unit = (wide / norm).astype(np.float32)
-    unit.flags.writeable = False
-    return unit
+    return np.asarray(wide / norm, dtype=np.float32)
 
 
 # ---- terms as people write them --------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bindsearch.drawing import draw_words, fit, font_of
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COLUMNS = 5
 _TILE_PX, _PICTURE_PX, _GAP_PX, _EDGE_PX, _HEAD_PX = 220, 165, 14, 24, 34
 _TEXT_PX = 46
+_LINE_PX = _PICTURE_PX + _TEXT_PX + _GAP_PX
 _LARGEST_PX = 30_000
 _PAPER, _CARD, _WELL, _INK, _SOFT, _FRAME = "#f6f6f4", "#ffffff", "#ecedf0", "#1d1f23", "#6a6f78", "#d9dbdf"
 _TERM = "#2f6fde"
@@ -69,32 +70,54 @@ def contact_sheet(rows: Sequence[Row], foot: str = "", columns: int = COLUMNS) -
         columns: tiles side by side.
 
     Returns:
-        An RGB picture; rows that would make it higher than 30,000 pixels are left out, and the foot says so.
+        An RGB picture, at most 30,000 pixels high: of the first query that does not fit, the best answers that do are
+        shown; the foot says how many answers and queries are left out.
     """
     from PIL import Image, ImageDraw
 
     step = _TILE_PX + _GAP_PX
-    tall = _PICTURE_PX + _TEXT_PX + _GAP_PX
-    lines = [(-(-len(row.terms) // columns), -(-len(row.hits) // columns)) for row in rows]
-    heights = [_HEAD_PX + sum(pair) * tall + _GAP_PX for pair in lines]
-    kept = 0
-    while kept < len(rows) and sum(heights[: kept + 1]) < _LARGEST_PX:
-        kept += 1
-    if kept < len(rows):
-        foot += f" · {len(rows) - kept} more queries are left out"
-    size = (2 * _EDGE_PX + columns * step - _GAP_PX, 2 * _EDGE_PX + sum(heights[:kept]) + 18)
+    shown, foot = _fitting(rows, foot, columns)
+    heights = [_height(row, columns) for row in shown]
+    size = (2 * _EDGE_PX + columns * step - _GAP_PX, 2 * _EDGE_PX + sum(heights) + 18)
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
     top = _EDGE_PX
-    for row, (of_terms, _), height in zip(rows[:kept], lines, heights, strict=False):
+    for row, height in zip(shown, heights, strict=True):
         draw.text((_EDGE_PX, top), fit(row.title, 17, size[0] - 2 * _EDGE_PX), _INK, font_of(17, bold=True))
-        for tiles, first in ((row.terms, top + _HEAD_PX), (row.hits, top + _HEAD_PX + of_terms * tall)):
+        below = top + _HEAD_PX + _lines(row.terms, columns) * _LINE_PX
+        for tiles, first in ((row.terms, top + _HEAD_PX), (row.hits, below)):
             for number, tile in enumerate(tiles):
-                at = (_EDGE_PX + number % columns * step, first + number // columns * tall)
+                at = (_EDGE_PX + number % columns * step, first + number // columns * _LINE_PX)
                 _draw_tile(sheet, draw, tile, at, is_term=tiles is row.terms)
         top += height
     draw.text((_EDGE_PX, size[1] - _EDGE_PX - 8), fit(foot, 12, size[0] - 2 * _EDGE_PX), _SOFT, font_of(12))
     return sheet
+
+
+def _fitting(rows: Sequence[Row], foot: str, columns: int) -> tuple[list[Row], str]:
+    """Give the rows that one sheet holds, the last of them cut to the answers that fit, and the foot that says so."""
+    shown: list[Row] = []
+    room_px = _LARGEST_PX
+    for row in rows:
+        lines = (room_px - _height(replace(row, hits=()), columns)) // _LINE_PX
+        if lines < min(_lines(row.hits, columns), 1):
+            break
+        shown.append(replace(row, hits=row.hits[: lines * columns]))
+        room_px -= _height(shown[-1], columns)
+        if left_out := len(row.hits) - len(shown[-1].hits):
+            foot += f" · {left_out} more answers are left out"
+            break
+    if len(shown) < len(rows):
+        foot += f" · {len(rows) - len(shown)} more queries are left out"
+    return shown, foot
+
+
+def _height(row: Row, columns: int) -> int:
+    return _HEAD_PX + (_lines(row.terms, columns) + _lines(row.hits, columns)) * _LINE_PX + _GAP_PX
+
+
+def _lines(tiles: Sequence[Tile], columns: int) -> int:
+    return -(-len(tiles) // columns)
 
 
 def _draw_tile(sheet: Image, draw: Any, tile: Tile, at: tuple[int, int], is_term: bool) -> None:

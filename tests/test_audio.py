@@ -399,3 +399,46 @@ def test_small_spaces_are_data():
     assert AUDIO.preprocess(media(tone(2.0), 16000), config).shape == (1, 1, 64, 128)
     with pytest.raises(InputError, match="multiple of 200"):
         AUDIO.config(rate_hz=22_050)
+
+
+# ------------------------------------------------------------------------------- lengths that the head does not say
+
+
+def streamed(seconds, announced=0):
+    """Write noise as FLAC and put another number of samples into its head: 0 where the writer could not go back."""
+    noise = np.random.default_rng(2).uniform(-0.5, 0.5, int(seconds * 8000)).astype(np.float32)
+    out = io.BytesIO()
+    soundfile.write(out, noise, 8000, format="FLAC")
+    data = bytearray(out.getvalue())
+    data[21] = (data[21] & 0xF0) | announced >> 32
+    data[22:26] = (announced & 0xFFFFFFFF).to_bytes(4, "big")
+    return out.getvalue(), bytes(data)
+
+
+@pytest.mark.parametrize("announced", [0, 2**36 - 1])
+def test_a_flac_whose_head_does_not_say_its_length_is_measured_and_cut(announced, tmp_path):
+    known, unknown = (Source.of(data) for data in streamed(63, announced))
+    path = tmp_path / "streamed.flac"
+    path.write_bytes(streamed(63, announced)[1])
+    whole = AUDIO.decode(known, DEFAULT).array
+    for source in (unknown, Source.of(path)):
+        assert duration_s(source) == 63
+        assert AUDIO.spans(source, DEFAULT, None) == AUDIO.spans(known, DEFAULT, None)
+        assert np.array_equal(AUDIO.decode(source, DEFAULT).array, whole)
+        for start, end in ((0.0, 10.0), (40.0, 50.0), (50.0, 63.0)):
+            span = AUDIO.decode(source, DEFAULT, (start, end)).array
+            assert np.array_equal(span, whole[:, int(start * 8000) : int(end * 8000)])
+    with pytest.raises(DecodeError, match="no audio samples after decoding in 63-70 s"):
+        AUDIO.decode(unknown, DEFAULT, (63.0, 70.0))
+
+
+def test_windows_without_end_are_refused():
+    with pytest.raises(DecodeError, match=r"a\.wav: 5e\+14 s in windows of 10 s are over 1,000,000 items"):
+        windows(5e14, 10.0, "a.wav")
+    with pytest.raises(DecodeError, match=r"60 s in windows of 1e-05 s .* --window"):
+        AUDIO.spans(Source.of(np.zeros((1, 480_000), np.float32), rate_hz=8000), DEFAULT, 1e-5)
+
+
+def test_what_is_to_be_typed_exists():
+    with pytest.raises(DecodeError, match=r"more than 1000 samples \(max_values\); cut it in windows: --window 10$"):
+        AUDIO.decode(Source.of(streamed(1)[0]), AUDIO.config(max_values=1000))

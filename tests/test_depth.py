@@ -118,6 +118,62 @@ def test_monocular_disparity():
     assert decode(out.getvalue(), "disparity8").array.tolist() == levels.tolist()
 
 
+def scene_with_sky():
+    """Inverse depth: a near post on the left, sky (0: farthest) above ground."""
+    scene = np.full((60, 60), 100, np.uint8)
+    scene[:, :20] = 255
+    scene[:36, 20:] = 0
+    return scene
+
+
+@pytest.mark.parametrize(
+    ("preset", "scene"),
+    [
+        ("disparity8", scene_with_sky()),
+        ("disparity", scene_with_sky().astype(np.uint16) * 257),
+        ("disparity", scene_with_sky().astype(np.float32) / 255),
+    ],
+)
+def test_zero_disparity_is_far_and_no_hole(preset, scene):
+    config = DEPTH.config(preset, size_px=60)
+    found = decode(npy_bytes(scene), preset)
+    assert np.array_equal(found.array, scene.astype(np.float32))
+    assert found.notes["missing_share"] == 0
+    x = DEPTH.preprocess(found, config)[0, 0]
+    assert x[10, 40] < x[50, 40] < x[10, 10]  # sky is farther than ground, ground than the post
+    levels = scene.astype(np.float32)
+    assert x == pytest.approx((levels - levels.mean()) / levels.std(), abs=1e-4)
+
+
+def test_holes_of_disparity_are_what_is_not_finite_or_what_a_stereo_map_leaves_at_zero():
+    scene = scene_with_sky().astype(np.float32)
+    scene[0, 30], scene[50, 3] = np.inf, np.nan
+    found = decode(npy_bytes(scene), "disparity")
+    assert found.notes["missing_share"] == pytest.approx(2 / 3600)
+    x = DEPTH.preprocess(found, DEPTH.config("disparity", size_px=60))[0, 0]
+    assert (x[0, 30], x[50, 3]) == (x[0, 31], x[50, 4])
+    x = DEPTH.preprocess(found, DEPTH.config("disparity", size_px=60, missing="clip"))[0, 0]
+    assert np.isfinite(x).all()
+    assert x[50, 3] == x[10, 40]
+    stereo = DEPTH.config("disparity", size_px=60, holes="zero")
+    matched = DEPTH.decode(Source.of(npy_bytes(scene)), stereo)
+    assert matched.notes["missing_share"] == pytest.approx((36 * 40 + 1) / 3600)
+    assert DEPTH.preprocess(matched, stereo)[0, 0, 10, 30] == DEPTH.preprocess(matched, stereo)[0, 0, 10, 10]
+    with pytest.raises(DecodeError, match="all are NaN or infinite"):
+        decode(npy_bytes(np.full((9, 9), np.nan)), "disparity")
+
+
+def test_ids_of_presets_whose_numbers_stayed():
+    ids = {preset: DEPTH.config(preset).id for preset in DEPTH.presets}
+    assert (ids["default"], ids["sunrgbd"], ids["reference"]) == (
+        "default:0d71b4a1",
+        "sunrgbd:ea0f1b66",
+        "reference:02a299bb",
+    )
+    assert ids["disparity"] != "disparity:9dd2cc63"  # what it was while 0 was a hole
+    assert DEPTH.config("disparity", holes="zero").id == "disparity:9dd2cc63"
+
+
 # ------------------------------------------------------------------------------------------------ what is refused
 
 
@@ -196,10 +252,10 @@ def test_depth_is_clipped_before_it_is_inverted():
 
 def test_holes():
     grid = np.array([[0, 0, 0, 0], [0, 2, 0, 5], [0, 0, 0, 0], [7, 0, 0, 0]], np.float32)
-    assert fill_holes(grid).tolist() == [[2, 2, 2, 5], [2, 2, 2, 5], [2, 2, 2, 5], [7, 7, 7, 7]]
+    assert fill_holes(grid, grid > 0).tolist() == [[2, 2, 2, 5], [2, 2, 2, 5], [2, 2, 2, 5], [7, 7, 7, 7]]
     assert grid[0, 0] == 0
     full = np.ones((3, 3), np.float32)
-    assert fill_holes(full) is full
+    assert fill_holes(full, full > 0) is full
     hole = np.full((40, 40), 2.0, np.float32)
     hole[10:20, 10:20] = 0
     assert np.ptp(DEPTH.preprocess(media(hole), DEFAULT)) < 1e-4

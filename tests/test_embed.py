@@ -471,6 +471,32 @@ def test_long_recordings_become_spans(tmp_path, space):
     assert max(row["end_s"] for row in left) == pytest.approx(3.0)
 
 
+def test_a_recording_that_does_not_say_its_length_is_cut_too(tmp_path, space):
+    """What a pipe left behind: a FLAC whose head says that it has no samples."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    soundfile.write(folder / "streamed.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 8000 * 6), 8000)
+    data = bytearray((folder / "streamed.flac").read_bytes())
+    data[21], data[22:26] = data[21] & 0xF0, bytes(4)
+    (folder / "streamed.flac").write_bytes(data)
+    run_embed([folder], out, space, options=EmbedOptions(workers=0, window_s=2.0))
+    rows = [(row["start_s"], row["end_s"]) for row in open_store(out).items().to_pylist()]
+    assert sorted(rows) == [(0.0, 2.0), (2.0, 4.0), (4.0, 6.0)]
+
+
+def test_a_recording_of_too_many_windows_is_in_the_ledger(tmp_path, space):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (folder / "long.wav").write_bytes(sound_bytes(7.0, rate=8000))
+    report = run_embed([folder], out, space, options=EmbedOptions(workers=0, window_s=1e-6, max_bad=1))
+    assert report.bad_items == 1
+    ledger = {row["key"]: row["reason"] for row in open_store(out).bad()}
+    assert "7 s in windows of 1e-06 s are over 1,000,000 items" in ledger["long.wav"]
+    run_embed([folder], out, space, options=EmbedOptions(workers=0, window_s=2.0))
+    assert len(open_store(out)) == 4
+    assert not list(open_store(out).bad())
+
+
 def test_fused_items_are_the_weighted_sum_of_unit_rows(media, tmp_path, space):
     row = {"key": "both", "fuse": "video*0.95 + audio*0.05", "video": "sub/film.mp4", "audio": "sub/film.mp4"}
     minus = {"key": "less", "fuse": "image - text*0.25", "image": "2.png", "text": "a dog"}

@@ -111,6 +111,64 @@ def test_time_units(name, factor):
     one_ulp(found.array, SIGNAL)
 
 
+@pytest.mark.parametrize(
+    ("accel", "gyro", "factors"),
+    [
+        (" (mg)", " (mdps)", (GRAVITY / 1000, math.pi / 180_000)),
+        (" [G]", " [deg/sec]", (GRAVITY, math.pi / 180)),
+        (" (cm/s^2)", " (rpm)", (0.01, math.pi / 30)),
+        (" (m/s²)", " (degrees/sec)", (1, math.pi / 180)),
+        (" [m s⁻²]", " [°/sec]", (1, math.pi / 180)),
+        ("_m_s2", "_rad_s", (1, 1)),
+        ("_g", "_mdps", (GRAVITY, math.pi / 180_000)),
+        ("[0]", "[0]", (1, 1)),
+    ],
+)
+def test_spellings_of_units(accel, gyro, factors):
+    names = [f"{name}{accel if name.startswith('a') else gyro}" for name in NAMES]
+    expected = SIGNAL * np.repeat(factors, 3)[:, None]
+    found = decode(table(SIGNAL, TIMES, ("time (sec)", *names))).array
+    assert np.abs(found - expected).max() <= 2e-7 * np.abs(expected).max()
+
+
+def test_a_unit_that_is_not_known_is_named():
+    def named(accel="", gyro="", time="time_s"):
+        return table(SIGNAL, TIMES, (time, *(f"{name}{accel if name[0] == 'a' else gyro}" for name in NAMES)))
+
+    words = r"states the unit 'furlong'; of accel, m/s\^2, cm/s\^2, mm/s\^2, g, mg are known: set accel_unit"
+    with pytest.raises(DecodeError, match=words):
+        decode(named(" (furlong)"))
+    with pytest.raises(DecodeError, match=r"states the unit 'm/s\^2'; of gyro, rad/s, .*rpm are known: set gyro_unit"):
+        decode(named(gyro=" [m/s^2]"))
+    with pytest.raises(DecodeError, match="states the unit 'fortnight'; of time"):
+        decode(named(time="time (fortnight)"))
+    one_ulp(decode(named(" (furlong)"), accel_unit="m/s^2").array, SIGNAL)
+    mixed = ("time_s", "accel_x (g)", "accel_y (mg)", *NAMES[2:])
+    with pytest.raises(DecodeError, match=r"states several units of accel \(g, mg\): set accel_unit"):
+        decode(table(SIGNAL, TIMES, mixed))
+
+
+def test_units_in_attributes():
+    expected = SIGNAL * np.repeat([GRAVITY / 1000, math.pi / 180], 3)[:, None]
+    for attributes in (
+        {"accel_unit": "mg", "gyro_unit": "degrees/sec"},
+        {"units": "mg, deg/s"},
+        {"unit": ["mg", "°/s"]},
+    ):
+        found = decode(h5({"imu": SIGNAL}, rate_hz=100, **attributes)).array
+        assert np.abs(found - expected).max() <= 2e-7 * np.abs(expected).max()
+    for attributes in ({"accel_unit": "furlong"}, {"gyro_unit": "furlong"}, {"units": "furlong"}):
+        with pytest.raises(DecodeError, match="states the unit 'furlong'"):
+            decode(h5({"imu": SIGNAL}, rate_hz=100, **attributes))
+    out = io.BytesIO()
+    with h5py.File(out, "w") as file:
+        for name, rows, unit in (("accelerometer", SIGNAL[:3], "mg"), ("gyroscope", SIGNAL[3:], "deg/s")):
+            file[name] = rows
+            file[name].attrs["units"] = unit
+        file.attrs["rate_hz"] = 100
+    assert np.abs(decode(out.getvalue()).array - expected).max() <= 2e-7 * np.abs(expected).max()
+
+
 def test_columns_in_any_order_and_by_name():
     order = [3, 4, 5, 2, 1, 0]
     found = decode(table(SIGNAL[order], TIMES, ("t", *(NAMES[place] for place in order))))
@@ -183,6 +241,92 @@ def test_a_gap_in_time_is_bridged():
     found = decode(table(line[:, kept], TIMES[kept]))
     assert found.array.shape == (6, 500)
     assert np.abs(found.array - line).max() < 1e-4
+
+
+def test_windows_that_were_never_recorded_are_refused():
+    """5 s, then nothing for 20 s, then 15 s: a straight line is no movement."""
+    times = np.concatenate([np.arange(1000) / 200, 25 + np.arange(3000) / 200])
+    source = Source.of(table(np.stack([np.sin(6 * times + row) for row in range(6)]), times))
+    for config in (DEFAULT, IMU.config(missing="zero")):
+        spans = IMU.spans(source, config, None)
+        assert spans == [(0.0, 10.0), (10.0, 20.0), (20.0, 30.0), (30.0, 40.0)]
+        with pytest.raises(DecodeError, match=r"100% of the values are missing or NaN in 10-20 s \(max_missing 50%\)"):
+            IMU.decode(source, config, spans[1])
+        assert IMU.decode(source, config, spans[2]).notes["missing_share"] == pytest.approx(0.5, abs=0.01)
+        assert IMU.decode(source, config, spans[3]).notes["missing_share"] == 0
+    assert (IMU.decode(source, IMU.config(missing="zero"), (20.0, 30.0)).array[:, :980] == 0).all()
+    assert decode(source).notes["missing_share"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_missing_share_is_that_of_the_span():
+    times = np.arange(8000) / 200
+    values = np.tile(SIGNAL, (1, 16))
+    values[:, 2000:4000] = np.nan
+    values[2, 4000:6000] = np.nan
+    source = Source.of(table(values, times))
+    assert IMU.decode(source, DEFAULT, (0.0, 10.0)).notes["missing_share"] == 0
+    with pytest.raises(DecodeError, match="100% of the values are missing or NaN in 10-20 s"):
+        IMU.decode(source, DEFAULT, (10.0, 20.0))
+    with pytest.raises(DecodeError, match="channel 2 has no value at all in 20-30 s"):
+        IMU.decode(source, DEFAULT, (20.0, 30.0))
+    assert IMU.decode(source, DEFAULT, (30.0, 40.0)).array.shape == (6, 2000)
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        lambda times: np.floor(times + 1e-9),
+        lambda times: np.floor(times * 10 + 1e-9) / 10,
+        lambda times: np.floor(times * 100 + 1e-9) / 100,
+        lambda times: np.ceil(times - 1e-9),
+        lambda times: np.floor(times + 0.5),
+        lambda times: np.floor(times * 10 + 0.5) / 10,
+        lambda times: np.repeat(times[::5], 5),  # five rows a message of the radio
+        lambda times: np.concatenate([times[:1000], np.repeat(times[1000::5], 5)]),
+    ],
+)
+def test_rows_that_share_a_time_are_all_kept(stamp):
+    times = np.arange(2000) / 200
+    wave = np.stack([np.sin(2 * np.pi * (row + 1) * 3 * times) for row in range(6)])
+    found = decode(table(wave, stamp(times)))
+    assert found.rate_hz == 200
+    one_ulp(found.array, wave)
+
+
+def test_times_rounded_to_the_nearest_keep_all_rows_and_nearly_the_rate():
+    times = np.arange(2000) / 200
+    rounded = np.array([round(time, 2) for time in times])
+    assert set(np.unique(rounded, return_counts=True)[1]) > {1, 3}
+    found = decode(table(np.tile(times, (6, 1)), rounded))
+    assert found.array.shape == (6, 2000)
+    assert found.rate_hz == pytest.approx(200, rel=2e-3)
+
+
+def test_shared_times_and_a_gap():
+    times = np.concatenate([np.arange(2000), 6000 + np.arange(2000)]) / 200
+    found = decode(table(np.tile(times, (6, 1)), np.floor(times * 10 + 1e-9) / 10))
+    assert (found.rate_hz, found.array.shape) == (200, (6, 8000))
+    assert found.notes["missing_share"] == pytest.approx(0.5, abs=0.01)
+    assert np.abs(found.array[0, :2000] - times[:2000]).max() < 1e-4
+    assert np.abs(found.array[0, 6010:] - times[2010:]).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        np.floor(np.arange(500) / 200),  # three times: none is known to be whole
+        np.zeros(500),
+        np.concatenate([np.arange(400) / 200, np.full(100, 2.0), 2 + np.arange(1, 101) / 200]),  # the clock stood still
+    ],
+)
+def test_times_that_are_too_coarse_are_refused_or_the_rate_is_said(times):
+    signal = RNG.normal(0, 3, (6, times.size))
+    data = table(signal, times)
+    with pytest.raises(DecodeError, match=r"\d rows share \d+ times, too coarse to say the rate; set source_rate_hz"):
+        decode(data)
+    found = decode(data, source_rate_hz=200.0)
+    assert found.rate_hz == 200
+    one_ulp(found.array, signal)
 
 
 def test_missing_values():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -52,7 +54,7 @@ def test_the_sum_is_normalise_weight_sum_normalise(parts):
         query = query + weight * term(seed)
     total = sum(weight * unit(row(seed)) for seed, weight in parts)
     norm = np.linalg.norm(total)
-    if norm < SMALLEST_NORM:
+    if norm < SMALLEST_NORM * sum(abs(weight) for _, weight in parts):
         with pytest.raises(InputError, match="cancel out"):
             query.vector  # noqa: B018
         return
@@ -118,10 +120,29 @@ def test_a_query_is_written_as_it_was_meant():
 
 def test_terms_that_cancel_out_are_refused():
     a = term(1)
-    for query in (a - a, 1e-4 * a, a + term(2) - a - term(2)):
+    nearly = Embedding.of(toy_space(), "image", row(1) + np.float32(1e-5), "nearly")
+    for query in (a - a, a + term(2) - a - term(2), a - nearly, 1000 * a - 1000 * nearly, 0 * a, 1e-300 * (a - a)):
         with pytest.raises(InputError, match=r"cancel out .*at least 0.001 is needed"):
             query.vector  # noqa: B018
     (a - 0.99 * a).vector  # noqa: B018
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-4, 10, 1e200])
+def test_the_size_of_weights_says_nothing(size):
+    mixed = term(1) + 0.5 * term(2)
+    np.testing.assert_allclose((size * mixed).vector, mixed.vector, atol=1e-7)
+    rows = np.stack([unit(row(seed)) for seed in range(60, 63)]).astype(np.float32)
+    np.testing.assert_allclose((size * mixed).contributions(rows), mixed.contributions(rows), atol=1e-12)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_queries_are_copied_and_pickled(again):
+    query = term(1) - 0.5 * term(2, "text", "night")
+    other = again(query)
+    assert (other.describe(), other.identity) == (query.describe(), query.identity)
+    np.testing.assert_array_equal((other + term(3)).vector, (query + term(3)).vector)
+    with pytest.raises(ValueError, match="read-only"):
+        other.terms[0].vector[0] = 3
 
 
 @pytest.mark.parametrize(

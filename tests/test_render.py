@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bindsearch import preview, render
+from bindsearch import preview, render, sheet
 from bindsearch.index.build import build_index
 from bindsearch.query import Embedding
 from bindsearch.registry import MODALITIES
@@ -347,6 +347,25 @@ def test_many_queries_stand_below_each_other_and_an_endless_sheet_is_cut():
     assert contact_sheet([Row("a", [], tiles[:1])] * 200).height <= 30_100
     assert contact_sheet([]).height > 10
     assert contact_sheet([Row("a", tiles[:6], tiles)]).height - one.height == 225  # a sixth term begins a new line
+
+
+def test_a_sheet_of_too_many_answers_shows_the_best_that_fit(monkeypatch):
+    shown, feet = preview.Preview("x", "text", words="a dog"), []
+    monkeypatch.setattr(sheet, "fit", lambda text, *_args, **_more: feet.append(text) or text)
+    tiles = [Tile(shown, "1   0.5", "k")] * 700
+
+    def foot_of(rows):
+        feet.clear()
+        picture = contact_sheet(rows, "facts")
+        return picture.height, feet[-1]
+
+    height, foot = foot_of([Row("a", tiles[:1], tiles)])
+    assert (29_700 < height <= 30_100, foot) == (True, "facts · 40 more answers are left out")  # 132 lines of 5
+    two = Row("b", tiles[:1], tiles)
+    assert foot_of([two, two, two])[1] == "facts · 40 more answers are left out · 2 more queries are left out"
+    few = Row("c", tiles[:1], tiles[:7])
+    height, foot = foot_of([few] * 50)  # 41 fit with all their answers, the next with its terms alone: left out
+    assert (height <= 30_100, foot) == (True, "facts · 9 more queries are left out")
 
 
 # ---- previews --------------------------------------------------------------------------------------------------------

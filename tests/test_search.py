@@ -303,6 +303,20 @@ def test_wrong_dimensions_and_kinds_are_named(toy):
         toy.search(np.ones((1, 16), dtype=np.float32), k=0)
 
 
+def test_a_bare_vector_is_one_query(toy):
+    """Of several rows, one would be answered for another."""
+    rows = np.eye(3, 16, dtype=np.float32)
+    assert toy.search(rows[1], k=3).scores.tolist() == toy.search(rows[1:2], k=3).scores.tolist()
+    assert [len(hits) for hits in toy.search_many(rows, k=2)] == [2, 2, 2]
+    for wrong in (rows[1:3], rows[:0], rows[None, :1], np.float32(1), np.zeros(0, np.float32)):
+        with pytest.raises(ShapeError, match=r"one vector \(d,\) or \(1, d\), got shape .*search_many"):
+            toy.search(wrong)
+        with pytest.raises(ShapeError, match="one vector"):
+            toy.search_many([rows[0], wrong])
+        with pytest.raises(ShapeError, match="one vector"):
+            toy.search_range(wrong, 0.2)
+
+
 # ---- items -----------------------------------------------------------------------------------------------------------
 
 

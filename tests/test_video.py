@@ -213,6 +213,26 @@ def test_times_of_frames_changed_no_preset_id():
     assert VIDEO.config("reference", times="own").id != REFERENCE.id
 
 
+def test_long_thin_videos_are_refused_before_a_frame_is_decoded(monkeypatch):
+    """Scaled to 224 pixels, each frame would be 57,344 wide; pictures of that shape are refused, too."""
+    monkeypatch.setattr(video, "read_frames", None)
+    monkeypatch.setattr(video, "seek_frames", None)
+    words = r"1024x16: one side is over 50 times the other \(max_aspect\); crop it first"
+    for thing in (
+        Source.of(video_bytes(3, size=(1024, 16))),
+        Source.of(np.zeros((3, 16, 1024, 3), np.uint8), rate_hz=3),
+    ):
+        for preset in ("default", "reference"):
+            with pytest.raises(DecodeError, match=words):
+                VIDEO.decode(thing, VIDEO.config(preset))
+    with pytest.raises(DecodeError, match=words) as refused:
+        VIDEO.preprocess(Media("video", np.zeros((3, 16, 1024, 3), np.uint8), "level", 3.0), DEFAULT)
+    assert refused.value.stage == "preprocess"
+    small = VIDEO.config(max_aspect=64.0, size_px=8)
+    assert VIDEO.decode(Source.of(np.zeros((3, 16, 1024, 3), np.uint8), rate_hz=3), small).array.shape[2] == 1024
+    assert VIDEO.config(max_aspect=64.0).id != DEFAULT.id
+
+
 def test_one_frame_gives_full_clips():
     media = VIDEO.decode(Source.of(numbered(1)), DEFAULT)
     assert media.notes["picks"] == [[0, 0]] * 5

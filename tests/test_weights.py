@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bindsearch.errors import InputError, MissingInputError, WeightsError
+from bindsearch.llm.checkpoints import read_torch
 from bindsearch.models import tower_file, weights
 from bindsearch.models.bind import build_tower
 from bindsearch.models.keys import DERIVED, checkpoint_key, tower_key
@@ -196,6 +197,18 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path: 
     assert not marker.exists()
     torch.load(path, weights_only=False)  # the bomb is a real one
     assert marker.exists()
+
+
+@pytest.mark.parametrize(("kept", "said"), [(0, "EOFError"), (2, "."), (60, ".")])
+def test_a_torn_checkpoint_is_refused_though_its_error_has_no_words(tmp_path: Path, kept: int, said: str) -> None:
+    torch.save({"a": torch.ones(3)}, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(tmp_path / "torn.pth", "w") as torn:
+        for name in whole.namelist():
+            data = whole.read(name)
+            torn.writestr(name, data[:kept] if name.endswith("data.pkl") else data)
+    for read in (weights.read_checkpoint, read_torch):
+        with pytest.raises(WeightsError, match=rf"torn.pth: refused or damaged: {said}"):
+            read(tmp_path / "torn.pth")
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "cut", "foreign zip", "list", "legacy"])

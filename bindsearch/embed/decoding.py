@@ -21,6 +21,7 @@ from bindsearch.listing import BrokenItem, FusedItem, Listing
 from bindsearch.listing.naming import to_path
 from bindsearch.makers import maker_of
 from bindsearch.modalities.base import Modality
+from bindsearch.modalities.clips import CUT_STAGE
 from bindsearch.registry import MODALITIES
 from bindsearch.sources import Source
 from bindsearch.types import Item, Span
@@ -133,7 +134,8 @@ def cut_item(item: Item, configs: Mapping[str, Any], window_s: float | None) -> 
     """Look at a recording's length and cut it in spans.
 
     Returns:
-        Cut; where its length cannot be read, no spans: decoding it will say why.
+        Cut; where its length cannot be read, no spans: decoding it will say why. Failed where it would be cut in too
+        many, or memory ran out.
     """
 
     def cut(_started: float) -> Outcome:
@@ -141,7 +143,8 @@ def cut_item(item: Item, configs: Mapping[str, Any], window_s: float | None) -> 
         return Cut(tuple(modality.spans(source_of(item), configs[item.modality], window_s)))
 
     outcome = _guarded(item, cut)
-    return Cut(()) if isinstance(outcome, Failed) and outcome.reason != NO_MEMORY else outcome
+    unread = isinstance(outcome, Failed) and outcome.reason != NO_MEMORY and outcome.stage != CUT_STAGE
+    return Cut(()) if unread else outcome
 
 
 def warm_up(item: Item, configs: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 from bindsearch.embed.batching import modalities_of
 from bindsearch.embed.changes import KnownUnits
-from bindsearch.embed.decoding import Cut, has_spans
+from bindsearch.embed.decoding import Cut, Failed, Outcome, has_spans
 from bindsearch.embed.lease import SILENCE_S
 from bindsearch.embed.place import Place
 from bindsearch.embed.plan import PlannedRow, PlanWriter, fingerprint, span_item
@@ -23,6 +24,7 @@ from bindsearch.embed.workers import DecodePool
 from bindsearch.errors import InputError, MissingInputError
 from bindsearch.listing import BrokenItem, Listing
 from bindsearch.listing.collect import STDIN
+from bindsearch.modalities.clips import CUT_STAGE
 from bindsearch.store import Generation, Identity, generation_folders
 from bindsearch.store.files import full_disk_said
 from bindsearch.types import Item
@@ -202,8 +204,7 @@ class Planner:
         cuts = self.pool.map(timed, self.task({item.modality for item in timed}, cut=True)) if timed else iter(())
         for origin, item, mark in changed:
             outcome = next(cuts)[1] if has_spans(item) else None
-            spans = outcome.spans if isinstance(outcome, Cut) else ()
-            pieces = [span_item(item, span) for span in spans] or [item]
+            pieces = _pieces(item, outcome)
             known.replace(item.id, [piece.id for piece in pieces])
             for piece in pieces:
                 writer.add(PlannedRow(piece, item.id, mark, origin))
@@ -212,6 +213,16 @@ class Planner:
         """Make the task for workers: decode, or cut recordings in spans."""
         configs = {name: self.space.config(name) for name in sorted(modalities)}
         return Task(configs, cut, self.options.window_s, self.options.item_limit_s)
+
+
+def _pieces(item: Item, outcome: Outcome | None) -> list[Item]:
+    """Give what becomes of an item: its spans, itself, or what is known to be bad."""
+    if isinstance(outcome, Cut) and outcome.spans:
+        return [span_item(item, span) for span in outcome.spans]
+    if isinstance(outcome, Failed) and outcome.stage == CUT_STAGE:
+        known = {field.name: getattr(item, field.name) for field in dataclasses.fields(item) if field.init}
+        return [BrokenItem(**known, reason=outcome.reason, stage=CUT_STAGE)]
+    return [item]
 
 
 def _kept_said(place: str, count: int) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bindsearch.errors import InputError, MismatchError, MissingInputError, WeightsError
+from bindsearch.errors import InputError, MismatchError, MissingInputError, WeightsError, reason_of
 from bindsearch.llm.keys import checkpoint_key, is_adapter_key, place_of, rotary_rows, rotary_rows_back
 from bindsearch.llm.llama_files import adapter_terms, linear_sizes
 from bindsearch.models.weights import check_keys
@@ -116,7 +116,7 @@ def read_torch(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):  # training checkpoints keep their arguments
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise WeightsError(f"{path}: refused or damaged: {str(error).strip().splitlines()[0]}") from error
+        raise WeightsError(f"{path}: refused or damaged: {reason_of(error)}") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 from bindsearch.errors import DecodeError, InputError
 from bindsearch.modalities.base import Modality, ModalityConfig, check_choice, check_media, check_positive
 from bindsearch.modalities.clips import clip_starts, windows
-from bindsearch.modalities.containers import frames_before, open_container, sound_seconds
+from bindsearch.modalities.containers import counted_seconds, frames_before, open_container, sound_seconds
 from bindsearch.registry import MODALITIES
 from bindsearch.sources import Source, describe_head
 from bindsearch.types import Media, Span
@@ -25,6 +25,8 @@ RATES_HZ = (1000, 1_000_000)
 """Rates of recordings that are taken for real; others come from damaged heads."""
 
 _BLOCK_SAMPLES = 1 << 18
+_SAMPLES_A_BYTE = 8192
+"""Samples that a byte of a file can stand for at most: of silence, FLAC and Vorbis hold up to some 6,000."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,8 @@ class AudioModality(Modality[AudioConfig]):
             if config.window_s is None:
                 return []
             duration = duration_s(source)
-            return windows(duration, config.window_s) if duration > config.long_s else []
-        return windows(duration_s(source), window_s)
+            return windows(duration, config.window_s, source.name) if duration > config.long_s else []
+        return windows(duration_s(source), window_s, source.name)
 
     def example(self, seed: int) -> Media:
         """Make a chirp with partials and noise, of one or two channels, 0.5 to 4 s."""
@@ -231,9 +233,13 @@ def _read(source: Source, config: AudioConfig, span: Span | None) -> tuple[np.nd
             raise DecodeError(source.name, "is empty")
         try:
             return _read_soundfile(file, source.name, config, span)
-        except soundfile.LibsndfileError:
+        except (soundfile.LibsndfileError, _NoLengthError):
             file.seek(0)
             return _read_av(file, source.name, config, span, head)
+
+
+class _NoLengthError(Exception):
+    """The head says no length, or one that no file of this size has: libsndfile would not find the end."""
 
 
 class _Seekable:
@@ -261,21 +267,30 @@ def _sound_file(file: IO[bytes]) -> Iterator[Any]:
 
     Raises:
         LibsndfileError: it does not know the format.
+        _NoLengthError: it does not know how long the recording is, as of a streamed FLAC, whose head says 0.
     """
     import soundfile
 
+    size_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
     if type(file) is not io.BufferedReader or not isinstance(file.raw, io.FileIO):  # a member of a tar is a part of one
         with soundfile.SoundFile(_Seekable(file)) as sound:
-            yield sound
+            yield _of_length(sound, size_bytes)
         return
     number = file.fileno()
     at = os.lseek(number, 0, os.SEEK_CUR)
     try:
         os.lseek(number, 0, os.SEEK_SET)
         with soundfile.SoundFile(number, closefd=False) as sound:
-            yield sound
+            yield _of_length(sound, size_bytes)
     finally:  # the buffer above it believes to know where it stands
         os.lseek(number, at, os.SEEK_SET)
+
+
+def _of_length(sound: Any, size_bytes: int) -> Any:
+    if sound.frames > size_bytes * _SAMPLES_A_BYTE:
+        raise _NoLengthError
+    return sound
 
 
 def _read_soundfile(file: IO[bytes], name: str, config: AudioConfig, span: Span | None) -> tuple[np.ndarray, int]:
@@ -338,15 +353,15 @@ def _join(frames: Iterable[Any], wanted: float, config: AudioConfig, name: str) 
 
 def _check_length(values: int, config: AudioConfig, name: str) -> None:
     if values > config.max_values:
-        what = f"more than {config.max_values} samples (max_values); cut it in windows: --window-s 10"
+        what = f"more than {config.max_values} samples (max_values); cut it in windows: --window 10"
         raise DecodeError(name, what)
 
 
 def duration_s(source: Source) -> float:
-    """Read the length of a recording in seconds from its header.
+    """Read the length of a recording in seconds from its header; from its packets, where a streamed one does not say.
 
     Raises:
-        DecodeError: it cannot be opened, or the header does not say.
+        DecodeError: it cannot be opened, or does not say how long it is.
     """
     if source.kind == "value":
         wave, rate = _of_array(source)
@@ -359,16 +374,18 @@ def duration_s(source: Source) -> float:
         try:
             with _sound_file(file) as sound:
                 return float(sound.frames / sound.samplerate)
-        except soundfile.LibsndfileError:
+        except (soundfile.LibsndfileError, _NoLengthError) as error:
             file.seek(0)
-        return _duration_av(file, source.name, head)
+            return _duration_av(file, source.name, head, count=isinstance(error, _NoLengthError))
 
 
-def _duration_av(file: IO[bytes], name: str, head: bytes) -> float:
+def _duration_av(file: IO[bytes], name: str, head: bytes, count: bool) -> float:
     with open_container(file, name, head) as container:
-        if container.duration is None:
+        count = count or container.duration is None
+        seconds = counted_seconds(container) if count else sound_seconds(container)
+        if not seconds > 0:
             raise DecodeError(name, f"does not say how long it is; the bytes look like {describe_head(head)}")
-        return sound_seconds(container)
+        return seconds
 
 
 MODALITIES.register("audio", AudioModality())

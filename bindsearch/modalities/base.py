@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from bindsearch.config import content_hash, from_json_dict
+from bindsearch.config import content_hash, from_json_dict, to_json_dict
 from bindsearch.errors import BindSearchError, DecodeError, InputError, UnknownNameError
 from bindsearch.sources import Source
 from bindsearch.types import Media, Span
@@ -30,7 +30,14 @@ class ModalityConfig:
     @property
     def id(self) -> str:
         """Name and hash of the resolved fields, such as "default:1a2b3c4d"; recorded in every artefact."""
-        return f"{self.preset}:{content_hash(self, 8)}"
+        fields = to_json_dict(self)
+        for name in self.unhashed():
+            del fields[name]
+        return f"{self.preset}:{content_hash(fields, 8)}"
+
+    def unhashed(self) -> tuple[str, ...]:
+        """Name fields that the hash passes over: younger than the preset, at the value that it always had."""
+        return ()
 
 
 C = TypeVar("C", bound=ModalityConfig)

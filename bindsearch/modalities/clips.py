@@ -5,7 +5,14 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import pairwise
 
+from bindsearch.errors import DecodeError
 from bindsearch.types import Span
+
+MAX_WINDOWS = 1_000_000
+"""Windows of one recording above which it is not cut: its length, or the window, cannot be meant."""
+
+CUT_STAGE = "cut"
+"""Stage of the error that says so."""
 
 
 def clip_starts(duration_s: float, clip_s: float, clips: int) -> list[Fraction]:
@@ -27,16 +34,25 @@ def clip_starts(duration_s: float, clip_s: float, clips: int) -> list[Fraction]:
     return [step * number for number in range(clips)]
 
 
-def windows(duration_s: float, window_s: float) -> list[Span]:
+def windows(duration_s: float, window_s: float, name: str = "recording") -> list[Span]:
     """Cut a recording in windows that follow each other.
 
     Args:
         duration_s: length of the recording.
         window_s: length of a window; the last takes a rest that is shorter than half of it, too.
+        name: of the recording, for the message.
 
     Returns:
         Start and end in seconds of each, on multiples of `window_s`; [] where one window holds it all.
+
+    Raises:
+        DecodeError: stage CUT_STAGE: more than MAX_WINDOWS.
     """
+    if duration_s / window_s > MAX_WINDOWS:
+        what = (
+            f"{duration_s:g} s in windows of {window_s:g} s are over {MAX_WINDOWS:,} items; longer ones: --window 3600"
+        )
+        raise DecodeError(name, what, CUT_STAGE)
     count = max(1, int(duration_s / window_s + 0.5))
     if count == 1:
         return []

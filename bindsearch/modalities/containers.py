@@ -364,6 +364,30 @@ def sound_seconds(container: Any) -> float:
     return round(end_s - start_s, 6) if end_s > start_s else seconds
 
 
+def counted_seconds(container: Any) -> float:
+    """Count how long the first sound track lasts by its packets, where the container (a streamed one) does not say it.
+
+    Args:
+        container: from `open_container`, at its start; at its end afterwards.
+
+    Returns:
+        Seconds from where the track begins; 0 where there is none, or its packets have no times.
+    """
+    import av
+
+    if not container.streams.audio:
+        return 0.0
+    start_s, end_s = None, 0.0
+    try:
+        for packet in container.demux(container.streams.audio[0]):
+            if packet.pts is not None:
+                start_s = float(packet.pts * packet.time_base) if start_s is None else start_s
+                end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    except av.FFmpegError:
+        pass  # damaged from here on: what came before counts
+    return 0.0 if start_s is None else round(end_s - start_s, 6)
+
+
 def _start_s(container: Any, stream: Any) -> float:
     import av
 

@@ -13,7 +13,9 @@ reference-standardised         the other tradition: disparity, standardised pict
 reference-raw                  a public loader of the same design: raw disparity without mean and std
 sunrgbd                        16-bit PNG whose bits are rotated left by three; millimetres, cut at 8 m
 nyu, nyu-labeled               HDF5 in metres: one picture a file ("depth"), or the labelled set ("depths", index)
-disparity, disparity8          monocular inverse depth without scale, as floats or 16 bit, or as 8 bit; standardised
+disparity, disparity8          monocular inverse depth without scale, as floats or 16 bit, or as 8 bit; standardised.
+                               0 is the farthest value there (sky); of stereo maps, where 0 says that nothing was
+                               matched: holes="zero"
 """
 
 from __future__ import annotations
@@ -48,8 +50,10 @@ class DepthConfig(ModalityConfig):
         index: which picture of an HDF5 dataset that holds many.
         transpose: rows and columns change places after reading (Matlab's order).
         far_m: depth at which values are cut; None leaves them.
-        missing: where there is no depth (0, negative, NaN): "nearest" fills from the nearest pixel that has one;
-            "clip" leaves 0, which the clipping makes very near, as the reference's recipe does.
+        missing: where there is no depth: "nearest" fills from the nearest pixel that has one; "clip" leaves 0, which
+            the clipping makes very near, as the reference's recipe does.
+        holes: which values are no depth: "zero" (0, negative, NaN, infinite), "nan" (NaN, infinite); "auto": "zero"
+            of distances, "nan" of disparity.
         max_median_m: a median above it is refused, because it is most likely another unit.
         near_clip_m, far_clip_m: depth is clipped to these before it is inverted.
         baseline_m, focal_px: disparity in pixels = baseline_m * focal_px / depth; focal length of the depth sensor
@@ -67,6 +71,7 @@ class DepthConfig(ModalityConfig):
     transpose: bool = False
     far_m: float | None = None
     missing: str = "nearest"
+    holes: str = "auto"
     max_median_m: float = 100.0
     near_clip_m: float = 0.01
     far_clip_m: float = 50.0
@@ -84,6 +89,7 @@ class DepthConfig(ModalityConfig):
         check_positive(self, "size_px", "near_clip_m", "baseline_m", "focal_px", "std", "max_median_m", "limit_bytes")
         check_choice(self, "source_unit", UNITS)
         check_choice(self, "missing", ("nearest", "clip"))
+        check_choice(self, "holes", ("auto", "zero", "nan"))
         check_choice(self, "normalisation", ("omnivore", "standardised", "raw"))
         if not self.near_clip_m < self.far_clip_m or not self.disparity_clip[0] < self.disparity_clip[1]:
             raise InputError("DepthConfig: the lower end of a clip range must be below the upper one.")
@@ -92,6 +98,15 @@ class DepthConfig(ModalityConfig):
     def is_metric(self) -> bool:
         """Whether values have a known distance."""
         return not self.source_unit.startswith("disparity")
+
+    @property
+    def zero_is_hole(self) -> bool:
+        """Whether 0 and less say that there is no depth, or else are values like others."""
+        return self.holes == "zero" or (self.holes == "auto" and self.is_metric)
+
+    def unhashed(self) -> tuple[str, ...]:
+        """Name `holes` where it means what holes always were."""
+        return ("holes",) if self.zero_is_hole else ()
 
 
 _REFERENCE: dict[str, Any] = {"missing": "clip", "max_median_m": 1e9}
@@ -127,14 +142,15 @@ class DepthModality(Modality[DepthConfig]):
         found = read_array(source, config.limit_bytes, names, config.index, ("PNG", "TIFF"))
         check_grid(_check_depth_of_bits(found, config, source.name), source.name, config.max_aspect)
         values = _to_unit(found.array, config, source.name)
-        values[~np.isfinite(values) | (values < 0)] = 0
+        values[~_has_depth(values, config)] = 0 if config.zero_is_hole else np.nan
         if config.is_metric and config.far_m is not None:
             values = np.minimum(values, config.far_m)
         array = values.T if config.transpose else values
-        valid = array > 0
+        valid = _has_depth(array, config)
         share = float(valid.mean())
         if share == 0:
-            raise DecodeError(source.name, "no pixel has a depth (all are zero, negative or NaN)")
+            what = "zero, negative or NaN" if config.zero_is_hole else "NaN or infinite"
+            raise DecodeError(source.name, f"no pixel has a depth (all are {what})")
         if config.is_metric and float(np.median(array[valid])) > config.max_median_m:
             what = (
                 f"median depth {float(np.median(array[valid])):g} m: is the file in millimetres? Set source_unit='mm'"
@@ -147,13 +163,14 @@ class DepthModality(Modality[DepthConfig]):
     def preprocess(self, media: Media, config: DepthConfig) -> np.ndarray:
         """Fill, invert, normalise, scale and crop: (H, W) float32 -> (1, 1, size_px, size_px) float32.
 
-        0 in the media means that the pixel has no depth.
+        Where the pixel has no depth, the media hold 0, or NaN if 0 is a value (`zero_is_hole`).
         """
         import numpy as np
 
         check_media(media, self.name, rank=2, dtype="float32")
         check_grid(media.array, media.name, config.max_aspect)
-        values = fill_holes(media.array) if config.missing == "nearest" else media.array
+        valid = _has_depth(media.array, config)
+        values = fill_holes(media.array, valid) if config.missing == "nearest" else np.where(valid, media.array, 0)
         if media.unit == "disparity":
             disparity = values
         else:
@@ -184,6 +201,14 @@ class DepthModality(Modality[DepthConfig]):
         return Media(self.name, metres.astype(np.float32), self.unit, name=f"<example {seed}>")
 
 
+def _has_depth(values: np.ndarray, config: DepthConfig) -> np.ndarray:
+    """Say of each pixel whether it has a depth: (H, W) float32 -> (H, W) bool."""
+    import numpy as np
+
+    finite: np.ndarray = np.isfinite(values)
+    return finite & (values > 0) if config.zero_is_hole else finite
+
+
 def _check_depth_of_bits(found: FileArray, config: DepthConfig, name: str) -> np.ndarray:
     if found.array.ndim > 2 and "mode" in found.attributes:
         what = (
@@ -212,18 +237,18 @@ def _to_unit(array: np.ndarray, config: DepthConfig, name: str) -> np.ndarray:
     return values
 
 
-def fill_holes(grid: np.ndarray) -> np.ndarray:
-    """Fill pixels that are 0 from the nearest pixel of the same row that is not, then empty rows from the nearest row.
+def fill_holes(grid: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Fill holes from the nearest pixel of the same row that is none, then empty rows from the nearest row.
 
     Args:
         grid: (H, W) float32. Not modified.
+        valid: (H, W) bool, False in holes. Not modified.
 
     Returns:
         (H, W) float32, a copy where anything was filled.
     """
     import numpy as np
 
-    valid = grid > 0
     if valid.all() or not valid.any():
         return grid
     filled = np.take_along_axis(grid, _nearest_true(valid), axis=1)

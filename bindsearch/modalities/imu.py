@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bindsearch.errors import DecodeError, InputError
 from bindsearch.modalities.base import Modality, ModalityConfig, check_choice, check_media, check_positive
 from bindsearch.modalities.clips import clip_starts, windows
 from bindsearch.modalities.imu_file import Recording, read_recording
+from bindsearch.modalities.imu_grid import lay_on_grid
+from bindsearch.modalities.imu_units import ACCEL_UNITS, GRAVITY, GYRO_UNITS, TIME_UNITS
 from bindsearch.registry import MODALITIES
 from bindsearch.sources import Source
 from bindsearch.types import Media, Span
 
 if TYPE_CHECKING:
     import numpy as np
-
-GRAVITY = 9.80665
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,17 @@ class ImuConfig(ModalityConfig):
     Attributes:
         rate_hz, samples: what the tower takes: 200 Hz, 2000 samples a window.
         clips: windows an item is averaged over, spread evenly; a single one lies in the middle.
-        source_rate_hz: rate of a file that has neither a time column nor a rate attribute; None refuses such files.
+        source_rate_hz: rate of a file that has neither a time column nor a rate attribute, or whose times are too
+            coarse to say it (so many rows share one); None refuses such files.
         columns: names of the six channels in the file's order of meaning; None finds them by their usual names.
         time_column: name of the time column; None finds it by its usual names.
         time_unit: "auto" (from the column's name, else seconds), "s", "ms", "us" or "ns".
-        accel_unit: "auto" (from the column's name or the file's attributes, else m/s^2), "m/s^2" or "g".
-        gyro_unit: "auto" (likewise, else rad/s), "rad/s" or "deg/s".
-        missing: "interpolate" fills gaps in a channel from its neighbours; "zero" puts 0.
-        max_missing: share of missing values above which the recording is refused.
+        accel_unit: "auto" (from the columns' names or the file's attributes, m/s^2 where these say none), or a name in
+            ACCEL_UNITS.
+        gyro_unit: "auto" (likewise, else rad/s), or a name in GYRO_UNITS.
+        missing: "interpolate" fills gaps in a channel, or in time, from their neighbours; "zero" puts 0.
+        max_missing: share of missing values (empty cells, and samples in gaps of time) above which what is read, the
+            recording or one span of it, is refused.
         min_s: shorter recordings are refused.
         mean, std: subtracted and divided by; the reference has none.
         window_s, long_s: recordings longer than long_s are cut in windows of window_s; None leaves them whole.
@@ -68,9 +71,9 @@ class ImuConfig(ModalityConfig):
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
         check_positive(self, "rate_hz", "samples", "clips", "std", "min_s", "max_samples", "limit_bytes")
-        check_choice(self, "time_unit", ("auto", "s", "ms", "us", "ns"))
-        check_choice(self, "accel_unit", ("auto", "m/s^2", "g"))
-        check_choice(self, "gyro_unit", ("auto", "rad/s", "deg/s"))
+        check_choice(self, "time_unit", ("auto", *TIME_UNITS))
+        check_choice(self, "accel_unit", ("auto", *ACCEL_UNITS))
+        check_choice(self, "gyro_unit", ("auto", *GYRO_UNITS))
         check_choice(self, "missing", ("interpolate", "zero"))
         if self.columns is not None and len(self.columns) != 6:
             raise InputError(f"ImuConfig.columns: expected six names, got {len(self.columns)}.")
@@ -93,18 +96,17 @@ class ImuModality(Modality[ImuConfig]):
         import numpy as np
 
         recording = read_recording(source, config)
-        values = _to_si(recording, config)
-        values, missing_share = _fill(values, config, source.name)
-        regular, rate = _regular(values, recording, config, source.name)
+        grid = lay_on_grid(_to_si(recording, config), recording, config, source.name)
         if span is not None:
-            regular = regular[:, round(span[0] * rate) : round(span[1] * rate)]
-        seconds = regular.shape[1] / rate
+            grid = grid.part(*span)
+        where = "" if span is None else f" in {span[0]:g}-{span[1]:g} s"
+        seconds = grid.values.shape[1] / grid.rate_hz
         if seconds < config.min_s:
-            where = "" if span is None else f" in {span[0]:g}-{span[1]:g} s"
             raise DecodeError(source.name, f"{seconds:g} s of samples{where}; at least {config.min_s:g} s are needed")
+        missing_share = _check_recorded(grid.known, config, source.name, where)
         notes = {"duration_s": seconds, "missing_share": missing_share, "channels": list(recording.channels)}
-        array = np.ascontiguousarray(regular, dtype=np.float32)
-        return Media(self.name, array, self.unit, rate, source.name, notes)
+        array = np.ascontiguousarray(grid.values, dtype=np.float32)
+        return Media(self.name, array, self.unit, grid.rate_hz, source.name, notes)
 
     def preprocess(self, media: Media, config: ImuConfig) -> np.ndarray:
         """Resample, cut windows and pad with zeros at the end: (6, T) float32 -> (clips, 6, samples) float32."""
@@ -126,11 +128,11 @@ class ImuModality(Modality[ImuConfig]):
         """Cut a recording in windows: of `window_s` if given, else as the configuration says."""
         if window_s is None and config.window_s is None:
             return []
-        media = self.decode(source, config)
-        duration = float(media.notes["duration_s"])
+        all_of_it = replace(config, missing="zero", max_missing=1.0)  # each window is looked at when it is read
+        duration = float(self.decode(source, all_of_it).notes["duration_s"])
         if window_s is None and duration <= config.long_s:
             return []
-        return windows(duration, window_s if window_s is not None else config.window_s or duration)
+        return windows(duration, window_s if window_s is not None else config.window_s or duration, source.name)
 
     def example(self, seed: int) -> Media:
         """Make a walk: gravity, steps and a slow turn, 2 to 12 s."""
@@ -159,73 +161,28 @@ def _to_si(recording: Recording, config: ImuConfig) -> np.ndarray:
     accel = recording.accel_unit if config.accel_unit == "auto" else config.accel_unit
     gyro = recording.gyro_unit if config.gyro_unit == "auto" else config.gyro_unit
     values = recording.values.astype(np.float64)
-    if accel == "g":
-        values[:3] *= GRAVITY
-    if gyro == "deg/s":
-        values[3:] *= math.pi / 180
+    values[:3] *= ACCEL_UNITS[accel]
+    values[3:] *= GYRO_UNITS[gyro]
     return values
 
 
-def _fill(values: np.ndarray, config: ImuConfig, name: str) -> tuple[np.ndarray, float]:
-    """Replace what is not finite; gives the new array and the share that was missing."""
-    import numpy as np
+def _check_recorded(known: np.ndarray, config: ImuConfig, name: str, where: str) -> float:
+    """Refuse samples of which too many were never recorded, or a channel of which none was; gives the missing share.
 
-    good = np.isfinite(values)
-    share = float(1 - good.mean())
+    Args:
+        known: (6, T) bool of the span. Not modified.
+        config: its max_missing and missing are used.
+        name: of the source, for messages.
+        where: the span, for messages.
+    """
+    share = float(1 - known.mean())
     if share > config.max_missing:
-        raise DecodeError(name, f"{share:.0%} of the values are missing or NaN (max_missing {config.max_missing:.0%})")
-    if share == 0:
-        return values, 0.0
-    filled = np.where(good, values, 0.0)
-    if config.missing == "interpolate":
-        places = np.arange(values.shape[1])
-        for row, known in enumerate(good):
-            if not known.any():
-                raise DecodeError(name, f"channel {row} has no value at all")
-            filled[row] = np.interp(places, places[known], values[row, known])
-    return filled, share
-
-
-def _regular(values: np.ndarray, recording: Recording, config: ImuConfig, name: str) -> tuple[np.ndarray, float]:
-    """Give samples at equal steps and their rate; untouched where they already are."""
-    import numpy as np
-
-    if recording.times_s is None:
-        rate = recording.rate_hz or config.source_rate_hz
-        if not rate:
-            raise DecodeError(
-                name, "has neither times nor a rate; set source_rate_hz (or an attribute rate_hz in HDF5)"
-            )
-        return values, float(rate)
-    times = recording.times_s
-    if not np.isfinite(times).all():
-        raise DecodeError(name, "times are missing or NaN")
-    order = np.argsort(times, kind="stable")
-    times, values = times[order], values[:, order]
-    fresh = np.concatenate([[True], np.diff(times) > 0])
-    times, values = times[fresh], values[:, fresh]
-    if times.size < 2:
-        raise DecodeError(name, "has fewer than two different times")
-    step = float(np.median(np.diff(times)))
-    rate = 1 / step
-    if not 1 <= rate <= 20_000:
-        what = f"times {step:g} s apart ({rate:g} Hz) are no inertial recording; set time_unit to s, ms, us or ns"
+        what = f"{share:.0%} of the values are missing or NaN{where} (max_missing {config.max_missing:.0%})"
         raise DecodeError(name, what)
-    mean_step = (times[-1] - times[0]) / (times.size - 1)
-    ideal = times[0] + np.arange(times.size) * mean_step
-    if abs(mean_step - step) < 1e-3 * step and np.abs(times - ideal).max() < 0.05 * step:
-        return values, _round_rate(1 / float(mean_step))
-    count = int((times[-1] - times[0]) / step + 1e-6) + 1
-    if count > config.max_samples:
-        raise DecodeError(name, f"the times span {times[-1] - times[0]:g} s: {count} samples, over the limit")
-    grid = times[0] + np.arange(count) * step
-    return np.stack([np.interp(grid, times, row) for row in values]), _round_rate(rate)
-
-
-def _round_rate(rate: float) -> float:
-    """Take a rate that is whole but for rounding as whole."""
-    whole = round(rate)
-    return float(whole) if whole and abs(rate - whole) < 1e-4 * whole else rate
+    for row, of_channel in enumerate(known):
+        if config.missing == "interpolate" and not of_channel.any():
+            raise DecodeError(name, f"channel {row} has no value at all{where}")
+    return share
 
 
 def change_rate(signal: np.ndarray, rate_hz: float, new_rate_hz: float) -> np.ndarray:

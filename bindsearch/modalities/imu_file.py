@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bindsearch.errors import DecodeError, InputError
 from bindsearch.modalities.arrays import FileArray, read_array
+from bindsearch.modalities.imu_units import TIME_UNITS, UNITS, split_name, stated_unit, unit_of
 from bindsearch.modalities.text import decode_text
 from bindsearch.sources import Source
 
@@ -22,17 +23,6 @@ CHANNELS = ("accel_x", "accel_y", "accel_z", "gyro_x", "gyro_y", "gyro_z")
 _ACCEL = re.compile(r"(?:linear)?(?:acc|accl|accel|accelerometer|acceleration|a)(x|y|z)")
 _GYRO = re.compile(r"(?:gyr|gyro|gyroscope|angularvelocity|angvel|omega|w|g)(x|y|z)")
 _TIME = re.compile(r"(?:canonical|sensor)?(?:t|time|times|timestamp|timestamps|seconds)")
-_TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
-_SUFFIX = re.compile(r"(?:_|\s)(g|ms2|mps2|m/s\^?2|m/s²|dps|degs|deg/s|°/s|rads|radps|rad/s|s|sec|ms|us|ns)$")
-_UNIT_NAMES = {
-    **dict.fromkeys(("g",), "g"),
-    **dict.fromkeys(("m/s^2", "m/s²", "m/s2", "ms2", "mps2", "m s-2", "ms-2", "m/s/s"), "m/s^2"),
-    **dict.fromkeys(("deg/s", "°/s", "dps", "degs", "degrees/s"), "deg/s"),
-    **dict.fromkeys(("rad/s", "rads", "radps", "radians/s"), "rad/s"),
-    **dict.fromkeys(("s", "sec", "seconds"), "s"),
-    **{unit: unit for unit in ("ms", "us", "ns")},
-    "µs": "us",
-}
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,8 @@ def read_recording(source: Source, config: ImuConfig) -> Recording:
         config: its columns, time column, units and limits are used.
 
     Raises:
-        DecodeError: the file is not a recording of six channels; the message names what is missing.
+        DecodeError: the file is not a recording of six channels; the message names what is missing. Or it states a unit
+            that is not known.
     """
     if source.kind == "value":
         found = read_array(source, config.limit_bytes, ())
@@ -80,9 +71,10 @@ def _read_binary(source: Source, config: ImuConfig) -> Recording:
 
     names = ("imu", "accelerometer", "accel", "acc")
     found = read_array(source, config.limit_bytes, names)
+    of_gyro = found
     if found.kind == "hdf5" and _base_name(found) in names[1:]:
-        gyro = read_array(source, config.limit_bytes, ("gyroscope", "gyro", "gyr"))
-        both = [_three_rows(found, source.name), _three_rows(gyro, source.name)]
+        of_gyro = read_array(source, config.limit_bytes, ("gyroscope", "gyro", "gyr"))
+        both = [_three_rows(found, source.name), _three_rows(of_gyro, source.name)]
         if both[0].shape != both[1].shape:
             raise DecodeError(source.name, f"{both[0].shape[1]} accelerations but {both[1].shape[1]} rotations")
         values = np.concatenate(both)
@@ -93,8 +85,8 @@ def _read_binary(source: Source, config: ImuConfig) -> Recording:
     return Recording(
         values,
         rate_hz=_number(found.attributes, ("rate_hz", "rate", "sampling_rate", "sampling_rate_hz", "fs")),
-        accel_unit=_unit(found.attributes, ("accel_unit", "unit", "units"), ("g", "m/s^2"), "m/s^2"),
-        gyro_unit=_unit(found.attributes, ("gyro_unit",), ("deg/s", "rad/s"), "rad/s"),
+        accel_unit=_unit_in(found.attributes, "accel", config.accel_unit, source.name),
+        gyro_unit=_unit_in(of_gyro.attributes, "gyro", config.gyro_unit, source.name),
     )
 
 
@@ -127,12 +119,22 @@ def _number(attributes: Mapping[str, Any], names: Sequence[str]) -> float | None
     return None
 
 
-def _unit(attributes: Mapping[str, Any], names: Sequence[str], known: tuple[str, ...], default: str) -> str:
-    for name in names:
-        unit = _UNIT_NAMES.get(str(attributes.get(name, "")).strip().lower())
-        if unit in known:
-            return unit
-    return default
+def _unit_in(attributes: Mapping[str, Any], kind: str, setting: str, name: str) -> str:
+    """Read the unit of "accel" or "gyro" from attributes: `accel_unit`, or `unit` and `units`, which may say both."""
+    if setting != "auto":
+        return setting
+    if own := _texts(attributes.get(f"{kind}_unit")):
+        return stated_unit(own, kind, name)
+    other = UNITS["gyro" if kind == "accel" else "accel"]
+    shared = [text for key in ("unit", "units") for text in _texts(attributes.get(key))]
+    return stated_unit([text for text in shared if unit_of(text) not in other], kind, name)
+
+
+def _texts(value: Any) -> list[str]:
+    """Give the texts of an attribute: one, several in a list, or several in one, as in "m/s^2, rad/s"."""
+    values = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    texts = [each.decode("utf-8", "replace") if isinstance(each, bytes) else str(each) for each in values]
+    return [part.strip() for text in texts for part in re.split(r"[,;|]|\band\b", text) if part.strip()]
 
 
 def _read_csv(source: Source, config: ImuConfig) -> Recording:
@@ -150,17 +152,18 @@ def _read_csv(source: Source, config: ImuConfig) -> Recording:
         raise DecodeError(source.name, f"{len(lines)} rows, over the limit of {config.max_samples}")
     table = _parse_rows(lines, delimiter, len(names), source.name)
     places = _find_channels(names, config, source.name)
+    channels = [names[place] for place in places]
     time = _find_time(names, config, source.name)
     times = None
     if time is not None:
-        unit = config.time_unit if config.time_unit != "auto" else _unit_of_column(names[time], tuple(_TIME_UNITS), "s")
-        times = (table[time] - table[time][0]) * _TIME_UNITS[unit]
+        unit = _unit_of([names[time]], "time", config.time_unit, source.name)
+        times = (table[time] - table[time][0]) * TIME_UNITS[unit]
     return Recording(
         table[places],
         times,
-        accel_unit=_unit_of_column(names[places[0]], ("g", "m/s^2"), "m/s^2"),
-        gyro_unit=_unit_of_column(names[places[3]], ("deg/s", "rad/s"), "rad/s"),
-        channels=tuple(names[place] for place in places),
+        accel_unit=_unit_of(channels[:3], "accel", config.accel_unit, source.name),
+        gyro_unit=_unit_of(channels[3:], "gyro", config.gyro_unit, source.name),
+        channels=tuple(channels),
     )
 
 
@@ -197,11 +200,12 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _bare(name: str) -> str:
-    """Strip the unit and all but letters from a column's name."""
-    low = re.sub(r"[\[(].*", "", name.lower()).strip()
-    stripped = _SUFFIX.sub("", low)
-    return re.sub(r"[^a-z]", "", stripped if stripped else low)
+def _matched(pattern: re.Pattern[str], column: str) -> re.Match[str] | None:
+    """Match the letters of a column's name: without the unit behind it, or else with what looked like one."""
+    name, _ = split_name(column)
+    whole = re.sub(r"[\[({].*", "", column.lower())
+    found = (pattern.fullmatch(re.sub(r"[^a-z]", "", text)) for text in (name, whole))
+    return next((match for match in found if match), None)
 
 
 def _find_channels(names: list[str], config: ImuConfig, source_name: str) -> list[int]:
@@ -213,7 +217,7 @@ def _find_channels(names: list[str], config: ImuConfig, source_name: str) -> lis
     found: dict[tuple[str, str], int] = {}
     for place, name in enumerate(names):
         for kind, pattern in (("accel", _ACCEL), ("gyro", _GYRO)):
-            match = pattern.fullmatch(_bare(name))
+            match = _matched(pattern, name)
             if match:
                 if (kind, match.group(1)) in found:
                     raise DecodeError(source_name, f"several columns for {kind}_{match.group(1)}; set columns")
@@ -231,14 +235,12 @@ def _find_time(names: list[str], config: ImuConfig, source_name: str) -> int | N
         if config.time_column not in names:
             raise InputError(f"{source_name}: no time column {config.time_column!r}; there are {', '.join(names)}.")
         return names.index(config.time_column)
-    return next((place for place, name in enumerate(names) if _TIME.fullmatch(_bare(name))), None)
+    return next((place for place, name in enumerate(names) if _matched(_TIME, name)), None)
 
 
-def _unit_of_column(name: str, known: tuple[str, ...], default: str) -> str:
-    bracket = re.search(r"[\[(]([^\])]*)[\])]", name.lower())
-    suffix = _SUFFIX.search(name.lower())
-    for match in (bracket, suffix):
-        unit = _UNIT_NAMES.get(match.group(1).strip()) if match else None
-        if unit in known:
-            return str(unit)
-    return default
+def _unit_of(columns: Sequence[str], kind: str, setting: str, name: str) -> str:
+    """Read the unit of "accel", "gyro" or "time" from the names of columns, unless it is set."""
+    if setting != "auto":
+        return setting
+    written = [split_name(column)[1] for column in columns]
+    return stated_unit([text for text in written if text is not None], kind, name)

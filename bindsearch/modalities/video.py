@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from bindsearch.config import content_hash, to_json_dict
 from bindsearch.errors import DecodeError, InputError
 from bindsearch.modalities.base import Modality, ModalityConfig, check_choice, check_media, check_positive
 from bindsearch.modalities.clips import clip_starts, windows
@@ -44,6 +43,7 @@ class VideoConfig(ModalityConfig):
         window_s, long_s: videos longer than long_s are cut in windows of window_s; None leaves them whole.
         times: "own" finds frames by the times at which they are shown where the rate varies; "average" takes a frame's
             number over the average rate for its time.
+        max_aspect: long side over short side above which a video is refused: its scaled frames would fill the memory.
     """
 
     size_px: int = 224
@@ -58,21 +58,20 @@ class VideoConfig(ModalityConfig):
     window_s: float | None = 10.0
     long_s: float = 60.0
     times: str = "own"
+    max_aspect: float = 50.0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        check_positive(self, "size_px", "clips", "clip_s", "frames", "max_pixels")
+        check_positive(self, "size_px", "clips", "clip_s", "frames", "max_pixels", "max_aspect")
         check_choice(self, "times", ("own", "average"))
         if self.crops not in (1, 3):
             raise InputError(f"VideoConfig.crops: expected 1 or 3, got {self.crops}.")
 
-    @property
-    def id(self) -> str:
-        """Name and hash of the fields; of `times` only where it is not the preset's, so that it changed no id."""
-        fields = to_json_dict(self)
-        if self.times == ("average" if self.preset == "reference" else "own"):
-            del fields["times"]
-        return f"{self.preset}:{content_hash(fields, 8)}"
+    def unhashed(self) -> tuple[str, ...]:
+        """Name `times` and `max_aspect` where they are the preset's, so that they changed no id."""
+        times = "average" if self.preset == "reference" else "own"
+        old = {"times": self.times == times, "max_aspect": self.max_aspect == VideoConfig.max_aspect}
+        return tuple(name for name, is_old in old.items() if is_old)
 
 
 @dataclass(frozen=True)
@@ -224,15 +223,14 @@ class VideoModality(Modality[VideoConfig]):
     def _decode(self, source: Source, config: VideoConfig, span: Span | None) -> Media:
         if source.kind == "value":
             array, rate = _of_array(source)
+            _check_size(source.name, array.shape[2], array.shape[1], config, "decode")
             plan = _plan(source.name, array.shape[0], rate, config, span)
             return _media(plan, [array[index] for index in plan.wanted])
         with source.open() as file:
             with _open_video(file, source.name) as container:
                 scan = read_times(container, source.name)
                 stream = container.streams.video[0]
-                width, height = stream.codec_context.width, stream.codec_context.height
-                if width * height > config.max_pixels:
-                    raise DecodeError(source.name, f"frames of {width}x{height} pixels, over {config.max_pixels}")
+                _check_size(source.name, stream.codec_context.width, stream.codec_context.height, config, "decode")
                 plan = _plan_by_times(source.name, scan, config, span)
                 found = seek_frames(container, scan, plan.wanted, config.rotate) if _worth_seeking(scan, plan) else {}
             if len(found) < len(plan.wanted):
@@ -255,6 +253,7 @@ class VideoModality(Modality[VideoConfig]):
         import numpy as np
 
         check_media(media, self.name, rank=4, dtype="uint8")
+        _check_size(media.name, media.array.shape[2], media.array.shape[1], config, "preprocess")
         picks: Sequence[Sequence[int]] | None = media.notes.get("picks")
         if picks is None:
             if not media.rate_hz:
@@ -280,7 +279,7 @@ class VideoModality(Modality[VideoConfig]):
         duration = plan.duration_s
         if window_s is None and duration <= config.long_s:
             return []
-        return windows(duration, window_s if window_s is not None else config.window_s or duration)
+        return windows(duration, window_s if window_s is not None else config.window_s or duration, source.name)
 
     def example(self, seed: int) -> Media:
         """Make a square that moves over a ground, 1 to 4 s at 10 Hz."""
@@ -307,6 +306,15 @@ def _open_video(file: IO[bytes], name: str) -> Any:
         container.close()
         raise DecodeError(name, "has no pictures; for its sound: --modality audio")
     return container
+
+
+def _check_size(name: str, width: int, height: int, config: VideoConfig, stage: str) -> None:
+    """Refuse frames that are too large, or too long and thin."""
+    if width * height > config.max_pixels:
+        raise DecodeError(name, f"frames of {width}x{height} pixels, over {config.max_pixels} (max_pixels)", stage)
+    if max(width, height) > config.max_aspect * min(width, height):
+        what = f"{width}x{height}: one side is over {config.max_aspect:g} times the other (max_aspect); crop it first"
+        raise DecodeError(name, what, stage)
 
 
 def _plan(name: str, frames: int, rate_hz: float, config: VideoConfig, span: Span | None) -> VideoPlan:

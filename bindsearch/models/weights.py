@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bindsearch.errors import InputError, MissingInputError, WeightsError
+from bindsearch.errors import InputError, MissingInputError, WeightsError, reason_of
 from bindsearch.models.architecture import load_architecture, load_preprocess
 from bindsearch.models.keys import DERIVED, checkpoint_key, tower_key
 from bindsearch.models.manifest import FILE, SpaceManifest, load_manifest, save_manifest
@@ -299,8 +299,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise WeightsError(f"{path}: refused or damaged: {reason}") from error
+        raise WeightsError(f"{path}: refused or damaged: {reason_of(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise WeightsError(f"{path}: expected a table of tensors, got {type(state).__name__} holding other things.")
     return state

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bindsearch.errors import InputError, MismatchError
+from bindsearch.errors import InputError, MismatchError, ShapeError
 from bindsearch.query import Embedding
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def place_queries(snapshot: Snapshot, queries: Sequence[Embedding | FloatArray] 
     Raises:
         MismatchError: a term's modality has no mean, or it is an item of an index with other means; or a bare vector is
             asked of a centred index.
+        ShapeError: a bare vector is not one: (d,) or (1, d).
         InputError: a term is the mean of its modality, the terms cancel out, or a bare vector is not float32.
     """
     placed = [centre_query(query, snapshot) if isinstance(query, Embedding) else query for query in queries]
@@ -75,16 +76,24 @@ def centre_query(query: Embedding, snapshot: Snapshot) -> Embedding:
         if means is not None and term.centring is None:
             means.check([term.modality], str(snapshot.path))
             vector = means.apply(term.vector[None], term.modality, f"the term {term.label!r:.80}")[0]
-            vector.flags.writeable = False
             term = replace(term, vector=vector, centring=here)
         terms.append(term)
     return Embedding(tuple(terms), query.identity)
 
 
 def _bare(vector: FloatArray) -> FloatArray:
-    """Give a bare query vector as (1, d)."""
+    """Give a bare query vector (d,) or (1, d) float32 as (1, d); rows of several queries are none.
+
+    Raises:
+        InputError: not an array of float32.
+        ShapeError: not one vector.
+    """
     if getattr(vector, "dtype", None) != np.float32:
         raise InputError(
             f"query: expected an Embedding or a float32 array, got {getattr(vector, 'dtype', type(vector).__name__)}."
         )
-    return vector.reshape(1, -1) if vector.size == vector.shape[-1] else vector
+    if not vector.size or vector.shape not in ((vector.size,), (1, vector.size)):
+        raise ShapeError(
+            f"query: expected one vector (d,) or (1, d), got shape {vector.shape}. Several queries: search_many(rows)."
+        )
+    return vector.reshape(1, -1)
