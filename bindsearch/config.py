@@ -1,7 +1,8 @@
 """Numbers as data: frozen dataclasses to and from JSON, content hashes, and the user's settings.
 
 A setting is looked up in this order: flag, environment `BINDSEARCH_<NAME>`, `bindsearch.toml` in the working folder,
-`bindsearch.toml` in the user's configuration folder, default.
+`bindsearch.toml` in the user's configuration folder, default. A blank value counts as none. A name that is no setting
+is refused in a file, and warned of in the environment, where others may have put it.
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bindsearch.errors import InputError
+from bindsearch.errors import InputError, UnknownNameError
 
 C = TypeVar("C")
+LOG = logging.getLogger(__name__)
 
+_PREFIX = "BINDSEARCH_"
+_WORDS = {"1": True, "true": True, "yes": True, "on": True, "y": True, "t": True}
+_WORDS |= {"0": False, "false": False, "no": False, "off": False, "n": False, "f": False}
 DEFAULTS: dict[str, Any] = {
     "space": "bindsearch-mini",
     "index": None,
@@ -111,20 +117,31 @@ def setting_with_origin(name: str, flag: Any = None) -> tuple[Any, str]:
         The value, and one of "flag", "BINDSEARCH_<NAME>", a file's path, "default".
 
     Raises:
-        InputError: a configuration file cannot be parsed, a value is of another type, or the name is unknown.
+        InputError: a configuration file cannot be parsed or names no setting, a value is of another type, or the name
+            is unknown.
     """
     if name not in DEFAULTS:
         raise InputError(f"unknown setting {name!r}. Known: {', '.join(sorted(DEFAULTS))}.")
     if flag is not None:
         return flag, "flag"
-    variable = f"BINDSEARCH_{name.upper()}"
-    if variable in os.environ:
+    _warn_of_strangers(frozenset(os.environ))
+    variable = f"{_PREFIX}{name.upper()}"
+    if os.environ.get(variable, "").strip():
         return _from_text(name, os.environ[variable], variable), variable
     for path in config_files():
         table = _read_toml(path)
-        if name in table:
+        if table.get(name, "") != "":
             return _from_table(name, table[name], path), str(path)
     return DEFAULTS[name], "default"
+
+
+@functools.cache
+def _warn_of_strangers(variables: frozenset[str]) -> None:
+    """Warn, once, of environment variables that look like settings and are none: most often one is misspelt."""
+    ours = {f"{_PREFIX}{name.upper()}" for name in DEFAULTS}
+    for variable in sorted(variables - ours):
+        if variable.startswith(_PREFIX):
+            LOG.warning("%s", UnknownNameError("environment variable", variable, ours, "It is not read."))
 
 
 def _kind_of(name: str) -> type:
@@ -136,7 +153,9 @@ def _kind_of(name: str) -> type:
 def _from_text(name: str, text: str, where: str) -> Any:
     kind = _kind_of(name)
     if kind is bool:
-        return text.strip().lower() not in ("", "0", "false", "no", "off")
+        if text.strip().lower() not in _WORDS:
+            raise InputError(f"{where}: expected true or false, got {text!r}.")
+        return _WORDS[text.strip().lower()]
     if kind is int:
         try:
             return int(text)
@@ -175,6 +194,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
         table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
+    for name in table:
+        if name not in DEFAULTS:
+            raise UnknownNameError(f"setting in {path}", name, DEFAULTS, "A line is NAME = VALUE, under no [heading].")
     return table
 
 

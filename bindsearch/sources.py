@@ -12,6 +12,7 @@ import io
 import os
 import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
@@ -330,6 +331,13 @@ class _Window(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def each_source(given: Any) -> Iterable[Any]:
+    """Give sources one by one: a bare one, such as a path, a text, bytes or a picture, is a list of one."""
+    if isinstance(given, str | bytes | bytearray | memoryview | os.PathLike) or not isinstance(given, Iterable):
+        return [given]
+    return given
 
 
 def describe_head(head: bytes) -> str:

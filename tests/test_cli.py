@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import errno
 import json
 import os
 import re
@@ -221,3 +222,92 @@ def test_folders_that_are_mixed_up_are_called_what_they_are(tmp_path, capsys):
     ):
         assert run(words) == 3
         assert said in capsys.readouterr().err
+
+
+# ---- files and folders that cannot be written ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--html", "--sheet"])
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_asked(tmp_path, capsys, monkeypatch, option):
+    from bindsearch import search
+    from bindsearch.cli import run
+
+    monkeypatch.setattr(search, "open_index", lambda *_: pytest.fail("asked"))
+    file = tmp_path / "file"
+    file.write_text("words", encoding="utf-8")
+    for path, said in ((tmp_path, f"{tmp_path}: is a folder"), (file / "page", f"{file}: is a file where a folder")):
+        assert run(["query", str(tmp_path / "index"), "--text", "a dog", option, str(path)]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert file.read_text(encoding="utf-8") == "words"
+
+
+def test_outputs_that_cannot_be_are_plain_errors(walk, tmp_path, capsys):
+    from bindsearch.cli import run
+
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.touch()
+    (folder / "inside").mkdir(parents=True)
+    rows = str(walk / "embeddings")
+    for words, said in (
+        (["embed", str(walk / "media"), "-o", str(file), "--space", "tiny", "-q"], f"{file}: is a file where"),
+        (["export", rows, "-o", str(folder)], f"{folder}: is a folder, expected a file."),
+        (["export", rows, "-o", str(folder), "--format", "hdf5"], f"{folder}: is a folder, expected a file."),
+        (["export", rows, "-o", str(file / "x.parquet")], f"{file}: is a file where a folder belongs."),
+        (["world", "write", "1", "-o", str(file / "w"), "-q"], f"{file}: is a file where a folder belongs."),
+        (["cache", "enhance", str(walk / "index"), "--text", "a", "-o", str(folder)], f"{folder}: is a folder"),
+    ):
+        assert run(words) == 2, words
+        assert capsys.readouterr().err.startswith(f"error: {said}"), words
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"], "drafts are left"
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "code", "says"),
+    [
+        (errno.EACCES, "out/index.lock", 2, "out: no permission."),
+        (errno.EROFS, "out/.draft-7", 2, "out: the place is read-only."),
+        (errno.EACCES, ".rows.parquet.7.tmp", 2, "rows.parquet: no permission."),
+        (errno.EACCES, "out/vectors.npy", 2, "out/vectors.npy: no permission."),
+        (errno.ENOENT, "gone/page.html", 3, "gone/page.html: no such file or folder."),
+        (errno.ENOSPC, "out/vectors.npy", 1, "out/vectors.npy: no room left."),
+        (errno.EIO, "out/vectors.npy", 1, "out/vectors.npy: Input/output error."),
+    ],
+)
+def test_the_systems_errors_name_what_was_given(monkeypatch, tmp_path, capsys, number, name, code, says):
+    """What the tests' user may write anywhere, others may not: the system's answer stands in."""
+    from bindsearch import exchange
+    from bindsearch.cli import run
+
+    def refused(*_arguments, **_options):
+        raise OSError(number, os.strerror(number), name)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(exchange, "export_store", refused)
+    output = "rows.parquet" if "rows" in name else "out"
+    assert run(["export", "embeddings", f"--output={output}"]) == code
+    assert capsys.readouterr().err.startswith(f"error: {says}")
+
+
+def test_other_errors_say_where_debug_stands(monkeypatch, capsys):
+    from bindsearch import exchange
+    from bindsearch.cli import run
+
+    def broken(*_arguments, **_options):
+        raise OSError("nothing about a file")
+
+    monkeypatch.setattr(exchange, "export_store", broken)
+    assert run(["export", "embeddings", "-o", "out"]) == 1
+    assert "For the traceback: bindsearch --debug COMMAND ..." in capsys.readouterr().err
+    with pytest.raises(OSError, match="nothing about a file"):
+        run(["--debug", "export", "embeddings", "-o", "out"])
+
+
+def test_moved_embeddings_are_where_it_says(walk, tmp_path, capsys):
+    from bindsearch.cli import run
+
+    rows = tmp_path / "rows.npy"
+    np.save(rows, np.eye(1, json.loads((walk / "index" / "index.json").read_text())["dim"], dtype=np.float32))
+    words = ["cache", "enhance", str(walk / "index"), "--vectors", str(rows), "-k", "1"]
+    assert run([*words, "-o", str(tmp_path / "moved")]) == 0
+    assert f"to {tmp_path / 'moved.npy'}" in capsys.readouterr().err
+    assert np.load(tmp_path / "moved.npy").shape[0] == 1

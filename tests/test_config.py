@@ -59,3 +59,43 @@ def test_a_value_of_another_type_names_file_key_and_both_types(written, line, na
     written(line)
     with pytest.raises(InputError, match=words):
         setting(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ofline = true", r"Unknown setting in bindsearch\.toml 'ofline'\. Did you mean 'offline'\?"),
+        ("[embed]\nworkers = 2", r"setting in bindsearch\.toml 'embed'.*under no \[heading\]"),
+        ('offline = "maybe"', "offline: expected true or false, got 'maybe'"),
+    ],
+)
+def test_what_a_file_cannot_mean_is_refused(written, text, words):
+    written(text)
+    with pytest.raises(InputError, match=words):
+        setting("offline")
+
+
+@pytest.mark.parametrize(("word", "value"), [("n", False), ("No", False), ("off", False), ("Y", True), (" on ", True)])
+def test_switches_of_the_environment_are_words(written, monkeypatch, word, value):
+    monkeypatch.setenv("BINDSEARCH_OFFLINE", word)
+    assert setting("offline") is value
+    monkeypatch.setenv("BINDSEARCH_OFFLINE", "maybe")
+    with pytest.raises(InputError, match="BINDSEARCH_OFFLINE: expected true or false, got 'maybe'"):
+        setting("offline")
+
+
+def test_a_blank_value_is_none(written, monkeypatch):
+    written('index = ""\noffline = true\ntext_cache_mb = ""')
+    for name in ("INDEX", "OFFLINE", "WORKERS", "CACHE_DIR"):
+        monkeypatch.setenv(f"BINDSEARCH_{name}", " " if name == "WORKERS" else "")
+    assert setting_with_origin("offline") == (True, "bindsearch.toml")
+    assert [setting_with_origin(name) for name in ("index", "workers", "cache_dir")] == [(None, "default")] * 3
+    assert setting_with_origin("text_cache_mb") == (256, "default")
+
+
+def test_a_misspelt_variable_is_warned_of_once(written, monkeypatch, caplog):
+    monkeypatch.setenv("BINDSEARCH_OFLINE", "1")
+    assert [setting("offline"), setting("offline")] == [False, False]
+    said = [each.message for each in caplog.records]
+    assert len(said) == 1
+    assert "'BINDSEARCH_OFLINE'. Did you mean 'BINDSEARCH_OFFLINE'?" in said[0]

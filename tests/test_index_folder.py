@@ -20,6 +20,8 @@ from bindsearch.index.build import build_index
 from bindsearch.index.change import Added
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.manifest import read_manifest
+from bindsearch.listing.naming import to_text
+from bindsearch.search import open_index
 from bindsearch.store import commit_store
 from bindsearch.types import item_id
 
@@ -285,9 +287,10 @@ def test_broken_sources_are_refused_and_leave_no_index(store, tmp_path):
         out = tmp_path / str(number)
         with pytest.raises(error, match=message):
             build_index(source, out)
-        with pytest.raises(MissingInputError, match=r"no index.json"):
+        assert not out.exists()
+        with pytest.raises(MissingInputError, match="does not exist"):
             IndexFolder.open(out)
-        assert build_index(store, out).count == 30  # what is left over is in nobody's way
+        assert build_index(store, out).count == 30
         assert len(list((out / "segments").iterdir())) == 1
 
 
@@ -490,3 +493,43 @@ def test_writers_take_turns_and_readers_always_find_a_whole_index(store, tmp_pat
     assert counts <= {30, 40, 50, 60}
     assert open_and_read(path)["count"] == 60
     assert read_manifest(path).generation == 4
+
+
+def test_keys_of_names_that_are_no_utf8(tmp_path):
+    name = os.fsdecode(b"bad\xff.txt")
+    store = FakeStore(n=3)
+    store.ids[1] = item_id(to_text(name))
+    keys = store.table["key"].to_pylist()
+    keys[1] = to_text(name)
+    for column, values in (("id", store.ids), ("key", keys)):
+        store.table = store.table.set_column(store.table.column_names.index(column), column, [values])
+    build_index(store, tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    assert index.has(name)
+    assert index.items([name])["key"].to_pylist() == [to_text(name)]
+    assert index.remove([name]) == 1
+    with pytest.raises(MissingInputError, match=r"no item 'bad"):
+        index.remove(name)
+
+
+@pytest.mark.parametrize("where", ["index", "new/index"])
+def test_a_build_that_fails_leaves_no_folder(tmp_path, where):
+    with pytest.raises(MissingInputError, match="no embedded item"):
+        build_index(FakeStore(n=0), tmp_path / where)
+
+    def never(_snapshot):
+        raise MismatchError("not this one")
+
+    with pytest.raises(MismatchError, match="not this one"):
+        build_index(FakeStore(), tmp_path / where, judge=never)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_that_fails_leaves_what_was_there(tmp_path):
+    (tmp_path / "empty").mkdir()
+    before = build_index(FakeStore(), tmp_path / "index").manifest
+    for path in (tmp_path / "empty", tmp_path / "index"):
+        with pytest.raises(MissingInputError, match="no embedded item"):
+            build_index(FakeStore(n=0), path, force=True)
+    assert (tmp_path / "empty").is_dir()
+    assert IndexFolder.open(tmp_path / "index").manifest == before

@@ -87,6 +87,18 @@ def test_a_text_of_the_same_stem_is_caption_and_item(tmp_path):
     assert found["a/x.txt"].modality == "text"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-8"])
+@pytest.mark.parametrize("words", ["ein Hündchen 🐕", "🐕 é" * 3000])
+def test_captions_are_read_as_texts_are(tmp_path, encoding, words):
+    data = (f"\ufeff{words}" if encoding == "utf-16-be" else words).encode(encoding)
+    write(tmp_path, "x.txt", data=data)
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        tar.add(tmp_path / "x.txt", "x.txt")
+    found = [item.caption for item in Listing([tmp_path])]
+    assert len(found) == 2
+    assert all(caption and words.startswith(caption) for caption in found), "cut or garbled"
+
+
 def test_captions_stay_when_only_images_are_asked_for(tmp_path):
     write(tmp_path, "x.jpg")
     write(tmp_path, "x.txt", data=b"words")
@@ -579,3 +591,8 @@ def test_braces_expand_as_a_shell_does():
     assert list(expand_braces("{a,b}-{00..01}")) == ["a-00", "a-01", "b-00", "b-01"]
     with pytest.raises(InputError, match="runs backwards"):
         list(expand_braces("{9..1}"))
+
+
+def test_a_bare_source_is_a_list_of_one(tmp_path):
+    write(tmp_path, "a.jpg", "b.jpg")
+    assert pairs(Listing(tmp_path)) == pairs(Listing(str(tmp_path))) == pairs(Listing([tmp_path]))

@@ -25,7 +25,7 @@ from bindsearch.index.identity import Identity
 from bindsearch.index.manifest import write_manifest
 from bindsearch.index.rates import Rates
 from bindsearch.index.recipe import MARGIN, NO_MARGIN, Recipe
-from bindsearch.index.sizes import disk_bytes, read_bytes, stored_read_bytes
+from bindsearch.index.sizes import FACTS_BYTES, disk_bytes, read_bytes, stored_read_bytes
 from bindsearch.query import Embedding, Term
 from bindsearch.registry import INDEXES
 from bindsearch.search import SearchIndex
@@ -191,6 +191,22 @@ def test_candidates_may_be_narrowed():
         plan.candidates(backend="faiss-flatt")
 
 
+@pytest.mark.parametrize(("rows", "dim"), [(40, 384), (700, 32)])
+def test_bytes_are_forecast_as_they_are_measured(tmp_path, rows, dim):
+    store = FakeStore(rows, dim=dim)
+    for recipe in (
+        Recipe("faiss-flat"),
+        Recipe("flat", "float16"),
+        Recipe("bytes", "float16"),
+        Recipe("bytes", "float16", {"head_width": 16}),
+        Recipe("rabitq", "float16"),
+        Recipe("ivf-sq8", "float16"),
+    ):
+        built = build_index(store, tmp_path / "index", recipe, force=True)
+        spare = read_bytes(recipe, rows, dim) - stored_read_bytes(built.manifest)
+        assert 0 <= spare <= 2 * FACTS_BYTES, recipe
+
+
 # ---- building by a budget --------------------------------------------------------------------------------------------
 
 
@@ -221,6 +237,24 @@ def test_a_budget_that_fails_when_measured_leaves_the_index_as_it_was(tmp_path, 
     with pytest.raises(BudgetError):
         plan.build_planned(FakeStore(60), tmp_path / "new", budget, wish)
     assert not (tmp_path / "new").exists()
+
+
+def test_memory_that_a_refusal_names_is_enough(tmp_path):
+    """Of a small index headers are a good part; what was not built is called a forecast."""
+    store, memory = FakeStore(40, dim=384), "1KB"
+    wish = plan.Wish(count=20, recipes=(Recipe("bytes", "float16"), Recipe("flat", "float16")))
+    with pytest.raises(BudgetError, match=r"--memory \S+ \(bytes float16\), by forecast\.") as caught:
+        plan.build_planned(store, tmp_path / "index", Budget.parse(0.95, memory, None), wish)
+    memory = re.search(r"--memory (\S+)", str(caught.value)).group(1)
+    built = plan.build_planned(store, tmp_path / "index", Budget.parse(0.95, memory, None), wish)
+    assert stored_read_bytes(built.manifest) <= parse_bytes(memory)
+
+
+def test_what_was_measured_is_no_forecast():
+    costs = [Cost("built", 0.9, 10, 1.0, measured=True), Cost("planned", 0.95, 2000, None)]
+    said = str(refuse(Budget(0.95, 1000), costs, "x"))
+    assert "--recall 0.9 (built);" in said or "--recall 0.9 (built)." in said
+    assert "--memory 2KB (planned), by forecast" in said
 
 
 def test_queries_that_cannot_ask_are_refused_before_anything_is_built(tmp_path, table, monkeypatch):

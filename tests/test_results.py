@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from bindsearch import render
 from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError
 from bindsearch.index.build import build_index
+from bindsearch.index.recipe import Recipe
 from bindsearch.search import Answers, Shape, ask, open_index
 from bindsearch.search.calibrate import FILE, Scale, load_background
 from bindsearch.search.diverse import hide_duplicates, order_diverse
@@ -187,6 +188,27 @@ def test_groups_by_a_column(index):
     assert sum(1 + len(hit.spans) for hit in hits) == len(index)
     with pytest.raises(UnknownNameError, match="column to group by"):
         index.search(query(), 10, shape=Shape(group_by="modalty"))
+
+
+def test_groups_by_what_a_filter_may_name(tmp_path):
+    """Attributes group as the same values in a column would, over segments and in rows that stand in another order."""
+    build_index(FakeStore(n=40, dim=DIM), tmp_path / "index", Recipe("ivf-sq8", "float16", {"nlist": 4}))
+    index = open_index(tmp_path / "index")
+    index.add(FakeStore(n=20, dim=DIM, seed=4, prefix="more"))
+    index.remove("item/0003")
+    everything = index.search(query(), len(index))
+    marks = index.items([hit.key for hit in everything])["attributes"].to_pylist()
+    for name in ("colour", "level"):
+        hits = index.search(query(), len(index), shape=Shape(group_by=name))
+        seen, best = set(), []
+        for hit, mark in zip(everything, marks, strict=True):
+            value = json.loads(mark or "{}").get(name)
+            if value is None or value not in seen:
+                best.append(hit.key)
+            seen.add(value)
+        assert [hit.key for hit in hits] == best
+    with pytest.raises(UnknownNameError, match="Did you mean 'colour'"):
+        index.search(query(), 3, shape=Shape(group_by="color"))
 
 
 # ---- ranges ----------------------------------------------------------------------------------------------------------

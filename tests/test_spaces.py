@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from bindsearch.errors import InputError, MismatchError, ShapeError, UnknownNameError, UnsupportedError, WeightsError
 from bindsearch.models import spaces, weights
@@ -144,6 +145,23 @@ def test_embedding_a_source_is_decode_preprocess_encode(space: Space) -> None:
     found = space.embed("image", [picture, picture[:, ::-1].copy()])
     assert found.shape == (2, space.dim)
     assert not np.allclose(found[0], found[1], atol=1e-4)
+
+
+def test_a_bare_source_is_a_list_of_one(folder_space: Space, tmp_path: Path) -> None:
+    words, picture = tmp_path / "dog.txt", tmp_path / "dog.png"
+    words.write_text("dog", encoding="utf-8")
+    Image.new("RGB", (40, 30), "red").save(picture)
+    for modality, bare in (
+        ("text", "dog"),
+        ("text", words),
+        ("text", b"dog"),
+        ("image", picture),
+        ("image", str(picture)),
+        ("image", Image.new("RGB", (40, 30), "red")),
+    ):
+        found = folder_space.embed(modality, bare)
+        assert found.shape == (1, folder_space.dim)
+        np.testing.assert_array_equal(found, folder_space.embed(modality, [bare]))
 
 
 def test_every_modality_encodes_its_example(folder_space: Space) -> None:

@@ -188,3 +188,18 @@ def test_decoding_here_leaves_products_one_thread(tmp_path):
     assert seen
     assert set(seen) == {1}
     assert set(after) == {2}
+
+
+def test_an_interrupt_of_all_processes_leaves_a_starting_worker_alone():
+    """Ctrl-C reaches the whole group: the parent gets it, and a worker amid its imports waits for the parent's word."""
+    with DecodePool(1) as pool:
+        worker = pool.start_worker(task())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            worker.process.send_signal(number)
+        assert worker.link.poll(60)
+        assert worker.link.recv() == ("ready", None)
+        assert worker.process.poll() is None
+        facts = Path(f"/proc/{worker.process.pid}/status").read_text(encoding="ascii").splitlines()
+        blocked = int(next(line for line in facts if line.startswith("SigBlk")).split()[1], 16)
+        assert not blocked & 1 << signal.SIGTERM - 1, "programs that a worker starts can be ended"
+    assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -8,6 +8,7 @@ build_index(Kept(...), output)   an index as any other, with a record of what it
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ from bindsearch.index.commit import check_output
 from bindsearch.listing import Listing
 from bindsearch.makers import maker_of, narrow
 from bindsearch.registry import INDEXES
+from bindsearch.sources import each_source
 from bindsearch.store import EmbeddingStore
 from bindsearch.store.reader import listed_sources
 
@@ -51,7 +53,7 @@ class Inputs:
     """What a cache is built from.
 
     Attributes:
-        sources: media, addresses, a folder of embeddings, a feature file; empty: the recipe's.
+        sources: media, addresses, a folder of embeddings, a feature file, or one of these; empty: the recipe's.
         embeddings: where media are embedded to, and kept; None: beside the output.
         space_id: of a feature file that does not say it.
         load: gives the space that media are embedded in, by name; called only where something is embedded.
@@ -70,6 +72,10 @@ class Inputs:
     workers: int | None = None
     queries: tuple[Path, ...] = ()
     max_bad: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Take a bare source as one."""
+        object.__setattr__(self, "sources", tuple(map(os.fspath, each_source(self.sources))))
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bindsearch.cli.disk import said_plainly
 from bindsearch.cli.options import WholeHelp, say
 from bindsearch.errors import BindSearchError
 
@@ -81,7 +82,7 @@ def build_app(only: str | None = None) -> typer.Typer:
 
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback; before COMMAND.")] = False,  # noqa: ARG001
 ) -> None:
     if version:
         from bindsearch import __version__
@@ -158,5 +159,9 @@ def run(args: list[str]) -> int:
             return int(error.exit_code)
         if debug:
             raise
-        say(f"unexpected error: {type(error).__name__}: {error}. Run it again with --debug for the traceback.")
+        plain = said_plainly(error, args) if isinstance(error, OSError) else None
+        if plain is not None:
+            say(f"error: {plain}")
+            return plain.exit_code
+        say(f"unexpected error: {type(error).__name__}: {error}. For the traceback: bindsearch --debug COMMAND ...")
         return 1

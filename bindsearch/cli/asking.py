@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bindsearch.cli.disk import file_to_write
 from bindsearch.cli.options import (
     WEIGHED,
     DeviceOption,
@@ -68,7 +69,10 @@ def ask(
     cache_weight: Annotated[float | None, typer.Option(min=0, max=1, help="Of what the cache adds.")] = None,
     show_cached: Annotated[bool, typer.Option("--show-cached", help="Say which cached images carried it.")] = False,
     sheet: Annotated[
-        Path | None, typer.Option("--sheet", help="Picture (PNG) of what was asked about and of those images.")
+        Path | None,
+        typer.Option(
+            "--sheet", callback=file_to_write, help="Picture (PNG) of what was asked about and of those images."
+        ),
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Go on asking: one question a line of stdin.")] = False,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bindsearch.cli.disk import file_to_write
 from bindsearch.cli.options import (
     WEIGHED,
     DeviceOption,
@@ -164,7 +165,7 @@ def cache_import(
 @cache_app.command("export")
 def cache_export(
     cache: CacheArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: knn.index.")],
+    output: Annotated[Path, typer.Option("--output", "-o", callback=file_to_write, help="File to write: knn.index.")],
     rows: Annotated[str, typer.Option(help="flat (float32) or fp16.")] = "flat",
 ) -> None:
     """Write a FAISS file that the original code reads, and FILE.items.parquet with what each row is."""
@@ -176,7 +177,9 @@ def cache_export(
 
 def cache_enhance(
     cache: CacheArgument,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help=".npy file of the moved embeddings.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", callback=file_to_write, help="File of the moved embeddings (.npy).")
+    ] = None,
     vectors: Annotated[Path | None, typer.Option(help=".npy file of embeddings (n, d), each moved by itself.")] = None,
     cache_size: Annotated[int | None, typer.Option("-k", help="How many neighbours.")] = None,
     inverse_temperature: Annotated[float | None, typer.Option(help="Sharper weights where it is higher.")] = None,
@@ -204,8 +207,9 @@ def cache_enhance(
     if output:
         import numpy as np
 
-        np.save(output, moved, allow_pickle=False)
-        say(f"wrote {moved.shape[0]} embeddings to {output}")
+        written = output if output.suffix == ".npy" else output.with_name(f"{output.name}.npy")
+        np.save(written, moved, allow_pickle=False)
+        say(f"wrote {moved.shape[0]} embeddings to {written}")
     shown = found.explain(rows, numbers.cache_size, numbers.inverse_temperature, exact)
     if as_json:
         print_json(shown)

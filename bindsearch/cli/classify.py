@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bindsearch.cli.disk import file_to_write
 from bindsearch.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -85,9 +86,12 @@ def classify_run(
     top: Annotated[int, typer.Option("--top", min=1, help="Labels to show an item.")] = 3,
     only: OnlyOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write a row an item: .parquet, .csv or .jsonl.")
+        Path | None,
+        typer.Option("--output", "-o", callback=file_to_write, help="Write a row an item: .parquet, .csv or .jsonl."),
     ] = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Write a page with pictures and players.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", callback=file_to_write, help="Write a page with pictures and players.")
+    ] = None,
     space: SpaceOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -169,7 +173,7 @@ def classify_calibrate(
     embeddings: Annotated[Path, typer.Argument(help="Folder of embeddings of items whose label is known.")],
     labels: LabelsOption,
     column: ColumnOption,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The calibration, as JSON.")],
+    output: Annotated[Path, typer.Option("--output", "-o", callback=file_to_write, help="The calibration, as JSON.")],
     truth: TruthOption = None,
     templates: TemplatesOption = "plain",
     none_share: Annotated[
@@ -268,17 +272,28 @@ def probe(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 0,
     only: OnlyOption = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the curve: .svg, .png or .pdf.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", callback=file_to_write, help="Draw the curve: .svg, .png or .pdf.")
+    ] = None,
     save: Annotated[
-        Path | None, typer.Option("--save", help="Fit on all labelled items and write the probe: .npz or .json.")
+        Path | None,
+        typer.Option(
+            "--save", callback=file_to_write, help="Fit on all labelled items and write the probe: .npz or .json."
+        ),
     ] = None,
     apply: Annotated[
         Path | None, typer.Option("--apply", help="Label the items with a saved probe instead of measuring.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="With --apply: a row an item, .parquet, .csv or .jsonl.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", callback=file_to_write, help="With --apply: a row an item, .parquet, .csv or .jsonl."
+        ),
     ] = None,
-    html: Annotated[Path | None, typer.Option("--html", help="With --apply: a page with pictures and players.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", callback=file_to_write, help="With --apply: a page with pictures and players."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Learn labels from a few examples: a linear classifier on embeddings that stay as they are.

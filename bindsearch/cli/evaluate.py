@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bindsearch.cli.disk import file_to_write
 from bindsearch.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -27,7 +28,9 @@ OutputOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Folder of the run: embeddings and what is prepared; a second run resumes."),
 ]
-PlotOption = Annotated[Path | None, typer.Option("--plot", help="Draw it (.svg, .png, .pdf); needs matplotlib.")]
+PlotOption = Annotated[
+    Path | None, typer.Option("--plot", callback=file_to_write, help="Draw it (.svg, .png, .pdf); needs matplotlib.")
+]
 
 
 def evaluate(
@@ -61,7 +64,7 @@ def evaluate(
     drop_own: Annotated[
         bool, typer.Option("--drop-own", help="With --label: what is paired with the query is no answer.")
     ] = False,
-    html: Annotated[Path | None, typer.Option("--html", help="Write a page.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", callback=file_to_write, help="Write a page.")] = None,
     plot: PlotOption = None,
     space: SpaceOption = None,
     device: DeviceOption = None,

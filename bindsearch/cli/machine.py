@@ -47,7 +47,10 @@ def config_show(
     as_json: JsonOption = False,
     origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
 ) -> None:
-    """Print every setting and its value."""
+    """Print every setting and its value.
+
+    A name that is no setting is refused in bindsearch.toml, and warned of in the environment; a blank value is none.
+    """
     from bindsearch.config import DEFAULTS, setting_with_origin
 
     values = {name: setting_with_origin(name) for name in sorted(DEFAULTS)}

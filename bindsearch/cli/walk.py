@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bindsearch.cli.disk import file_to_write
 from bindsearch.cli.options import (
     WEIGHED,
     DeviceOption,
@@ -172,7 +173,8 @@ def query(
     group_by: Annotated[
         str | None,
         typer.Option(
-            "--group-by", help="One answer a group, the best: source (the file that spans are of) or a column."
+            "--group-by",
+            help="One answer a group, the best: source (the file that spans are of), or a column as in --where.",
         ),
     ] = None,
     hide_duplicates: Annotated[
@@ -202,8 +204,12 @@ def query(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show what each term adds to the score, and what ran and why.")
     ] = False,
-    html: Annotated[Path | None, typer.Option("--html", help="Write a page with pictures and players.")] = None,
-    sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG).")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", callback=file_to_write, help="Write a page with pictures and players.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", callback=file_to_write, help="Write a contact sheet (PNG).")
+    ] = None,
     space: SpaceOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,

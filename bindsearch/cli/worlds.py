@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bindsearch.cli.disk import file_to_write
 from bindsearch.cli.options import QuietOption, make_group, say
 from bindsearch.errors import InputError
 
@@ -58,7 +59,12 @@ def world_write(
 @world_app.command("view")
 def world_view(
     scenes: Annotated[list[str], typer.Argument(metavar="SEED...", help="17, 0..10, test:3 or world:demo:0..5.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A sheet (.png, .jpg), or a page that plays (.html).")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", callback=file_to_write, help="A sheet (.png, .jpg), or a page that plays (.html)."
+        ),
+    ],
     size_px: Annotated[int, typer.Option("--size", help="Side of pictures and frames, in pixels.")] = 192,
     kind: Annotated[str | None, typer.Option(help="full, subject (no setting), setting (no subject) or mixed.")] = None,
 ) -> None:

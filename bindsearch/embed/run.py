@@ -47,7 +47,7 @@ JOIN_LIMIT_S = 120.0
 
 
 def run_embed(
-    sources: Sequence[str | os.PathLike[str]],
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     space: Any,
     *,
@@ -61,7 +61,7 @@ def run_embed(
     has left is taken over, and the store is committed when the last shard is. It returns when all is done.
 
     Args:
-        sources: see `listing.Listing`; none where `options.join` is set.
+        sources: one or several, see `listing.Listing`; none where `options.join` is set.
         out: folder of the store.
         space: from `load_space`.
         options: see there.

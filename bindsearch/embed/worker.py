@@ -19,6 +19,8 @@ from bindsearch.embed.freed import keep_freed_memory
 from bindsearch.errors import BindSearchError
 from bindsearch.types import Item
 
+PARENTS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that the parent alone acts on: it finishes its shard and then ends its workers."""
 _GRACE_S = 10.0
 _PIECE, _PIECE_BYTES, _PIECE_S = 32, 16 << 20, 0.2  # outcomes of a block that are sent together
 OUT_OF_MEMORY = 12
@@ -81,12 +83,15 @@ class Job:
 def serve(descriptor: int, memory: int | None = None) -> None:
     """Be a worker: take a task and jobs from a link, send back what comes of them, until the link closes.
 
+    The parent has started this process with its own signals blocked: they would interrupt the imports.
+
     Args:
         descriptor: of the link's socket.
         memory: descriptor of what is shared with the parent, if anything is.
     """
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # the parent finishes its shard and then ends its workers
+    for ignored in PARENTS:
         signal.signal(ignored, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS)  # what waited is ignored now
     with contextlib.suppress(OSError):  # where memory runs out, the kernel takes a worker and not the run
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
     keep_freed_memory()

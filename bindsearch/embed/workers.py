@@ -18,7 +18,7 @@ from typing import Any
 from bindsearch.embed.arena import Arena, make_memory
 from bindsearch.embed.blocks import Blocks
 from bindsearch.embed.decoding import Failed, Outcome
-from bindsearch.embed.worker import OUT_OF_MEMORY, Job, Task
+from bindsearch.embed.worker import OUT_OF_MEMORY, PARENTS, Job, Task
 from bindsearch.errors import BindSearchError
 from bindsearch.types import Item
 
@@ -125,13 +125,14 @@ class DecodePool:
         memory = make_memory()
         serve = f"from bindsearch.embed.worker import serve; serve({theirs.fileno()}, {memory})"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {serve}"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno(), *([] if memory is None else [memory])],
-            env=environment,
-        )
+        with _blocked(PARENTS):  # inherited: `serve` ignores them, but it has not been imported yet
+            process = subprocess.Popen(
+                [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {serve}"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno(), *([] if memory is None else [memory])],
+                env=environment,
+            )
         theirs.close()
         worker = _Worker(process, ours, None if memory is None else Arena(memory))
         if memory is not None:
@@ -139,6 +140,16 @@ class DecodePool:
         worker.link.send(task)
         self.workers.append(worker)
         return worker
+
+
+@contextlib.contextmanager
+def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Keep signals from this thread, and from processes that it starts; the other threads get them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _here(items: Iterable[Item], task: Task) -> Iterator[tuple[Item, Outcome]]:

@@ -20,10 +20,21 @@ _ROWS = 8192
 
 def write(export: Export, out: Path) -> None:
     """Write the file. A column that has empty cells has a second dataset, NAME_is_null, that says which."""
-    import h5py
-
     out.parent.mkdir(parents=True, exist_ok=True)
     temp = out.with_name(out.name + TEMP_ENDING)
+    temp.touch()  # where this is refused, the system's error names the file; h5py's doesn't
+    try:
+        _fill(temp, export)
+        temp.replace(out)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    sync_folder(out.parent)
+
+
+def _fill(temp: Path, export: Export) -> None:
+    import h5py
+
     with h5py.File(temp, "w") as file:
         file.attrs[_META] = identity_text(export.identity)
         vectors = file.create_dataset(_VECTORS[0], (export.rows, export.identity.dim), np.float16)
@@ -43,8 +54,6 @@ def write(export: Export, out: Path) -> None:
         for name, mask in nulls.items():
             if mask.any():
                 file.create_dataset(f"{_ITEMS}/{name}{_NULL}", data=mask)
-    temp.replace(out)
-    sync_folder(out.parent)
 
 
 def _kind_of(arrow: str) -> Any:

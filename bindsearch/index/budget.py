@@ -55,12 +55,14 @@ class Cost:
         name: of the candidate.
         recall: the largest overlap that it gives within the asked latency, or 1.
         memory_bytes, latency_ms: as of Budget, at the asked overlap; latency None: not known before it is measured.
+        measured: whether it was built and measured; False: it is a forecast, and its overlap what is asked.
     """
 
     name: str
     recall: float
     memory_bytes: int
     latency_ms: float | None
+    measured: bool = False
 
     def misses(self, budget: Budget, slack: float = 1.0) -> dict[str, str]:
         """Say what of a budget is not met, and what it would have to be; latency may be `slack` times as long."""
@@ -81,7 +83,7 @@ def _floor(recall: float) -> float:
 
 
 def refuse(budget: Budget, costs: Iterable[Cost], where: str) -> BudgetError:
-    """Build the error of a budget that nothing meets, naming the nearest ones that can be met.
+    """Build the error of a budget that nothing meets, naming the nearest ones that can be met, or may by forecast.
 
     Nearest are those with the fewest things to relax; of each set of things the candidate that misses it by the least
     factor.
@@ -99,7 +101,7 @@ def refuse(budget: Budget, costs: Iterable[Cost], where: str) -> BudgetError:
         named = " ".join(f"{option} {value}" for option, value in misses.items())
         key, factor = tuple(misses), _excess(cost, budget)
         if key not in best or factor < best[key][0]:
-            best[key] = (factor, f"{named} ({cost.name})")
+            best[key] = (factor, f"{named} ({cost.name}){'' if cost.measured else ', by forecast'}")
     fewest = min((len(key) for key in best), default=0)
     near = [text for key, (_, text) in sorted(best.items(), key=lambda each: each[1][0]) if len(key) == fewest]
     asked = f"recall {budget.recall:g}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bindsearch.errors import InputError, MismatchError, MissingInputError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.centring import Centring, measure_means
-from bindsearch.index.commit import check_output, commit, last_generation, writing
+from bindsearch.index.commit import check_output, commit, creating, last_generation
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.heldout import check_queries, query_means
 from bindsearch.index.identity import Identity
@@ -71,8 +71,7 @@ def build_index(
     check_output(output, force)
     identity, centring = _prepare(source, name, centre, centre_with)
     check_queries(embeddings, queries)
-    (output / "segments").mkdir(parents=True, exist_ok=True)
-    with writing(output):
+    with creating(output):
         check_output(output, force)  # once more: another process may have built it while this one waited
         asking = None
         if recipe is not None and (recipe.byte_codes or INDEXES[recipe.backend].asks) and queries:

@@ -1,6 +1,7 @@
 """How a change of an index folder comes to be: one writer, new files beside the old, one rename, a sweep.
 
     writing(folder)          the lock; drafts that a killed writer left are gone when it is held
+    creating(folder)         likewise, of a new index: makes the folder, and takes it away where nothing comes of it
       new files              under names that no manifest names
       commit(folder, ...)    index.json replaced: the change is there, for whoever opens from now on
       sweep                  what the new manifest does not name
@@ -53,6 +54,30 @@ def writing(folder: Path) -> Iterator[None]:
             yield
     finally:
         lock.release()
+
+
+@contextmanager
+def creating(folder: Path) -> Iterator[None]:
+    """Make the folder of a new index, where there is none, and hold its lock; what fails leaves no folder behind.
+
+    Raises:
+        As `writing`.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        (folder / "segments").mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            try:
+                yield
+            except BaseException:
+                if made and not (folder / "index.json").exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+    except BaseException:
+        for path in made:
+            with suppress(OSError):  # it is not empty: others use it
+                path.rmdir()
+        raise
 
 
 def commit(folder: Path, manifest: Manifest) -> None:

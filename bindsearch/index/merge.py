@@ -13,7 +13,7 @@ import numpy as np
 from bindsearch.errors import InputError, MismatchError, MissingInputError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.change import conform, joint_schema, living, same_rows
-from bindsearch.index.commit import check_output, commit, last_generation, writing
+from bindsearch.index.commit import check_output, commit, creating, last_generation
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.segment import write_segment
@@ -81,8 +81,7 @@ def merge_indexes(
         for number, snapshot in enumerate(snapshots):
             _check_same(snapshot, snapshots[:number])
     as_stored = all(each.manifest.row_dtype == manifest.row_dtype for each in snapshots)
-    (output / "segments").mkdir(parents=True, exist_ok=True)
-    with writing(output):
+    with creating(output):
         check_output(output, force=False)  # once more: another process may have built it while this one waited
         blocks = _blocks(snapshots, last_wins=prefer == "last")
         generation = last_generation(output) + 1

@@ -18,7 +18,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -273,11 +272,10 @@ def build_planned(
         progress: told how far it is.
 
     Raises:
-        BudgetError: no candidate meets it; the nearest budgets that can be met are named.
+        BudgetError: no candidate meets it; the nearest budgets that can be met, or may by forecast, are named.
         Others as `build_index` and `held_out`.
     """
     wish, output = wish or Wish(), Path(output)
-    was_there = output.exists()
     plan = plan_for(embeddings, budget, wish.recipes)
     check_queries(embeddings, wish.queries)
     costs = [cost for each in plan.forecasts if each not in plan.order for cost in each.costs(budget)]
@@ -304,8 +302,6 @@ def build_planned(
             )
         except BudgetError as error:
             LOG.warning("measured and given up: %s", error)
-    if not was_there:
-        shutil.rmtree(output, ignore_errors=True)
     raise refuse(budget, costs, str(output))
 
 
@@ -341,7 +337,7 @@ def measure(
     reached = all(each.chosen is not None for each in found.values())
     recall = budget.recall if reached else min(each.best.low for each in found.values())
     alone = max(each.alone_ms for each in found.values())
-    ways = [Cost(name, recall, memory, alone)]
+    ways = [Cost(name, recall, memory, alone, measured=True)]
     if budget.latency_ms is not None and alone > budget.latency_ms:
         ways += _lower(name, found, memory, budget.latency_ms)
     return tuned, ways
@@ -354,7 +350,7 @@ def _lower(name: str, found: Mapping[str, Tuned], memory: int, latency_ms: float
         beside = each.alone_ms - (each.chosen or each.best).ms  # what a query alone takes more than one of a batch
         fast = [point.low for point in each.curve if point.ms + beside <= latency_ms]
         recalls.append(max(fast, default=0.0))
-    return [Cost(name, min(recalls), memory, latency_ms)] if min(recalls) > 0 else []
+    return [Cost(name, min(recalls), memory, latency_ms, measured=True)] if min(recalls) > 0 else []
 
 
 def knobs_of(snapshot: Snapshot) -> Knobs:

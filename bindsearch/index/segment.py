@@ -113,7 +113,7 @@ class Segment:
         Raises:
             MismatchError: the table is not of this segment's rows.
         """
-        rows = positions if self._table_rows is None else self._table_rows[positions].astype(np.int64)
+        rows = self.table_rows(positions)
         with self._parquet_lock:
             file = self._open_parquet()
             starts = self._group_starts(file)
@@ -134,6 +134,10 @@ class Segment:
         if taken["id"].to_pylist() != self.index.ids[positions].tolist():
             raise MismatchError(f"{self.path}/items.parquet: its ids are not those of ids.npy. Build the index again.")
         return taken if columns is None else taken.select(list(columns))
+
+    def table_rows(self, positions: IntArray) -> IntArray:
+        """Give the rows of the item table of row positions, (m,) int64 both."""
+        return positions if self._table_rows is None else self._table_rows[positions].astype(np.int64)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Read one whole column of the item table, (n,) in row order, removed rows included.

@@ -31,6 +31,11 @@ CODE_FILES = ("codes", "heads")
 ITEM_BYTES = 48
 """Of an item in the Parquet table, compressed; keys, sources and captions decide it, so that it is a guess."""
 
+HEADER_BYTES = 128
+"""Of an .npy file, before its numbers."""
+FACTS_BYTES = 128
+"""Upper limit of codes.json; twice as many with heads."""
+
 Formula = Callable[[int, int, Mapping[str, Any]], int]
 CodeBytes = Callable[[int, Mapping[str, Any]], int]
 """Bytes from the number of columns and the numbers of a recipe."""
@@ -38,7 +43,7 @@ CodeBytes = Callable[[int, Mapping[str, Any]], int]
 
 def row_bytes(rows: int, dim: int, row_dtype: str) -> int:
     """Bytes of vectors.npy."""
-    return rows * dim * np.dtype(row_dtype).itemsize + 128
+    return rows * dim * np.dtype(row_dtype).itemsize + HEADER_BYTES
 
 
 def read_bytes(recipe: Recipe, rows: int, dim: int) -> int | None:
@@ -76,9 +81,10 @@ def _segment_read_bytes(entry: SegmentEntry, backend: str) -> int:
 def _byte_codes(rows: int, dim: int, build: Mapping[str, Any]) -> int:
     """index/byte_codes.py: a byte a column, a slack a row, means a block; from some size on heads."""
     blocks = -(-rows // BLOCK_ROWS)
-    full = rows * (dim + 4) + blocks * (dim + 8)
+    full = rows * (dim + 4) + blocks * (dim + 8) + 5 * HEADER_BYTES + FACTS_BYTES
     width = int(build.get("head_width", HEAD_WIDTH if dim >= HEAD_FROM_DIM and rows >= HEAD_FROM_ROWS else 0))
-    return full + (rows * (width + 8) + blocks * 12 + 4 * width * dim if width else 0)
+    heads = rows * (width + 8) + blocks * 8 + 4 * width * dim + 4 * HEADER_BYTES + FACTS_BYTES
+    return full + (heads if width else 0)
 
 
 def _lists(code_bytes: CodeBytes, block_rows: int, book: CodeBytes) -> Formula:
@@ -92,9 +98,11 @@ def _lists(code_bytes: CodeBytes, block_rows: int, book: CodeBytes) -> Formula:
 
     def formula(rows: int, dim: int, build: Mapping[str, Any]) -> int:
         lists = min(rows, int(build.get("nlist", 0)) or default_lists(rows))
-        # lists are as uneven as clusters are: like an exponential law, of which this is the mean filled up
-        filled = round(block_rows * lists / -math.expm1(-block_rows * lists / rows)) if block_rows > 1 else rows
-        return lists * (dim + 12) + filled * (code_bytes(dim, build) + 8) + book(dim, build)
+        filled = -(-rows // block_rows) * block_rows
+        if lists > 1 and block_rows > 1:
+            # lists are as uneven as clusters are: like an exponential law, of which this is the mean filled up
+            filled = math.ceil(block_rows * lists / -math.expm1(-block_rows * lists / rows))
+        return lists * (dim + 12) + filled * (code_bytes(dim, build) + 8) + 3 * HEADER_BYTES + book(dim, build)
 
     return formula
 
@@ -105,7 +113,7 @@ def _pq_bytes(dim: int, build: Mapping[str, Any]) -> int:
 
 def _pq_book(dim: int, build: Mapping[str, Any]) -> int:
     """index/rotation.py: 16 words and the columns of each group, 8 a group where there are many; an int8 rotation."""
-    return 4 * 17 * 8 * 2 * _pq_bytes(dim, build) + dim * (dim + 4)
+    return 4 * 17 * 8 * 2 * _pq_bytes(dim, build) + dim * (dim + 4) + 3 * HEADER_BYTES
 
 
 def _none(*_: Any) -> int:
@@ -132,7 +140,7 @@ FORMULAS: dict[str, Formula] = {
     "bytes": _byte_codes,
     "ivf-pq": _lists(_pq_bytes, IvfPqIndex.block_rows, _pq_book),
     "ivf-rabitq": _lists(_sign_bytes, IvfRabitqIndex.block_rows, _none),
-    "ivf-sq8": _lists(lambda dim, _: dim, IvfSq8Index.block_rows, lambda dim, _: 8 * dim),
+    "ivf-sq8": _lists(lambda dim, _: dim, IvfSq8Index.block_rows, lambda dim, _: 8 * dim + HEADER_BYTES),
     "rabitq": lambda rows, dim, _: _lists(_sign_bytes, IvfRabitqIndex.block_rows, _none)(rows, dim, {"nlist": 1}),
     "hnsw": _graph,
     "svs": _svs,

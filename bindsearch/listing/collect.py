@@ -18,7 +18,7 @@ from bindsearch.listing.tables import TABLE_SUFFIXES, Manifest
 from bindsearch.listing.tars import expand_braces, scan_tar
 from bindsearch.makers import maker_of
 from bindsearch.row_table import is_row_table, load_row_table
-from bindsearch.sources import ROW_SCHEME
+from bindsearch.sources import ROW_SCHEME, each_source
 from bindsearch.types import Item
 
 LIST_SUFFIXES = (".lst", ".list")
@@ -33,7 +33,7 @@ class Listing:
     Attributes:
         sources: folders, files, file lists (.lst, .list, @FILE), manifests (.csv, .tsv, .jsonl, .ndjson, .parquet),
             tars (brace patterns allowed), URIs of single files, or "-" for stdin; with modality "features" also tables
-            of vectors, see row_table.py.
+            of vectors, see row_table.py. A bare path or text is a list of one.
         modality: read every source as this one; None goes by suffix.
         text_column: column of manifests that holds the texts to embed.
         stdin: where "-" reads from; None is the process's own.
@@ -43,7 +43,7 @@ class Listing:
         left_out: after iterating, the folders of `skip` that lay there.
     """
 
-    sources: Sequence[str | os.PathLike[str]]
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     modality: str | None = None
     text_column: str | None = None
     stdin: TextIO | None = None
@@ -61,7 +61,8 @@ class Listing:
             UnsupportedError: a compressed tar.
             UnknownNameError: no such modality.
         """
-        if not self.sources:
+        self._sources = list(each_source(self.sources))
+        if not self._sources:
             raise MissingInputError("no sources given. Name a folder, a file, a manifest, a tar, or - for stdin.")
         self._namer = Namer(self.modality)
         self._skip = frozenset(os.path.realpath(folder) for folder in self.skip)
@@ -72,7 +73,7 @@ class Listing:
     @property
     def names(self) -> list[str]:
         """The sources as text, in the order given."""
-        return [os.fspath(source) for source in self.sources]
+        return [os.fspath(source) for source in self._sources]
 
     @property
     def origins(self) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from bindsearch.errors import InputError
 from bindsearch.listing.items import BrokenItem, make_caption
 from bindsearch.listing.naming import CAPTION_SUFFIX, Namer, place_of, suffix_of, to_text
+from bindsearch.modalities.text import decode_start
 from bindsearch.sources import SPARSE
 from bindsearch.types import Item
 
@@ -52,7 +53,7 @@ def _alternatives(piece: str, pattern: str) -> list[str]:
 
 def caption_of_bytes(data: bytes) -> str | None:
     """Make a caption of a text file's first bytes, whatever they hold."""
-    return make_caption(data[:CAPTION_BYTES].decode("utf-8-sig", "replace"))
+    return make_caption(decode_start(data[:CAPTION_BYTES]))
 
 
 def scan_tar(path: Path, key: str, namer: Namer, ignored: Counter[str]) -> Iterator[Item]:

@@ -159,7 +159,7 @@ def decode_text(data: bytes, name: str) -> str:
     Raises:
         DecodeError: neither, or with NUL characters, which no text has.
     """
-    encoding = next((coding for bom, coding in _BOMS if data.startswith(bom)), "utf-8")
+    encoding = _encoding_of(data)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -169,6 +169,19 @@ def decode_text(data: bytes, name: str) -> str:
     if "\x00" in text:
         raise DecodeError(name, f"no text: a NUL character at {text.index(chr(0))}; binary, or UTF-16 without its mark")
     return text
+
+
+def decode_start(data: bytes) -> str:
+    """Decode the first bytes of a text file, whatever they hold: by its byte order mark, else as UTF-8.
+
+    What cannot be decoded becomes U+FFFD; a character that the end cuts is left away.
+    """
+    decoder = codecs.getincrementaldecoder(_encoding_of(data))("replace")
+    return str(decoder.decode(data))
+
+
+def _encoding_of(data: bytes) -> str:
+    return next((coding for bom, coding in _BOMS if data.startswith(bom)), "utf-8")
 
 
 def read_text(path: str | Path) -> str:

@@ -16,6 +16,7 @@ from bindsearch.models.manifest import SpaceCard
 from bindsearch.models.switches import Switches
 from bindsearch.models.transfer import to_device
 from bindsearch.registry import MODALITIES
+from bindsearch.sources import each_source
 
 if TYPE_CHECKING:
     import torch
@@ -308,12 +309,13 @@ class Space:
         mean: FloatArray = clips.reshape(x.shape[0], x.shape[1], self.dim).mean(axis=1, dtype=np.float64)
         return mean.astype(np.float32)
 
-    def embed(self, modality: str, sources: Sequence[Any]) -> FloatArray:
+    def embed(self, modality: str, sources: Any) -> FloatArray:
         """Decode, preprocess and encode.
 
         Args:
             modality: one of `modalities`.
-            sources: whatever the modality takes: paths, URIs, bytes, arrays, PIL images; texts are the words.
+            sources: a list of whatever the modality takes: paths, URIs, bytes, arrays, PIL images; texts are the words.
+                A bare path, text, bytes or picture is a list of one.
 
         Returns:
             (n, d) float32 unit rows, in the order given.
@@ -324,7 +326,7 @@ class Space:
         """
         self._check_preset(modality)
         kind, config = self.modality(modality), self.config(modality)
-        items = [kind.preprocess(kind.decode(kind.source_of(thing), config), config) for thing in sources]
+        items = [kind.preprocess(kind.decode(kind.source_of(thing), config), config) for thing in each_source(sources)]
         if not items:
             return np.zeros((0, self.dim), dtype=np.float32)
         if modality == "text" and self._texts is not None and (cache := self._texts()) is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bindsearch.errors import InputError
+from bindsearch.search.columns import column_names, values_of
 from bindsearch.search.diverse import hide_duplicates, order_diverse
 from bindsearch.search.groups import first_of_group, group_columns
 from bindsearch.search.pages import Cursor
@@ -31,7 +32,8 @@ class Shape:
 
     Attributes:
         min_score: cosine below which nothing is an answer.
-        group_by: "source", for the file that spans are of, or a column; the best item of each group answers for it.
+        group_by: "source", for the file that spans are of, or a column or attribute; the best item of each group
+            answers for it.
         duplicates: cosine between answers above which the worse one is hidden behind the better one.
         diversity: lambda of maximal marginal relevance, 1 by score alone; see `diverse.order_diverse`.
         calibrated: order by percentile in place of score; see `calibrate.py`.
@@ -204,8 +206,8 @@ def _arranged(snapshot: Snapshot, found: Ranked, wanted: int, shape: Shape) -> R
 
 def _grouped(snapshot: Snapshot, found: Ranked, name: str) -> Ranked:
     """Let the best item of each group answer for it."""
-    columns = group_columns(name, snapshot.column_names())
-    first = first_of_group(snapshot.table(found.ids, columns))
+    columns = group_columns(name, column_names(snapshot))
+    first = first_of_group(values_of(snapshot, found.ids, columns))
     kept = np.flatnonzero(first == np.arange(first.size))
     behind: dict[int, list[Hidden]] = {place: [] for place in kept.tolist()}
     for place in np.flatnonzero(first != np.arange(first.size)).tolist():

@@ -1,11 +1,13 @@
-"""Columns that a filter may name: those of the item table, and the names in its attributes; in the table's order."""
+"""Columns that a filter or a grouping may name: of the item table, then the names in its attributes."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from bindsearch.errors import UnknownNameError
 from bindsearch.index.attributes import FILE, attribute_columns, map_attributes
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from bindsearch.index.segment import Segment
     from bindsearch.index.snapshot import Snapshot
+    from bindsearch.types import IntArray
 
 _parsed: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _parsed_lock = threading.Lock()
@@ -61,6 +64,43 @@ def read_column(segment: Segment, name: str, as_text: bool = False) -> pa.Chunke
     if name in attributes.column_names:
         return attributes[name]
     return pa.chunked_array([pa.nulls(segment.entry.rows)])
+
+
+def values_of(snapshot: Snapshot, ids: IntArray, names: Sequence[str]) -> pa.Table:
+    """Read columns, as a filter may name them, for some items.
+
+    Args:
+        snapshot: the index.
+        ids: (m,) int64 of items that are in it. Not modified.
+        names: of columns of the item table, or of attributes.
+
+    Returns:
+        (m,) rows, in the order of `ids`.
+    """
+    import pyarrow as pa
+
+    own = [name for name in names if name in snapshot.column_names()]
+    table = snapshot.table(ids, own) if own else None
+    mixed = mixed_columns(snapshot, names)
+    columns = {
+        name: table[name] if table is not None and name in own else _attribute_of(snapshot, ids, name, name in mixed)
+        for name in names
+    }
+    return pa.table(columns)
+
+
+def _attribute_of(snapshot: Snapshot, ids: IntArray, name: str, as_text: bool) -> pa.ChunkedArray:
+    import pyarrow as pa
+
+    numbers, places = snapshot.locate(ids)
+    parts, order = [], []
+    for number, segment in enumerate(snapshot.segments):
+        here = np.flatnonzero(numbers == number)
+        column = read_column(segment, name, as_text)
+        parts.append(pa.table({name: column.take(pa.array(segment.table_rows(places[here])))}))
+        order.append(here)
+    joined = pa.concat_tables(parts, promote_options="permissive")[name]
+    return joined.take(pa.array(np.argsort(np.concatenate(order))))
 
 
 def attribute_table(segment: Segment) -> pa.Table:

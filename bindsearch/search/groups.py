@@ -22,7 +22,7 @@ def group_columns(name: str, known: Sequence[str]) -> tuple[str, ...]:
     """Give the columns that make a group.
 
     Args:
-        name: "source", for the file, or a column of the item table.
+        name: "source", for the file, a column of the item table, or a name in its attributes.
         known: the columns that there are.
 
     Raises:

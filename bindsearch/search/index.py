@@ -186,7 +186,7 @@ class SearchIndex:
                 ),
             )
         asked = self._place(snapshot, queries)
-        scope = Scope(where, sql, modality, tuple(exclude))
+        scope = Scope(where, sql, modality, (exclude,) if isinstance(exclude, str | int) else tuple(exclude))
         wanted = Wanted(k, exclude_self, scope.describe())
 
         def ranker(narrowed: Scope) -> Ranker:

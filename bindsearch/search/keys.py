@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bindsearch.errors import MissingInputError
+from bindsearch.listing.naming import to_text
 from bindsearch.types import item_id
 
 if TYPE_CHECKING:
@@ -21,9 +22,12 @@ _SPAN = re.compile(r"(?s)(.+)#t=(\d+(?:\.\d*)?(?:e[+-]?\d+)?),(\d+(?:\.\d*)?(?:e
 def find_key(snapshot: Snapshot, key: str) -> IntArray:
     """Find the ids of a key: the item itself, else one span of it (KEY#t=START,END), else all its spans.
 
+    Bytes of a key that are no UTF-8 are looked for as the item table writes them.
+
     Returns:
         (m,) int64; empty where there is no such item.
     """
+    key = to_text(key)
     exact = np.array([item_id(key)], dtype=np.int64)
     match = _SPAN.fullmatch(key)
     named = match and np.array([item_id(match[1], (float(match[2]), float(match[3])))], dtype=np.int64)
@@ -39,14 +43,14 @@ def find_key(snapshot: Snapshot, key: str) -> IntArray:
     return np.concatenate(found)
 
 
-def resolve_items(snapshot: Snapshot, items: Iterable[str | int]) -> IntArray:
-    """Give the ids of keys and ids, (m,) int64.
+def resolve_items(snapshot: Snapshot, items: str | int | Iterable[str | int]) -> IntArray:
+    """Give the ids of keys and ids, (m,) int64; a bare one is one item.
 
     Raises:
         MissingInputError: naming the first that is not there.
     """
     found = [np.empty(0, dtype=np.int64)]
-    for item in items:
+    for item in [items] if isinstance(items, str | int) else items:
         ids = find_key(snapshot, item) if isinstance(item, str) else np.array([item], dtype=np.int64)
         if not ids.size or snapshot.locate(ids)[0][0] < 0:
             raise MissingInputError(f"{snapshot.path}: no item {item!r}. The keys stand in: bindsearch query --json")
