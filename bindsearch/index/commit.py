@@ -65,8 +65,9 @@ def creating(folder: Path) -> Iterator[None]:
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        (folder / "segments").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with writing(folder):
+            (folder / "segments").mkdir(parents=True, exist_ok=True)
             try:
                 yield
             except BaseException:
