@@ -91,6 +91,8 @@ def say(line: str) -> None:
 class Patches:
     """A space whose "embeddings" of images are the image tower's tokens, class token first: (n, L * D) rows.
 
+    What is not said here is as the space has it.
+
     Attributes:
         space: whose towers are used.
         length: L.
@@ -102,6 +104,9 @@ class Patches:
         self.tower = space._towers._load("vision", torch.float32, torch.device("cpu"))
         self.length, self.dim = self._tokens([np.zeros((64, 64, 3), dtype=np.uint8)]).shape[1:]
         self.space_id = f"{space.space_id}+patches"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.space, name)
 
     def tower_id(self, modality: str) -> str:
         """Give the tower's id, marked."""
