@@ -268,7 +268,8 @@ def test_outputs_that_cannot_be_are_plain_errors(walk, tmp_path, capsys):
         (errno.EROFS, "out/.draft-7", 2, "out: the place is read-only."),
         (errno.EACCES, ".rows.parquet.7.tmp", 2, "rows.parquet: no permission."),
         (errno.EACCES, "out/vectors.npy", 2, "out/vectors.npy: no permission."),
-        (errno.ENOENT, "gone/page.html", 3, "gone/page.html: no such file or folder."),
+        (errno.ENOENT, "out/page.html", 3, "out/page.html: no such file or folder."),
+        (errno.EEXIST, "out/shard", 2, "out/shard: is already there."),
         (errno.ENOSPC, "out/vectors.npy", 1, "out/vectors.npy: no room left."),
         (errno.EIO, "out/vectors.npy", 1, "out/vectors.npy: Input/output error."),
     ],
@@ -288,17 +289,25 @@ def test_the_systems_errors_name_what_was_given(monkeypatch, tmp_path, capsys, n
     assert capsys.readouterr().err.startswith(f"error: {says}")
 
 
-def test_other_errors_say_where_debug_stands(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("nothing about a file"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "ffmpeg"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "out/index.lock"),
+    ],
+)
+def test_other_errors_say_where_debug_stands(monkeypatch, capsys, error):
     from bindsearch import exchange
     from bindsearch.cli import run
 
     def broken(*_arguments, **_options):
-        raise OSError("nothing about a file")
+        raise error
 
     monkeypatch.setattr(exchange, "export_store", broken)
     assert run(["export", "embeddings", "-o", "out"]) == 1
     assert "For the traceback: bindsearch --debug COMMAND ..." in capsys.readouterr().err
-    with pytest.raises(OSError, match="nothing about a file"):
+    with pytest.raises(OSError, match=re.escape(str(error))):
         run(["--debug", "export", "embeddings", "-o", "out"])
 
 

@@ -131,6 +131,31 @@ def test_spellings_of_units(accel, gyro, factors):
     assert np.abs(found - expected).max() <= 2e-7 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("remark", [" (calibrated)", " [body frame]", "", " (m/sÂ²)"])
+def test_remarks_behind_names_are_no_units(remark):
+    names = [f"{name}{remark if name.startswith('a') else ' (uncalibrated)'}" for name in NAMES]
+    one_ulp(decode(table(SIGNAL, TIMES, ("time (utc)", *names))).array, SIGNAL)
+
+
+EUROC = [f"{kind}_RS_S_{axis} [{unit}]" for kind, unit in (("w", "rad s^-1"), ("a", "m s^-2")) for axis in "xyz"]
+
+
+@pytest.mark.parametrize("mark", ["#", "# ", "# made by a robot\n#", ""])
+def test_names_in_a_remark_are_names(mark):
+    rows = table(np.concatenate([SIGNAL[3:], SIGNAL[:3]]), 1.4e18 + TIMES * 1e9, ("timestamp [ns]", *EUROC))
+    found = decode(mark.encode("ascii") + rows if isinstance(rows, bytes) else mark + rows)
+    assert found.rate_hz == pytest.approx(200, rel=1e-4)
+    one_ulp(found.array, SIGNAL)
+
+
+def test_of_two_times_the_one_that_says_its_unit_is_read():
+    rows = np.concatenate([TIMES[None] * 1e9 + 1.7e18, TIMES[None], SIGNAL])
+    text = ",".join(["time", "seconds_elapsed", *NAMES]) + "\n"
+    text += "\n".join(",".join(f"{value:.9g}" for value in row) for row in rows.T) + "\n"
+    found = decode(text.encode("ascii"))
+    assert found.rate_hz == pytest.approx(200, rel=1e-5)
+
+
 def test_a_unit_that_is_not_known_is_named():
     def named(accel="", gyro="", time="time_s"):
         return table(SIGNAL, TIMES, (time, *(f"{name}{accel if name[0] == 'a' else gyro}" for name in NAMES)))

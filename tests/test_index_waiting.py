@@ -74,6 +74,21 @@ def test_who_waited_does_not_replace_what_was_built_meanwhile(tmp_path, second):
     assert IndexFolder.open(path).count == 60
 
 
+def test_who_waited_for_a_build_that_failed_builds(tmp_path):
+    path, found = tmp_path / "new" / "index", []
+    waiting = tried(lambda: build_index(FakeStore(n=5, dim=16), path), found)
+
+    def judge(_):
+        waiting.start()
+        time.sleep(0.5)
+        raise InputError("not good enough")
+
+    with pytest.raises(InputError, match="not good enough"):
+        build_index(FakeStore(n=60, dim=16), path, judge=judge)
+    waiting.join()
+    assert found[0].count == IndexFolder.open(path).count == 5
+
+
 def test_who_opens_an_index_while_its_files_are_swept_finds_the_new_state(tmp_path, monkeypatch):
     path = tmp_path / "index"
     folder = build_index(FakeStore(n=40, dim=16), path, Recipe("ivf-pq", "float16", {"nlist": 2}))

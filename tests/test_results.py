@@ -211,6 +211,23 @@ def test_groups_by_what_a_filter_may_name(tmp_path):
         index.search(query(), 3, shape=Shape(group_by="color"))
 
 
+def test_groups_by_what_segments_hold_in_different_kinds(tmp_path):
+    """True and false in one, numbers in the other: their words are grouped."""
+
+    def marked(prefix, values):
+        store = FakeStore(n=len(values), dim=DIM, seed=len(values), prefix=prefix)
+        words = pa.array([f'{{"seen": {value}}}' for value in values], pa.string())
+        store.table = store.table.set_column(store.table.column_names.index("attributes"), "attributes", words)
+        return store
+
+    build_index(marked("one", ["true", "false", "true"]), tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    index.add(marked("two", ["1", "0", "1", "0"]))
+    hits = index.search(query(), len(index), shape=Shape(group_by="seen"))
+    marks = index.items([hit.key for hit in hits])["attributes"].to_pylist()
+    assert sorted(marks) == ['{"seen": 0}', '{"seen": 1}', '{"seen": false}', '{"seen": true}']
+
+
 # ---- ranges ----------------------------------------------------------------------------------------------------------
 
 

@@ -42,21 +42,37 @@ def said_plainly(error: OSError, words: Sequence[str]) -> BindSearchError | None
         words: of the command line: a draft or a lock that cannot be written is called by the path that was given.
 
     Returns:
-        What is to be said, with its exit code; None where no file is named.
+        What is to be said, with its exit code; None where no file is named, or where one lacks that nobody asked for.
     """
     name = error.filename2 or error.filename
     if not isinstance(name, str | bytes) or not name or error.errno is None:
         return None
-    return _refusal(error.errno, _as_given(Path(os.fsdecode(name)), words), error.strerror or "")
+    path = Path(os.fsdecode(name))
+    if error.errno == errno.ENOENT and (
+        _OWN.search(path.name) or not any(_is_near(each, path) for each in _paths(words))
+    ):
+        return None
+    return _refusal(error.errno, _as_given(path, words), error.strerror or "")
 
 
 def _as_given(path: Path, words: Sequence[str]) -> Path:
     """Give the path of the command line that a file of ours stands for; a file with a name of its own stays."""
     if not _OWN.search(path.name):
         return path
-    given = [Path(word.partition("=")[2] if word.startswith("--") else word) for word in words]
-    near = [each for each in given if each.name and _holds(each.absolute(), path.absolute())]
+    near = [each for each in _paths(words) if _holds(each.absolute(), path.absolute())]
     return max(near, key=lambda each: len(each.absolute().parts), default=path.parent)
+
+
+def _paths(words: Sequence[str]) -> list[Path]:
+    """Give the words of a command line that may be paths."""
+    given = (Path(word.partition("=")[2] if word.startswith("--") else word) for word in words)
+    return [each for each in given if each.name]
+
+
+def _is_near(given: Path, path: Path) -> bool:
+    """Say whether one path is the other, or lies in it."""
+    one, other = given.absolute(), path.absolute()
+    return one == other or one in other.parents or other in one.parents
 
 
 def _holds(given: Path, path: Path) -> bool:
@@ -68,9 +84,11 @@ def _refusal(number: int, path: Path, says: str = "") -> BindSearchError:
     """Say what stands in the way of a path, and what to do."""
     if number == errno.EISDIR:
         return InputError(f"{path}: is a folder, expected a file. Name a file in it: {path}/NAME")
-    if number in (errno.ENOTDIR, errno.EEXIST):
-        file = next((each for each in (path, *path.parents) if each.is_file()), path)
+    file = next((each for each in (path, *path.parents) if each.is_file()), None)
+    if number in (errno.ENOTDIR, errno.EEXIST) and file is not None:
         return InputError(f"{file}: is a file where a folder belongs. Name another place, or move the file away.")
+    if number == errno.EEXIST:
+        return InputError(f"{path}: is already there. Name another place, or move it away.")
     if number in _DENIED:
         why = "the place is read-only" if number == errno.EROFS else "no permission"
         return InputError(f"{path}: {why}. Name another place, or see whose it is: ls -ld {path.parent} {path}")

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bindsearch.types import IntArray
 
 LOCK_WAIT_S = 60.0
+_HOLD_TRIES = 20
 PARTS = ("segments", "tombstones")
 DRAFT_GLOB = "index.json.tmp-*"
 
@@ -65,8 +66,8 @@ def creating(folder: Path) -> Iterator[None]:
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with writing(folder):
+        with ExitStack() as held:
+            _hold(folder, held)
             (folder / "segments").mkdir(parents=True, exist_ok=True)
             try:
                 yield
@@ -79,6 +80,18 @@ def creating(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # it is not empty: others use it
                 path.rmdir()
         raise
+
+
+def _hold(folder: Path, held: ExitStack) -> None:
+    """Make a folder and take its lock; once more where a build that failed took both away while this one waited."""
+    for tries_left in reversed(range(_HOLD_TRIES)):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            held.enter_context(writing(folder))
+            return
+        except FileNotFoundError:
+            if not tries_left:
+                raise
 
 
 def commit(folder: Path, manifest: Manifest) -> None:

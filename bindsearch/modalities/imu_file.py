@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from bindsearch.modalities.imu import ImuConfig
 
 CHANNELS = ("accel_x", "accel_y", "accel_z", "gyro_x", "gyro_y", "gyro_z")
-_ACCEL = re.compile(r"(?:linear)?(?:acc|accl|accel|accelerometer|acceleration|a)(x|y|z)")
-_GYRO = re.compile(r"(?:gyr|gyro|gyroscope|angularvelocity|angvel|omega|w|g)(x|y|z)")
-_TIME = re.compile(r"(?:canonical|sensor)?(?:t|time|times|timestamp|timestamps|seconds)")
+_ACCEL = re.compile(r"(?:linear)?(?:acc|accl|accel|accelerometer|acceleration|a)(?:rss)?(x|y|z)")
+_GYRO = re.compile(r"(?:gyr|gyro|gyroscope|angularvelocity|angvel|omega|w|g)(?:rss)?(x|y|z)")
+_TIME = re.compile(r"(?:canonical|sensor)?(?:t|time|times|timestamp|timestamps|seconds|secondselapsed)")
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,11 @@ def _read_csv(source: Source, config: ImuConfig) -> Recording:
     if not lines:
         raise DecodeError(source.name, "holds no rows")
     delimiter = max(",;\t", key=lines[0].count)
-    header = [cell.strip() for cell in next(csv.reader([lines[0]], delimiter=delimiter))]
-    if all(_is_number(cell) for cell in header):
-        names = _names_without_header(header, source.name)
-    else:
+    header = _cells(lines[0], delimiter)
+    if not all(_is_number(cell) for cell in header):
         names, lines = header, lines[1:]
+    else:
+        names = _names_in_remarks(text, delimiter, len(header)) or _names_without_header(header, source.name)
     if len(lines) > config.max_samples:
         raise DecodeError(source.name, f"{len(lines)} rows, over the limit of {config.max_samples}")
     table = _parse_rows(lines, delimiter, len(names), source.name)
@@ -165,6 +166,18 @@ def _read_csv(source: Source, config: ImuConfig) -> Recording:
         gyro_unit=_unit_of(channels[3:], "gyro", config.gyro_unit, source.name),
         channels=tuple(channels),
     )
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
+
+
+def _names_in_remarks(text: str, delimiter: str, columns: int) -> list[str] | None:
+    """Give the names that stand in the last remark above the rows, as EuRoC's files have them; None without such."""
+    above = list(itertools.takewhile(lambda line: not line.strip() or line.startswith("#"), text.splitlines()))
+    remarks = [line.lstrip("#") for line in above if line.strip("# \t")]
+    names = _cells(remarks[-1], delimiter) if remarks else []
+    return names if len(names) == columns and not any(_is_number(name) for name in names) else None
 
 
 def _names_without_header(cells: list[str], name: str) -> list[str]:
@@ -235,7 +248,13 @@ def _find_time(names: list[str], config: ImuConfig, source_name: str) -> int | N
         if config.time_column not in names:
             raise InputError(f"{source_name}: no time column {config.time_column!r}; there are {', '.join(names)}.")
         return names.index(config.time_column)
-    return next((place for place, name in enumerate(names) if _matched(_TIME, name)), None)
+    found = [place for place, name in enumerate(names) if _matched(_TIME, name)]
+    return next((place for place in found if _says_unit(names[place])), found[0] if found else None)
+
+
+def _says_unit(time: str) -> bool:
+    """Tell whether a column of times says its unit: of two such columns this one is read."""
+    return unit_of(split_name(time)[1] or "") in TIME_UNITS or time.lower().startswith("seconds")
 
 
 def _unit_of(columns: Sequence[str], kind: str, setting: str, name: str) -> str:

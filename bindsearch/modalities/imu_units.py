@@ -37,7 +37,14 @@ _SPELLINGS = {
     "us": ("us", "micros"),
     "ns": ("ns", "nanos"),
 }
-_SAME = (  # read alike before the table is asked
+REMARKS = {
+    "utc", "gmt", "unix", "epoch", "posix", "local", "elapsed", "relative", "calibrated", "uncalibrated", "corrected",
+    "filtered", "smoothed", "body", "body frame", "sensor", "device", "imu", "world", "world frame",
+}  # fmt: skip
+"""What stands in brackets behind names of columns and is no unit, nor changes it."""
+
+_SAME = (  # read alike before the table is asked; UTF-8 that was taken for Latin-1 has an "â" before its signs
+    ("â", ""),
     ("²", "2"), ("¹", "1"), ("⁻", "-"), ("−", "-"), ("µ", "u"), ("μ", "u"), ("°", "deg"), ("_", "/"), ("per", "/"),
     (r"[\s^*·⋅.]", ""), ("degrees?", "deg"), ("radians?", "rad"), ("met(er|re)s?", "m"), ("sec(ond)?s?", "s"),
 )  # fmt: skip
@@ -57,12 +64,14 @@ def unit_of(text: str) -> str | None:
 def split_name(column: str) -> tuple[str, str | None]:
     """Split a column's name in what it is, in lower case, and the unit that stands behind it, as it is written.
 
-    A unit stands in brackets, or behind an underscore or blank if it is a known one: "accel_x [mg]", "gyro_x_rad_s".
+    A unit stands in brackets, or behind an underscore or blank if it is a known one: "accel_x [mg]", "gyro_x_rad_s". Of
+    brackets, those that hold a word of REMARKS or no letter say nothing.
     """
     low = column.strip().lower()
     bracket = _BRACKET.search(low)
     name = low[: bracket.start()].strip() if bracket else low
     written = bracket.group(1).strip() if bracket and _SAYS_SOMETHING.search(bracket.group(1)) else None
+    written = None if written in REMARKS else written
     for separator in re.finditer(r"[_\s]", name):
         behind = name[separator.end() :]
         if unit_of(behind) is not None:

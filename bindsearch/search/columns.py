@@ -24,21 +24,29 @@ _parsed_lock = threading.Lock()
 
 
 def mixed_columns(snapshot: Snapshot, names: Iterable[str]) -> frozenset[str]:
-    """Say which attributes are text in one segment and something else in another: these are read as text everywhere.
+    """Say which attributes are of one kind in one segment and of another in another: these are read as text everywhere.
 
-    A segment's attributes are typed by its own rows alone, so that one that came from JSON may hold numbers where one
-    that came from CSV holds text.
+    A segment's attributes are typed by its own rows alone, so that one that came from JSON may hold numbers, or true
+    and false, where one that came from CSV holds text.
     """
-    import pyarrow as pa
-
     mixed = set()
     schemas = [attribute_table(segment).schema for segment in snapshot.segments] if len(snapshot.segments) > 1 else []
     for name in set(names) - set(snapshot.column_names()):
-        kinds = {schema.field(name).type for schema in schemas if name in schema.names}
-        textual = {kind for kind in kinds if pa.types.is_string(kind) or pa.types.is_large_string(kind)}
-        if textual and any(not pa.types.is_null(kind) for kind in kinds - textual):
+        kinds = {_kind_of(schema.field(name).type) for schema in schemas if name in schema.names}
+        if len(kinds - {"null"}) > 1:
             mixed.add(name)
     return frozenset(mixed)
+
+
+def _kind_of(type_: pa.DataType) -> str:
+    """Name what types that can be joined have in common."""
+    import pyarrow as pa
+
+    kinds = {
+        "text": (pa.types.is_string, pa.types.is_large_string),
+        "number": (pa.types.is_integer, pa.types.is_floating),
+    }
+    return next((kind for kind, tests in kinds.items() if any(test(type_) for test in tests)), str(type_))
 
 
 def read_column(segment: Segment, name: str, as_text: bool = False) -> pa.ChunkedArray:
