@@ -96,6 +96,15 @@ class Item:
         }
 
 
+def to_text(path: str) -> str:
+    r"""Write a path as valid Unicode: bytes that are no UTF-8 become \udcNN, so that any table can hold it."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return path.encode("utf-8", "backslashreplace").decode("utf-8")
+    return path
+
+
 def span_key(key: str, span: tuple[float, float]) -> str:
     """Write the name of a span that people know and type: "talk.wav#t=5,10.25", its seconds to the last digit."""
     start, end = (repr(float(each)).removesuffix(".0") for each in span)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hostile import picture_bytes, sound_bytes, write_hostile
 
-from bindsearch.listing.naming import to_text
+from bindsearch.types import to_text
 
 SCRIPT = """
 import json, sys, time

@@ -20,10 +20,9 @@ from bindsearch.index.build import build_index
 from bindsearch.index.change import Added
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.manifest import read_manifest
-from bindsearch.listing.naming import to_text
 from bindsearch.search import open_index
 from bindsearch.store import commit_store
-from bindsearch.types import item_id
+from bindsearch.types import item_id, to_text
 
 BACKENDS = ("flat", "faiss-flat")
 

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from bindsearch.errors import DecodeError, InputError, MissingInputError, UnknownNameError, UnsupportedError
 from bindsearch.listing import BrokenItem, FusedItem, Listing, collect, parse_fusion
 from bindsearch.listing.items import LONGEST_TEXT_BYTES
-from bindsearch.listing.naming import to_path, to_text
+from bindsearch.listing.naming import to_path
 from bindsearch.listing.tars import expand_braces
 from bindsearch.sources import Source
+from bindsearch.types import to_text
 
 
 def write(root, *names, data=b"x"):

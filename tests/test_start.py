@@ -20,7 +20,7 @@ def test_a_command_imports_its_own_module_alone():
         "mine = sorted(name for name in sys.modules if name.startswith('bindsearch.cli.'))\n"
         "print(code, mine, file=sys.stderr)"
     )
-    assert done.stderr.strip() == "0 ['bindsearch.cli.options', 'bindsearch.cli.walk']"
+    assert done.stderr.strip() == "0 ['bindsearch.cli.disk', 'bindsearch.cli.options', 'bindsearch.cli.walk']"
 
 
 def test_every_command_is_there_alone_and_among_all():

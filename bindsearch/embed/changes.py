@@ -62,10 +62,10 @@ class KnownUnits:
 
     def rows_of(self, unit: int) -> slice:
         """Give the rows that one listed item made before; empty where it is new."""
-        if not len(self.units):
+        first = int(self.units.searchsorted(unit))
+        if first == len(self.units) or self.units[first] != unit:
             return slice(0, 0)
-        first, last = np.searchsorted(self.units, [unit, unit + 1])
-        return slice(int(first), int(last))
+        return slice(first, int(self.units.searchsorted(unit, side="right")))
 
     def count_unchanged(self, item: Item, mark: int) -> int:
         """Tell how many rows of the store a listed item stands for, if nothing about it has changed.
@@ -95,12 +95,14 @@ class KnownUnits:
 
     def count_bad(self, item: Item) -> int:
         """Tell how many of a listed item's rows in the store have no vector."""
+        if not self._bad_unread:
+            return 0
         return sum(each in self._bad_unread for each in self.ids[self.rows_of(item.id)].tolist())
 
     def _is_same(self, item: Item, rows: slice) -> bool:
         bad = [self._bad_unread[each] for each in self.ids[rows].tolist() if each in self._bad_unread]
-        now_s = np.nan if item.mtime_s is None else item.mtime_s
-        if not np.array_equal(self.mtimes_s[rows], np.full(rows.stop - rows.start, now_s), equal_nan=True):
+        known_s = self.mtimes_s[rows]
+        if not (np.isnan(known_s) if item.mtime_s is None else known_s == item.mtime_s).all():
             return not bad and self._has_same_bytes(item, int(self.ids[rows.start]))
         return not any(bad) or not _can_be_read(item)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 BROKEN_KIND = "broken"
 _IDS_AT_ONCE, _PASSES = 1 << 18, 16
 _GROUP_ROWS = 1 << 14
+_FACTS = json.JSONEncoder(sort_keys=True, default=str)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def fingerprint(item: Item, window_s: float | None) -> int:
         item.literal, item.caption, item.group, dict(item.attributes), _parts_json(item),
         (item.stage, item.reason) if isinstance(item, BrokenItem) else None,
     ]  # fmt: skip
-    data = json.dumps(facts, sort_keys=True, default=str).encode("ascii")
+    data = _FACTS.encode(facts).encode("ascii")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1
 
 

@@ -13,13 +13,13 @@ from typing import TextIO
 from bindsearch.errors import InputError, MissingInputError, UnsupportedError
 from bindsearch.listing.folders import TAR_SUFFIX, FolderWalk, file_facts, read_caption
 from bindsearch.listing.items import BrokenItem, literal_item
-from bindsearch.listing.naming import Namer, is_uri, is_utf8, place_of, suffix_of, to_path, to_text
+from bindsearch.listing.naming import Namer, is_uri, is_utf8, place_of, suffix_of, to_path
 from bindsearch.listing.tables import TABLE_SUFFIXES, Manifest
 from bindsearch.listing.tars import expand_braces, scan_tar
 from bindsearch.makers import maker_of
 from bindsearch.row_table import is_row_table, load_row_table
 from bindsearch.sources import ROW_SCHEME, each_source
-from bindsearch.types import Item
+from bindsearch.types import Item, to_text
 
 LIST_SUFFIXES = (".lst", ".list")
 STDIN = "-"

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bindsearch.listing.items import BrokenItem
-from bindsearch.listing.naming import CAPTION_SUFFIX, Namer, place_of, suffix_of, to_text
+from bindsearch.listing.naming import CAPTION_SUFFIX, Namer, place_of, suffix_of
 from bindsearch.listing.tars import CAPTION_BYTES, caption_of_bytes, scan_tar
-from bindsearch.types import Item
+from bindsearch.types import Item, to_text
 
 TAR_SUFFIX = ".tar"
 

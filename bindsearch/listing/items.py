@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from bindsearch.errors import InputError
-from bindsearch.listing.naming import to_text
-from bindsearch.types import Item
+from bindsearch.types import Item, to_text
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 
 from bindsearch.errors import UnknownNameError
 from bindsearch.registry import MODALITIES
+from bindsearch.types import to_text
 
 CAPTION_SUFFIX = ".txt"
 _URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
@@ -105,15 +106,6 @@ def _path_of_uri(text: str) -> str:
 def suffix_of(name: str) -> str:
     """Give the last suffix in lower case for the count of ignored files; "(none)" where there is none."""
     return PurePosixPath(name).suffix.lower() or "(none)"
-
-
-def to_text(path: str) -> str:
-    r"""Write a path as valid Unicode: bytes that are no UTF-8 become \udcNN, so that any table can hold it."""
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return path.encode("utf-8", "backslashreplace").decode("utf-8")
-    return path
 
 
 def place_of(path: str | os.PathLike[str]) -> str:

@@ -23,10 +23,10 @@ from bindsearch.listing.items import (
     make_caption,
     parse_fusion,
 )
-from bindsearch.listing.naming import Namer, is_uri, is_utf8, place_of, to_path, to_text
+from bindsearch.listing.naming import Namer, is_uri, is_utf8, place_of, to_path
 from bindsearch.makers import maker_of
 from bindsearch.registry import MODALITIES
-from bindsearch.types import Item, Span
+from bindsearch.types import Item, Span, to_text
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _OWN = ("path", "text", "modality", "key", "caption", "group", "start_s", "end_s", "fuse")

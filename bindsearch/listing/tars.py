@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 
 from bindsearch.errors import InputError
 from bindsearch.listing.items import BrokenItem, make_caption
-from bindsearch.listing.naming import CAPTION_SUFFIX, Namer, place_of, suffix_of, to_text
+from bindsearch.listing.naming import CAPTION_SUFFIX, Namer, place_of, suffix_of
 from bindsearch.modalities.text import decode_start
 from bindsearch.sources import SPARSE
-from bindsearch.types import Item
+from bindsearch.types import Item, to_text
 
 CAPTION_BYTES = 8192
 _BRACES = re.compile(r"\{([^{}]*)\}")

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bindsearch.errors import MissingInputError
-from bindsearch.listing.naming import to_text
-from bindsearch.types import item_id
+from bindsearch.types import item_id, to_text
 
 if TYPE_CHECKING:
     from bindsearch.index.snapshot import Snapshot

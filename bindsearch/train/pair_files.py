@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from bindsearch.config import content_hash
 from bindsearch.errors import InputError, MissingInputError
 from bindsearch.listing.folders import file_facts
-from bindsearch.listing.naming import Namer, is_uri, place_of, to_path, to_text
+from bindsearch.listing.naming import Namer, is_uri, place_of, to_path
 from bindsearch.listing.tables import is_blank, table_rows
 from bindsearch.makers import Maker, maker_of
 from bindsearch.row_table import RowTable, load_row_table
 from bindsearch.sources import ROW_SCHEME
 from bindsearch.train.bind_config import PairsConfig
 from bindsearch.truth import text_of
-from bindsearch.types import Item
+from bindsearch.types import Item, to_text
 
 PairRow = tuple[str, str, str | None]
 WORDS = "text:"
