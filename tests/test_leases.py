@@ -270,7 +270,7 @@ def whole(driver, sources, tmp_path_factory):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_on_one_folder_are_disjoint_and_complete(driver, sources, whole, tmp_path, count):
-    members = [{"sources": sources, "place": f"{number}/{count}"} for number in range(1, count + 1)]
+    members = [{"sources": sources, "place": f"{number}/{count}", "pace_s": 0.05} for number in range(1, count + 1)]
     answers = driver.run(tmp_path / "out", members)
     assert [answer["code"] for answer in answers] == [0] * count
     reports = [answer["report"] for answer in answers]
