@@ -205,7 +205,8 @@ def listed_ids(listing: Iterable[Item], out: Path) -> IntArray:
         out: folder of the store.
     """
     known = KnownUnits(out, [Generation.load(folder) for folder in generation_folders(out)], ())
-    return np.concatenate([_NO_IDS, *(known.ids[known.rows_of(item.id)] for item in listing)])
+    listed = np.fromiter((item.id for item in listing), dtype=np.int64)
+    return known.ids[np.isin(known.units, listed)]
 
 
 def _place_above(source: str, places: frozenset[str]) -> str | None:

@@ -19,6 +19,7 @@ import numpy as np
 from bindsearch.config import content_hash
 from bindsearch.errors import InputError, MissingExtraError, MissingInputError
 from bindsearch.evaluate.recipe import Recipe
+from bindsearch.listing.folders import file_facts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -145,7 +146,7 @@ def _nyu(recipe: Recipe, data: Path, prepared: Path) -> list[Row]:
         for number in numbers.tolist():
             scene = "".join(chr(code) for code in file[types[number - 1]][()].reshape(-1)).strip()
             path = prepared / f"{number:04d}.png"
-            made_of = [*_facts(labelled), number]
+            made_of = [str(labelled), *file_facts(labelled), number]
             _prepare(path, made_of, lambda number=number: _millimetres(file["depths"][number - 1].T))  # type: ignore[misc]
             label = names.get(scene.replace("_", " ").replace("excercise", "exercise"), scene)  # as spelt in the file
             rows.append(
@@ -182,7 +183,7 @@ def _sun(recipe: Recipe, data: Path, prepared: Path) -> list[Row]:
         def draw(file: Path = file, ratio: float = ratio) -> Picture:
             return _millimetres(depth.decode(depth.source_of(str(file)), config).array * ratio)
 
-        _prepare(path, [*_facts(file), ratio, config.id], draw)
+        _prepare(path, [str(file), *file_facts(file), ratio, config.id], draw)
         rows.append({"key": name, "modality": "depth", "path": str(path), "label": scene})
     if gone:
         raise MissingInputError(
@@ -221,7 +222,7 @@ def _llvip(recipe: Recipe, data: Path, prepared: Path) -> list[Row]:
                         continue
                     name = f"{path.stem}-{label}-{number}"
                     crop = prepared / f"{name}.png"
-                    _prepare(crop, [*_facts(path), box], lambda box=box: picture.convert("L").crop(box))  # type: ignore[misc]
+                    _prepare(crop, [str(path), *file_facts(path), box], lambda box=box: picture.convert("L").crop(box))  # type: ignore[misc]
                     rows.append({"key": name, "modality": "thermal", "path": str(crop), "label": label})
     return rows
 
@@ -321,12 +322,6 @@ def _millimetres(metres: NDArray[Any]) -> Picture:
 
     millimetres = np.rint(np.clip(np.nan_to_num(metres.astype(np.float64)), 0, 65.535) * 1000).astype(np.uint16)
     return Image.fromarray(np.ascontiguousarray(millimetres))
-
-
-def _facts(path: Path) -> list[Any]:
-    """Give what tells a file from another one: its path, size and modification time."""
-    facts = path.stat()
-    return [str(path), facts.st_size, facts.st_mtime]
 
 
 def _prepare(path: Path, made_of: Sequence[Any], draw: Callable[[], Picture]) -> None:
