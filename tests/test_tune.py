@@ -13,7 +13,7 @@ from fake_store import MODALITIES, FakeStore, questions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bindsearch.errors import MismatchError
+from bindsearch.errors import MismatchError, MissingInputError
 from bindsearch.index import knobs, tune
 from bindsearch.index.budget import Budget
 from bindsearch.index.build import build_index
@@ -181,6 +181,20 @@ def test_queries_come_from_the_stores_that_are_named_a_modality_each(tmp_path):
         scores, _, _ = folder.snapshot.search_exact(each.queries, 10)
         assert len(each) == 20 and (each.own == -1).all()
         np.testing.assert_array_equal(each.least, scores[:, 9])
+
+
+def test_one_store_by_itself_is_a_list_of_one(tmp_path):
+    folder = build_index(FakeStore(200), tmp_path / "index")
+    alone, listed = (held_out(folder.snapshot, given, 10, count=20) for given in (questions(), [questions()]))
+    for one, other in zip(alone, listed, strict=True):
+        np.testing.assert_array_equal(one.queries, other.queries)
+    for call in (
+        lambda: held_out(folder.snapshot, str(tmp_path / "none"), 5),
+        lambda: build_index(FakeStore(9), tmp_path / "new", queries=str(tmp_path / "none")),
+        lambda: build_index(FakeStore(9), tmp_path / "new", centre=True, centre_with=tmp_path / "none"),
+    ):
+        with pytest.raises(MissingInputError, match=f"{tmp_path}/none: "):
+            call()
 
 
 def test_another_sample_is_another_sample_and_the_same_is_the_same(tmp_path):

@@ -29,7 +29,7 @@ from bindsearch.index.tuned import most_demanding
 
 if TYPE_CHECKING:
     from bindsearch.index.snapshot import Snapshot
-    from bindsearch.index.source import VectorSource
+    from bindsearch.index.source import Embeddings
     from bindsearch.types import FloatArray
 
 LOG = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ _SPREAD = 2.0
 def tune_snapshot(
     snapshot: Snapshot,
     recipe: CacheRecipe,
-    queries: Sequence[str | Path | VectorSource] = (),
+    queries: Embeddings | Sequence[Embeddings] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Choose the settings of a cache.
 
@@ -127,7 +127,9 @@ def _raised(
     return tuner.confirm(settings), errors
 
 
-def retune_cache(path: str | Path, queries: Sequence[str | Path] = (), tuning: Tuning | None = None) -> dict[str, Any]:
+def retune_cache(
+    path: str | Path, queries: Embeddings | Sequence[Embeddings] = (), tuning: Tuning | None = None
+) -> dict[str, Any]:
     """Choose the settings of a cache that is there anew; rows and codes stay as they are.
 
     Args:

@@ -125,7 +125,7 @@ class DecodePool:
         memory = make_memory()
         serve = f"from bindsearch.embed.worker import serve; serve({theirs.fileno()}, {memory})"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        with _blocked(PARENTS):  # inherited: `serve` ignores them, but it has not been imported yet
+        with blocked(PARENTS):  # inherited: `serve` ignores them, but it has not been imported yet
             process = subprocess.Popen(
                 [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {serve}"],
                 stdin=subprocess.DEVNULL,
@@ -143,7 +143,7 @@ class DecodePool:
 
 
 @contextlib.contextmanager
-def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+def blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
     """Keep signals from this thread, and from processes that it starts; the other threads get them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:

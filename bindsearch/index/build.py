@@ -20,13 +20,12 @@ from bindsearch.index.manifest import CENTRED_VERSION, FORMAT_VERSION, Manifest
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.segment import write_segment
 from bindsearch.index.snapshot import Snapshot
-from bindsearch.index.source import VectorSource, check_dim, identity_of, open_source
+from bindsearch.index.source import Embeddings, VectorSource, check_dim, identity_of, open_source, several
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
     from bindsearch.types import FloatArray
 
-Embeddings = str | Path | VectorSource
 Judge = Callable[[Snapshot], dict[str, Any]]
 """Gives what the manifest shall hold as `tuned` of an index that is built and not committed; raises to refuse it.
 Empty: nothing was measured."""
@@ -38,10 +37,10 @@ def build_index(
     backend: str | Recipe = "faiss-flat",
     force: bool = False,
     centre: bool = False,
-    centre_with: Sequence[Embeddings] = (),
+    centre_with: Embeddings | Sequence[Embeddings] = (),
     judge: Judge | None = None,
     progress: Progress = no_progress,
-    queries: Sequence[Embeddings] = (),
+    queries: Embeddings | Sequence[Embeddings] = (),
 ) -> IndexFolder:
     """Build an index over embeddings.
 
@@ -89,7 +88,7 @@ def build_index(
 def reindex(
     path: str | Path,
     embeddings: Embeddings,
-    centre_with: Sequence[Embeddings] = (),
+    centre_with: Embeddings | Sequence[Embeddings] = (),
     drop_missing: bool = False,
     judge: Judge | None = None,
     progress: Progress = no_progress,
@@ -137,13 +136,13 @@ def reindex(
 
 
 def _prepare(
-    source: VectorSource, name: str, centre: bool, centre_with: Sequence[Embeddings]
+    source: VectorSource, name: str, centre: bool, centre_with: Embeddings | Sequence[Embeddings]
 ) -> tuple[Identity, Centring | None]:
     """Check what goes together and measure the means, before anything is written."""
     identity = identity_of(source, name)
     if centre_with and not centre:
         raise InputError("--centre-with names what means are over: give --centre as well.")
-    beside = [open_source(each) for each in centre_with]
+    beside = [open_source(each) for each in several(centre_with)]
     for each, there in beside:
         identity = identity.merged(identity_of(each, there), name or "embeddings", there, "Embed both with one space.")
         check_dim(int(source.manifest.dim), each.manifest.dim, name or "embeddings", there)

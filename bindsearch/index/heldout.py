@@ -13,14 +13,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bindsearch.errors import MissingInputError
 from bindsearch.index.identity import Identity
-from bindsearch.index.source import VectorSource, check_dim, identity_of, open_source
+from bindsearch.index.source import Embeddings, VectorSource, check_dim, identity_of, open_source, several
 from bindsearch.index.tune import Sample
 
 if TYPE_CHECKING:
@@ -57,9 +56,7 @@ class Asked:
     selectors: tuple[NDArray[np.bool_], ...] | None = None
 
 
-def held_out(
-    snapshot: Snapshot, stores: Sequence[str | Path | VectorSource], k: int, count: int = COUNT
-) -> list[Sample]:
+def held_out(snapshot: Snapshot, stores: Embeddings | Sequence[Embeddings], k: int, count: int = COUNT) -> list[Sample]:
     """Collect samples with their true answers, by exact search.
 
     Args:
@@ -72,7 +69,8 @@ def held_out(
         MissingInputError: a store of queries is empty.
         MismatchError: queries of another space, tower or preset.
     """
-    asked = _from_stores(snapshot, stores, count) if stores else _from_index(snapshot, count)
+    named = several(stores)
+    asked = _from_stores(snapshot, named, count) if named else _from_index(snapshot, count)
     samples = []
     for each in asked:
         extra = int((each.own >= 0).any())
@@ -82,7 +80,7 @@ def held_out(
     return samples
 
 
-def check_queries(embeddings: str | Path | VectorSource, stores: Sequence[str | Path | VectorSource]) -> None:
+def check_queries(embeddings: Embeddings, stores: Embeddings | Sequence[Embeddings]) -> None:
     """Refuse queries that cannot ask for embeddings, before anything is built.
 
     Raises:
@@ -90,11 +88,11 @@ def check_queries(embeddings: str | Path | VectorSource, stores: Sequence[str | 
         MismatchError: queries of another space, tower, preset or dimension.
     """
     source, name = open_source(embeddings)
-    for store in stores:
+    for store in several(stores):
         _check_store(identity_of(source, name), int(source.manifest.dim), name or "embeddings", store)
 
 
-def _check_store(identity: Identity, dim: int, here: str, store: str | Path | VectorSource) -> tuple[VectorSource, str]:
+def _check_store(identity: Identity, dim: int, here: str, store: Embeddings) -> tuple[VectorSource, str]:
     """Open a store of queries and compare it; gives it with its name."""
     source, name = open_source(store)
     fix = "Embed the queries with the space of the index."
@@ -112,7 +110,7 @@ def _least(scores: FloatArray, ids: IntArray, own: IntArray, k: int) -> tuple[Fl
     return least, int(last.min(initial=k - 1)) + 1
 
 
-def query_means(stores: Sequence[str | Path | VectorSource], centring: Centring | None = None) -> FloatArray | None:
+def query_means(stores: Embeddings | Sequence[Embeddings], centring: Centring | None = None) -> FloatArray | None:
     """Take the mean of each modality's queries, where they have one: (j, d) float32 unit rows, or None.
 
     Args:
@@ -120,7 +118,7 @@ def query_means(stores: Sequence[str | Path | VectorSource], centring: Centring 
         centring: of the index that they will ask.
     """
     means = []
-    found, _ = _sampled([open_source(store) for store in stores], COUNT)
+    found, _ = _sampled([open_source(store) for store in several(stores)], COUNT)
     for modality, (_, rows) in sorted(found.items()):
         if centring is not None:
             centring.check([modality], "queries")
@@ -133,7 +131,7 @@ def query_means(stores: Sequence[str | Path | VectorSource], centring: Centring 
     return np.stack(means).astype(np.float32) if means else None
 
 
-def _from_stores(snapshot: Snapshot, stores: Sequence[str | Path | VectorSource], count: int) -> list[Asked]:
+def _from_stores(snapshot: Snapshot, stores: Sequence[Embeddings], count: int) -> list[Asked]:
     """Take queries from stores."""
     manifest = snapshot.manifest
     found, sources = _sampled(

@@ -18,7 +18,7 @@ from bindsearch.index.folder import IndexFolder
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.segment import write_segment
 from bindsearch.index.snapshot import Snapshot
-from bindsearch.index.source import BLOCK_ROWS, check_dim
+from bindsearch.index.source import BLOCK_ROWS, check_dim, several
 from bindsearch.store import UNKNOWN
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Merged:
 
 
 def merge_indexes(
-    indexes: Sequence[str | Path],
+    indexes: str | Path | Sequence[str | Path],
     output: str | Path,
     prefer: str | None = None,
     recipe: Recipe | None = None,
@@ -71,11 +71,12 @@ def merge_indexes(
     """
     if prefer is not None and prefer not in WINNERS:
         raise InputError(f"prefer: expected {' or '.join(WINNERS)}, got {prefer!r}.")
-    if len(indexes) < 2:
-        raise InputError(f"merge: {len(indexes)} index(es) named, expected at least two.")
+    named = several(indexes)
+    if len(named) < 2:
+        raise InputError(f"merge: {len(named)} index(es) named, expected at least two.")
     output = Path(output)
     check_output(output, force=False)
-    snapshots = [Snapshot.open(Path(each)) for each in indexes]
+    snapshots = [Snapshot.open(Path(str(each))) for each in named]
     manifest = _join(snapshots, recipe)
     if prefer is None:
         for number, snapshot in enumerate(snapshots):
@@ -90,7 +91,7 @@ def merge_indexes(
             output, generation, blocks, manifest.dim, manifest.recipe, progress, as_stored=as_stored, asking=asking
         )
         if entry is None:
-            raise MissingInputError(f"{', '.join(map(str, indexes))}: no items. Nothing to merge.")
+            raise MissingInputError(f"{', '.join(map(str, named))}: no items. Nothing to merge.")
         means = snapshots[0].centring
         state = dataclasses.replace(
             manifest,

@@ -35,7 +35,7 @@ from bindsearch.index.knobs import Knobs
 from bindsearch.index.rates import Rates, machine_rates
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.sizes import disk_bytes, read_bytes, stored_read_bytes
-from bindsearch.index.source import VectorSource, open_source
+from bindsearch.index.source import Embeddings, open_source
 from bindsearch.index.tune import CONFIDENCE, Tuned, snapshot_search, tune
 from bindsearch.index.tuned import most_demanding
 from bindsearch.registry import INDEXES
@@ -54,8 +54,6 @@ EXACT_WITHOUT_LIMIT_MS = 20.0
 """Where no latency is asked for, an exact index is taken if a query is forecast to stay below this."""
 
 _BLOCK = 65536
-
-Store = str | Path | VectorSource
 
 
 @dataclass(frozen=True)
@@ -233,15 +231,15 @@ class Wish:
         centre, centre_with: see `build_index`.
     """
 
-    queries: tuple[Store, ...] = ()
+    queries: tuple[Embeddings, ...] = ()
     count: int = COUNT
     recipes: tuple[Recipe, ...] | None = None
     force: bool = False
     centre: bool = False
-    centre_with: tuple[Store, ...] = ()
+    centre_with: tuple[Embeddings, ...] = ()
 
 
-def plan_for(embeddings: Store, budget: Budget, recipes: Sequence[Recipe] | None = None) -> Plan:
+def plan_for(embeddings: Embeddings, budget: Budget, recipes: Sequence[Recipe] | None = None) -> Plan:
     """Plan for embeddings; reads their counts alone.
 
     Raises:
@@ -256,7 +254,7 @@ def plan_for(embeddings: Store, budget: Budget, recipes: Sequence[Recipe] | None
 
 
 def build_planned(
-    embeddings: Store,
+    embeddings: Embeddings,
     output: str | Path,
     budget: Budget,
     wish: Wish | None = None,
@@ -306,7 +304,7 @@ def build_planned(
 
 
 def measure(
-    snapshot: Snapshot, budget: Budget, queries: Sequence[Store] = (), count: int = COUNT
+    snapshot: Snapshot, budget: Budget, queries: Embeddings | Sequence[Embeddings] = (), count: int = COUNT
 ) -> tuple[dict[str, Any], list[Cost]]:
     """Tune an index for a budget.
 
@@ -364,7 +362,9 @@ def knobs_of(snapshot: Snapshot) -> Knobs:
     return Knobs.of(settings, most, exact=all(segment.index.exact for segment in snapshot.segments))
 
 
-def retune(folder: IndexFolder, budget: Budget, queries: Sequence[Store] = (), count: int = COUNT) -> dict[str, Any]:
+def retune(
+    folder: IndexFolder, budget: Budget, queries: Embeddings | Sequence[Embeddings] = (), count: int = COUNT
+) -> dict[str, Any]:
     """Tune an index that is there, for other queries or another recall; rows and codes stay as they are.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,7 +32,16 @@ class VectorSource(Protocol):
         """Give what it held and holds no longer: id -> the sources of it."""
 
 
-def open_source(embeddings: str | Path | VectorSource) -> tuple[VectorSource, str]:
+Embeddings = str | Path | VectorSource
+"""A store, or its path."""
+
+
+def several(given: Embeddings | Sequence[Embeddings]) -> tuple[Embeddings, ...]:
+    """Give what is named where several can be; one store or path by itself is one, and no path is a list of letters."""
+    return tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+
+
+def open_source(embeddings: Embeddings) -> tuple[VectorSource, str]:
     """Open a store where a path is given; gives it with its name."""
     if isinstance(embeddings, str | Path):
         from bindsearch.store import EmbeddingStore

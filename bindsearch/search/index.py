@@ -12,7 +12,7 @@ from bindsearch.errors import InputError, MissingInputError
 from bindsearch.index.checks import unit_queries
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.identity import Identity
-from bindsearch.index.source import VectorSource, open_source
+from bindsearch.index.source import Embeddings, open_source, several
 from bindsearch.query import Embedding
 from bindsearch.search.answer import Wanted, answer_arranged, answer_plainly
 from bindsearch.search.arrange import PLAIN, Ranked, Shape
@@ -276,7 +276,7 @@ class SearchIndex:
         stored = load_background(snapshot)
         return self.draw_background(()) if stored is None else stored
 
-    def draw_background(self, beside: Iterable[str | Path | VectorSource] = ()) -> Background:
+    def draw_background(self, beside: Embeddings | Sequence[Embeddings] = ()) -> Background:
         """Draw samples of each modality; see `calibrate.draw_background`.
 
         Args:
@@ -288,9 +288,9 @@ class SearchIndex:
             found = select(snapshot, Scope(modality=modality), self._masks)
             return () if found is None else found.masks
 
-        return draw_background(snapshot, masks, [open_source(each)[0] for each in beside])
+        return draw_background(snapshot, masks, [open_source(each)[0] for each in several(beside)])
 
-    def save_background(self, beside: Iterable[str | Path | VectorSource] = ()) -> Background:
+    def save_background(self, beside: Embeddings | Sequence[Embeddings] = ()) -> Background:
         """Draw a background and keep it beside the index."""
         background = self.draw_background(beside)
         save_background(self.folder.snapshot, background)
@@ -365,7 +365,7 @@ class SearchIndex:
 
     # ---- changing ----------------------------------------------------------------------------------------------------
 
-    def add(self, embeddings: str | Path | VectorSource) -> Added:
+    def add(self, embeddings: Embeddings) -> Added:
         """Add or replace items from embeddings of the same space; see `IndexFolder.add`."""
         return self.folder.add(embeddings)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ BLOCK_BYTES = 48 << 20
 """Rendered values that one process holds at a time."""
 _SHORTEST_BLOCK, _LONGEST_BLOCK = 8, 512
 LARGEST_PX = 4096
+_PARENTS = (signal.SIGINT,)  # what the parent alone acts on
 
 
 @dataclass(frozen=True)
@@ -227,9 +229,12 @@ def _in_processes(world: World, folder: Path, todo: Sequence[range], workers: in
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
+    from bindsearch.embed.workers import blocked
+
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_be_worker) as pool:
-        futures = {pool.submit(write_block, world, folder, numbers): len(numbers) for numbers in todo}
+        with blocked(_PARENTS):  # inherited: `_be_worker` ignores them, but imports come before it
+            futures = {pool.submit(write_block, world, folder, numbers): len(numbers) for numbers in todo}
         try:
             for future in as_completed(futures):
                 future.result()
@@ -241,9 +246,8 @@ def _in_processes(world: World, folder: Path, todo: Sequence[range], workers: in
 
 def _be_worker() -> None:
     """Leave interrupts to the parent, and its other CPUs to its other workers."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
 
