@@ -16,7 +16,7 @@ from bindsearch import render
 from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError
 from bindsearch.index.build import build_index
 from bindsearch.index.recipe import Recipe
-from bindsearch.search import Answers, Shape, ask, open_index
+from bindsearch.search import Answers, Effort, Shape, ask, depths, open_index
 from bindsearch.search.calibrate import FILE, Scale, load_background
 from bindsearch.search.diverse import hide_duplicates, order_diverse
 from bindsearch.search.groups import first_of_group
@@ -115,13 +115,14 @@ def test_maximal_marginal_relevance_is_the_naive_one(seed, count, wanted, balanc
     rows = rng.standard_normal((count, 5)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     scores = np.sort(rng.random(count).astype(np.float32))[::-1]
-    found = order_diverse(scores, rows, wanted, balance).tolist()
+    found = order_diverse(scores, rows, np.full(min(wanted, count), count), balance).tolist()
     assert len(set(found)) == len(found) == min(count, wanted)
     assert found[0] == 0
     for turn in range(1, len(found)):
         values = mmr_values(scores, rows, found[:turn], balance)
         assert values[found[turn]] >= max(values.values()) - 1e-6
-    assert found[: max(1, wanted // 2)] == order_diverse(scores, rows, max(1, wanted // 2), balance).tolist()
+    half = max(1, len(found) // 2)
+    assert found[:half] == order_diverse(scores, rows, np.full(half, count), balance).tolist()
 
 
 def test_balance_one_is_the_order_by_score_and_less_spreads_the_answers(index):
@@ -312,6 +313,78 @@ def test_a_list_longer_than_the_first_depth_goes_on(tmp_path):
     assert index.search(asked, 600, shape=Shape(duplicates=0.9999)).ids.tolist() == whole.ids.tolist()[:600]
 
 
+@pytest.fixture(scope="module")
+def approximate(tmp_path_factory):
+    """An index that finds more the deeper it is asked, in front of what it found before, too."""
+    path = tmp_path_factory.mktemp("approximate") / "index"
+    build_index(FakeStore(n=1500, dim=DIM, seed=2), path, Recipe("ivf-sq8", "float32", {"nlist": 96}))
+    return open_index(path)
+
+
+def test_a_deeper_ranking_of_an_approximate_index_finds_items_in_front(approximate):
+    """What the tests below are about: without it they would say nothing."""
+    best, deeper = (approximate.search(query(), depth).ids.tolist() for depth in (256, 512))
+    assert deeper[:200] != best[:200]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_pages_of_an_approximate_index_are_the_whole_list(approximate, name):
+    shape = Shape(**{**SHAPES[name].__dict__, "duplicates": SHAPES[name].duplicates and 0.97})
+    whole = list(approximate.search(query(), 900, shape=shape))
+    for size in (90, 170):
+        found = pages(approximate, query(), size, shape)
+        assert [hit.id for hit in found][: len(whole)] == [hit.id for hit in whole]
+        assert [hit.rank for hit in found] == list(range(1, len(found) + 1))
+        assert len({hit.id for hit in found}) == len(found) >= len(whole) > 300
+
+
+def test_pages_of_an_approximate_index_lose_nothing_and_plain_answers_stand_best_first(approximate):
+    found = pages(approximate, query(), 100, Shape(paged=True))
+    assert len({hit.id for hit in found}) == len(approximate)
+    for shape in (Shape(), Shape(duplicates=0.97), Shape(group_by="key")):
+        scores = approximate.search(query(), 600, shape=shape).scores
+        assert (np.diff(scores) <= 0).all()
+
+
+def test_pages_of_queries_that_were_asked_together_go_on_alone(approximate):
+    asked = np.concatenate([query(seed) for seed in range(3)])
+    shape = Shape(paged=True)
+    for row, hits in enumerate(approximate.search_many(asked, 300, where="size > 0", shape=shape)):
+        alone = approximate.search(asked[row : row + 1], 500, where="size > 0", shape=shape)
+        assert hits.ids.tolist() == alone.ids.tolist()[:300]
+
+
+def test_a_cursor_that_has_another_place_now_is_refused(approximate, index):
+    paged = approximate.search(query(), 20, shape=Shape(paged=True))
+    moved = str(Cursor.read(paged[-1].cursor)).replace("-r20-", "-r19-")
+    with pytest.raises(InputError, match=r"had rank 19, its rank is 20 now: .*Ask for the first page again"):
+        approximate.search(query(), 20, shape=Shape(paged=True, after=moved))
+    with pytest.raises(MismatchError, match="query, filter and options"):
+        approximate.search(query(), 20, shape=Shape(paged=True, after=paged[-1].cursor), effort=Effort(exact=True))
+    for rank in (0, 10**9 - 1):
+        cursor = index.search(query(), 20, shape=Shape(paged=True))[-1].cursor.replace("-r20-", f"-r{rank}-")
+        with pytest.raises(InputError, match=f"had rank {rank}, "):
+            index.search(query(), 20, shape=Shape(paged=True, after=cursor))
+
+
+@given(seed=st.integers(0, 50), few=st.integers(1, 99), many=st.integers(1, 300))
+@settings(parent=CALM, max_examples=10)
+def test_fewer_diverse_answers_are_the_beginning_of_more(approximate, seed, few, many):
+    shape, exact = Shape(diversity=0.4), Effort(exact=True)
+    more = approximate.search(query(seed), few + many, shape=shape, effort=exact)
+    assert approximate.search(query(seed), few, shape=shape, effort=exact).ids.tolist() == more.ids.tolist()[:few]
+
+
+def test_steps_and_pools_are_those_of_the_depths():
+    assert [depths.depth_for(count) for count in (0, 1, 256, 257, 1024, 20_000)] == [256, 256, 256, 512, 1024, 32_768]
+    assert [depths.first_depth(count) for count in (1, 64, 65, 5000, 20_000)] == [256, 256, 512, 16_384, 32_768]
+    steps = depths.steps_of(1030)
+    assert steps.tolist() == [depths.depth_for(place + 1) for place in range(1030)]
+    assert depths.pools(steps, 130).tolist() == [256] * 64 + [512] * 64 + [1024] * 2
+    grouped = np.array([256, 512, 512, 2048])  # hardly any answer is left of each depth
+    assert depths.pools(grouped, 9).tolist() == [1, 3, 3, 4]
+
+
 def test_a_cursor_of_another_list_is_refused_with_both_values(tmp_path):
     build_index(FakeStore(n=30), tmp_path / "index")
     index = open_index(tmp_path / "index")
@@ -335,7 +408,7 @@ def test_a_cursor_of_another_list_is_refused_with_both_values(tmp_path):
     with pytest.raises(MismatchError, match="cursor is of generation 1, the index is at 2") as caught:
         index.search(index.item("item/0003"), 4, shape=after)
     assert caught.value.exit_code == 5
-    for text in ("", "g1", "i1-g1-zz-r1-d1-1", cursor + "x", "i00000000-g1-00000000-r-1-d1-1"):
+    for text in ("", "g1", "i1-g1-zz-r1-1", cursor + "x", "i00000000-g1-00000000-r-1-1"):
         with pytest.raises(InputError, match="not a cursor"):
             index.search(index.item("item/0003"), 4, shape=Shape(after=text))
 
@@ -343,13 +416,12 @@ def test_a_cursor_of_another_list_is_refused_with_both_values(tmp_path):
 @given(
     generation=st.integers(0, 10**9),
     rank=st.integers(0, 10**6),
-    depth=st.integers(0, 10**6),
     item=st.integers(0, 2**63 - 1),
     text=st.text(max_size=30),
 )
 @CALM
-def test_a_cursor_is_read_as_it_was_written(generation, rank, depth, item, text):
-    cursor = Cursor("5e0c11aa", generation, "0a1b2c3d", rank, depth, item)
+def test_a_cursor_is_read_as_it_was_written(generation, rank, item, text):
+    cursor = Cursor("5e0c11aa", generation, "0a1b2c3d", rank, item)
     assert Cursor.read(str(cursor)) == cursor
     with pytest.raises(InputError, match="not a cursor"):
         Cursor.read(text)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bindsearch.search.arrange import Page, Ranked, Shape, arrange
+from bindsearch.search.arrange import Page, Ranked, Ranking, Shape, arrange
 from bindsearch.search.hits import Hits
 from bindsearch.search.pages import Cursor, hash_index, hash_question
 from bindsearch.search.ranking import Plan, Ranker
@@ -70,13 +70,13 @@ def answer_arranged(
     """
     snapshot = next(iter(rankers.values())).snapshot
     own = _own_ids(asked, wanted)
-    lists = _Lists(asked.vectors, rankers)
+    lists = _Lists(asked.vectors, rankers, shape.is_paged)
     hits = []
     for row, query in enumerate(asked.queries):
         vector = asked.vectors[row : row + 1]
-        place = _cursor_for(snapshot, asked, row, wanted, shape)
+        place = _cursor_for(snapshot, asked, row, [wanted.scope, wanted.exclude_self, *lists.efforts()], shape)
         scales = {name: background.scale(query, vector, name) for name in rankers} if background else None
-        page = arrange(snapshot, _rank_one(lists, row, own[row], scales), wanted.k, shape, place.read)
+        page = arrange(snapshot, _ranking(lists, row, own[row], scales), wanted.k, shape, place.read)
         notes = [*page.notes, *_calibration_notes(snapshot, background, scales)]
         hits.append(_as_hits(snapshot, asked, row, page, place, lists.plans(), notes))
     return hits
@@ -95,17 +95,24 @@ def _without(scores: FloatArray, ids: IntArray, left_out: Sequence[int]) -> Rank
 
 
 class _Lists:
-    """Rankings of several queries: the first depth for all of them in one batch, deeper ones where they are needed."""
+    """Rankings of several queries: the first depth for all of them in one batch, deeper ones where they are needed.
 
-    def __init__(self, vectors: FloatArray, rankers: dict[str, Ranker]) -> None:
+    An approximate index may answer a query of a batch otherwise than the query alone, as its next page will be asked
+    for: such pages are ranked alone.
+    """
+
+    def __init__(self, vectors: FloatArray, rankers: dict[str, Ranker], paged: bool) -> None:
         self._vectors, self._rankers = vectors, rankers
+        self.items = sum(each.items for each in rankers.values())
+        self.proven = all(each.proven for each in rankers.values())
+        self._together = self.proven or not paged
         self._first: tuple[int, dict[str, tuple[FloatArray, IntArray]]] | None = None
 
     def best(self, row: int, depth: int) -> dict[str, tuple[FloatArray, IntArray]]:
         """Give the best `depth` of each ranker for a query: (m,) scores and ids."""
-        if self._first is None:
+        if self._first is None and self._together:
             self._first = depth, {name: each.rank(self._vectors, depth) for name, each in self._rankers.items()}
-        if self._first[0] == depth:
+        if self._first is not None and self._first[0] == depth:
             return {name: (scores[row], ids[row]) for name, (scores, ids) in self._first[1].items()}
         found = {name: each.rank(self._vectors[row : row + 1], depth) for name, each in self._rankers.items()}
         return {name: (scores[0], ids[0]) for name, (scores, ids) in found.items()}
@@ -114,20 +121,23 @@ class _Lists:
         """Give what ran."""
         return [plan for each in self._rankers.values() for plan in each.plans]
 
+    def efforts(self) -> list[object]:
+        """Give how hard is looked, as far as a list of answers depends on it."""
+        efforts = [each.effort for each in self._rankers.values()]
+        return [(each.exact, sorted((each.settings or {}).items())) for each in efforts if not self.proven]
 
-def _rank_one(
-    lists: _Lists, row: int, left_out: Sequence[int], scales: dict[str, Scale | None] | None
-) -> Callable[[int], Ranked]:
+
+def _ranking(lists: _Lists, row: int, left_out: Sequence[int], scales: dict[str, Scale | None] | None) -> Ranking:
     """Give what ranks the items for one query."""
 
-    def rank(depth: int) -> Ranked:
+    def best(depth: int) -> Ranked:
         found = lists.best(row, depth + len(left_out))
         parts = {name: _without(*each, left_out) for name, each in found.items()}
         if scales is None:
             return next(iter(parts.values())).take(slice(depth))
         return _merged(parts, scales).take(slice(depth))
 
-    return rank
+    return Ranking(best, lists.items, lists.proven)
 
 
 def _merged(parts: dict[str, Ranked], scales: dict[str, Scale | None]) -> Ranked:
@@ -151,17 +161,16 @@ class _Place:
     own: Cursor | None
 
 
-def _cursor_for(snapshot: Snapshot, asked: Asked, row: int, wanted: Wanted, shape: Shape) -> _Place:
-    """Read the cursor and check that it is of this list.
+def _cursor_for(snapshot: Snapshot, asked: Asked, row: int, options: Sequence[object], shape: Shape) -> _Place:
+    """Read the cursor and check that it is of this list: of these options, and of how answers are arranged.
 
     Raises:
         InputError, MismatchError: it is none, or of another list.
     """
-    if not shape.paged and shape.after is None:
+    if not shape.is_paged:
         return _Place(None, None)
-    options = [wanted.scope, wanted.exclude_self, *shape.options()]
-    question = hash_question(asked.queries[row], asked.vectors[row : row + 1], options)
-    own = Cursor(hash_index(snapshot.manifest), snapshot.manifest.generation, question, 0, 0, 0)
+    question = hash_question(asked.queries[row], asked.vectors[row : row + 1], [*options, *shape.options()])
+    own = Cursor(hash_index(snapshot.manifest), snapshot.manifest.generation, question, 0, 0)
     read = None if shape.after is None else Cursor.read(shape.after)
     if read is not None:
         read.check(own, str(snapshot.path))
@@ -190,13 +199,12 @@ def _calibration_notes(
 def _as_hits(
     snapshot: Snapshot, asked: Asked, row: int, page: Page, place: _Place, plans: list[Plan], notes: list[str]
 ) -> Hits:
-    cursor = place.own and replace(place.own, depth=page.depth)
     return Hits(
         snapshot,
         page.answers,
         asked.queries[row],
         first_rank=page.first_rank,
-        cursor=cursor,
+        cursor=place.own,
         plans=plans,
         notes=notes,
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from bindsearch.errors import InputError
 from bindsearch.search.columns import column_names, values_of
+from bindsearch.search.depths import FIRST, LAST, first_depth, pools, steps_of
 from bindsearch.search.diverse import hide_duplicates, order_diverse
 from bindsearch.search.groups import first_of_group, group_columns
 from bindsearch.search.pages import Cursor
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
 
     from bindsearch.index.snapshot import Snapshot
     from bindsearch.types import FloatArray, IntArray
-
-    Rank = Callable[[int], "Ranked"]
-
-_FIRST_DEPTH = 256
-_LAST_DEPTH = 16_384
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,11 @@ class Shape:
         """Whether a least score is all that is said."""
         return self.min_score is not None and self == Shape(self.min_score)
 
+    @property
+    def is_paged(self) -> bool:
+        """Whether the answers are a page of a list."""
+        return self.paged or self.after is not None
+
     def options(self) -> list[object]:
         """Give what a cursor's list depends on."""
         return [getattr(self, each.name) for each in fields(self) if each.name not in ("after", "paged")]
@@ -89,6 +90,7 @@ class Ranked:
         scores: (n,) float32 cosines.
         ids: (n,) int64.
         shares: (n,) float64 share of the background that scores more; None where nothing is calibrated.
+        steps: (n,) int64 depth at which each was found, ascending; see `depths.py`. None: nobody asked.
         spans: what each answers for as the best of its group; empty where nothing is grouped.
         duplicates: what each hides; empty where nothing is hidden.
     """
@@ -96,6 +98,7 @@ class Ranked:
     scores: FloatArray
     ids: IntArray
     shares: NDArray[np.float64] | None = None
+    steps: IntArray | None = None
     spans: tuple[tuple[Hidden, ...], ...] = ()
     duplicates: tuple[tuple[Hidden, ...], ...] = ()
 
@@ -106,9 +109,36 @@ class Ranked:
             self.scores[places],
             self.ids[places],
             None if self.shares is None else self.shares[places],
+            None if self.steps is None else self.steps[places],
             tuple(self.spans[place] for place in wanted) if self.spans else (),
             tuple(self.duplicates[place] for place in wanted) if self.duplicates else (),
         )
+
+    def followed_by(self, other: Ranked) -> Ranked:
+        """Give these and, behind them, those of another ranking that are not among them."""
+        new = other.take(np.flatnonzero(~np.isin(other.ids, self.ids)))
+        pairs = [
+            None if ours is None or theirs is None else np.concatenate([ours, theirs])
+            for ours, theirs in ((self.shares, new.shares), (self.steps, new.steps))
+        ]
+        return Ranked(
+            np.concatenate([self.scores, new.scores]), np.concatenate([self.ids, new.ids]), pairs[0], pairs[1]
+        )
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What ranks the items for one query.
+
+    Attributes:
+        best: gives the best n items in order, fewer where there are no more, or where no more are found.
+        items: how many may be answers.
+        proven: whether the best n are those: then a longer ranking begins with a shorter one.
+    """
+
+    best: Callable[[int], Ranked]
+    items: int
+    proven: bool
 
 
 @dataclass(frozen=True)
@@ -132,25 +162,24 @@ class Page:
     Attributes:
         answers: at most k.
         first_rank: rank of the first answer.
-        depth: how many items were ranked to find them.
         notes: what the reader should know.
     """
 
     answers: Ranked
     first_rank: int = 1
-    depth: int = 0
     notes: tuple[str, ...] = field(default=())
 
 
-def arrange(snapshot: Snapshot, rank: Rank, k: int, shape: Shape, cursor: Cursor | None = None) -> Page:
+def arrange(snapshot: Snapshot, ranking: Ranking, k: int, shape: Shape, cursor: Cursor | None = None) -> Page:
     """Arrange the answers to one query.
 
-    The ranking is asked for in depths of 256, 512, 1024 ... items, so that a page and the next one see the same list,
-    and deeper as long as fewer than k answers are left.
+    The ranking is asked for in depths of 256, 512, 1024 ... items, as long as fewer than k answers are left. A list
+    that is paged is the same whatever its pages: of an approximate index each depth adds, behind what was found before
+    it, the items that it alone finds. Answers that are not paged stand best first as the last depth ranks them.
 
     Args:
         snapshot: the index.
-        rank: gives the best n items in order, fewer where there are no more.
+        ranking: of its items.
         k: how many answers at most.
         shape: how; its cursor is read by the caller.
         cursor: behind which answer to begin; None: at the first.
@@ -159,34 +188,51 @@ def arrange(snapshot: Snapshot, rank: Rank, k: int, shape: Shape, cursor: Cursor
         UnknownNameError: no such column to group by.
         InputError: the answer of the cursor is not where it was.
     """
-    wanted = k + (0 if cursor is None else cursor.rank)
-    depth = _first_depth(wanted) if cursor is None else cursor.depth
-    if shape.diversity is None:
-        depth = max(depth, wanted)
+    start = 0 if cursor is None else cursor.rank
+    wanted = min(start + k, ranking.items)
+    grows = shape.is_paged and not ranking.proven
+    depth = FIRST if grows else first_depth(wanted)
+    enough = first_depth(wanted) if shape.diversity is not None else 0  # its order depends on what it may pick from
+    listed: Ranked | None = None
     while True:
-        found = rank(depth)
-        whole = found.ids.size < depth
-        if shape.min_score is not None:
-            low = found.scores < np.float32(shape.min_score)
-            whole |= bool(low.any()) and not shape.calibrated
-            found = found.take(np.flatnonzero(~low))
-        found = _arranged(snapshot, found, wanted, shape)
-        fixed = cursor is not None and shape.diversity is not None  # its order depends on how many there are
-        if found.ids.size >= wanted or whole or fixed or depth >= _LAST_DEPTH:
-            break
+        found, whole = _ranked(ranking, depth, shape, grows)
+        listed = found if listed is None or not grows else listed.followed_by(found)
+        last = whole or depth >= max(LAST, first_depth(wanted))
+        if last or (listed.ids.size >= wanted and depth >= enough):
+            answers = _arranged(snapshot, listed, wanted, shape)
+            if last or answers.ids.size >= wanted:
+                break
         depth *= 2
-    notes: list[str] = []
-    if found.ids.size < wanted and not whole:
-        notes.append(f"only the best {depth:,} items were arranged; there may be more answers behind them")
-    start = 0 if cursor is None else _start_after(found, cursor, str(snapshot.path))
-    return Page(found.take(slice(start, start + k)), start + 1, depth, tuple(notes))
+    if cursor is not None:
+        _check_place(answers, cursor, str(snapshot.path))
+    return Page(answers.take(slice(start, wanted)), start + 1, _notes(answers.ids.size < wanted, whole, depth, shape))
 
 
-def _first_depth(wanted: int) -> int:
-    depth = _FIRST_DEPTH
-    while depth < 4 * wanted and depth < _LAST_DEPTH:
-        depth *= 2
-    return depth
+def _ranked(ranking: Ranking, depth: int, shape: Shape, grows: bool) -> tuple[Ranked, bool]:
+    """Rank so many items, keep those that score enough, and say whether there are no more of them."""
+    found = ranking.best(depth)
+    whole = found.ids.size < depth if ranking.proven else depth >= ranking.items
+    found = replace(found, steps=np.full(found.ids.size, depth) if grows else steps_of(found.ids.size))
+    if shape.min_score is not None:
+        low = found.scores < np.float32(shape.min_score)
+        whole |= bool(low.any()) and not shape.calibrated
+        found = found.take(np.flatnonzero(~low))
+    return found, whole
+
+
+def _notes(few: bool, whole: bool, depth: int, shape: Shape) -> tuple[str, ...]:
+    """Say what may lie behind the items that were ranked."""
+    if whole:
+        return ()
+    if few:
+        return (f"only the best {depth:,} items were arranged; there may be more answers behind them",)
+    hidden = [
+        *(["spans"] if shape.group_by is not None else []),
+        *(["duplicates"] if shape.duplicates is not None else []),
+    ]
+    if not hidden:
+        return ()
+    return (f"{' and '.join(hidden)}: those among the best {depth:,} items; a greater -k looks deeper",)
 
 
 def _arranged(snapshot: Snapshot, found: Ranked, wanted: int, shape: Shape) -> Ranked:
@@ -198,9 +244,9 @@ def _arranged(snapshot: Snapshot, found: Ranked, wanted: int, shape: Shape) -> R
         rows = snapshot.rows(found.ids)
         found, kept = _without_duplicates(found, rows, shape.duplicates)
         rows = rows[kept]
-    if shape.diversity is not None and found.ids.size:
+    if shape.diversity is not None and found.steps is not None and found.ids.size:
         rows = snapshot.rows(found.ids) if rows is None else rows
-        found = found.take(order_diverse(found.scores, rows, wanted, shape.diversity))
+        found = found.take(order_diverse(found.scores, rows, pools(found.steps, wanted), shape.diversity))
     return found
 
 
@@ -226,16 +272,16 @@ def _without_duplicates(found: Ranked, rows: FloatArray, threshold: float) -> tu
     return replace(found.take(kept), duplicates=tuple(tuple(each) for each in behind.values())), kept
 
 
-def _start_after(found: Ranked, cursor: Cursor, path: str) -> int:
-    """Give the place behind the cursor's answer.
+def _check_place(answers: Ranked, cursor: Cursor, path: str) -> None:
+    """Refuse a cursor whose answer does not have its rank.
 
     Raises:
-        InputError: it is not among the answers: an approximate index found others this time.
+        InputError: an approximate index found others this time.
     """
-    places = np.flatnonzero(found.ids == cursor.item_id)
-    if not places.size:
+    if cursor.rank < 1 or answers.ids[cursor.rank - 1 : cursor.rank].tolist() != [cursor.item_id]:
+        places = np.flatnonzero(answers.ids == cursor.item_id).tolist()
+        now = f"its rank is {places[0] + 1} now" if places else "it is not among the answers now"
         raise InputError(
-            f"{path}: the answer of the cursor (rank {cursor.rank}) is not among the answers now. Ask for the "
-            "first page with a greater -k, or prove the answers: --exact"
+            f"{path}: the answer of the cursor had rank {cursor.rank}, {now}: this list is not the cursor's. Ask for "
+            "the first page again, without --after; --exact proves the answers"
         )
-    return int(places[0]) + 1

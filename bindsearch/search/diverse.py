@@ -45,17 +45,18 @@ def hide_duplicates(rows: FloatArray, threshold: float) -> tuple[IntArray, Float
     return behind, cosines
 
 
-def order_diverse(scores: FloatArray, rows: FloatArray, count: int, balance: float) -> IntArray:
+def order_diverse(scores: FloatArray, rows: FloatArray, pools: IntArray, balance: float) -> IntArray:
     """Order answers by maximal marginal relevance: each next one scores well and is unlike those before it.
 
     Args:
-        scores: (n,) float32, descending. Not modified.
+        scores: (n,) float32, the best one first. Not modified.
         rows: (n, d) float32 unit rows. Not modified.
-        count: how many to choose, at most n are.
+        pools: (m,) int64, ascending, at most n: the turn i picks among the first pools[i] answers, more than i. So the
+            order for fewer turns is the beginning of that for more, whatever n. Not modified.
         balance: lambda in [0, 1]: 1 is the order by score, 0 looks at unlikeness alone after the first.
 
     Returns:
-        (min(count, n),) int64 places, in the new order. Equal values go to the better answer.
+        (m,) int64 places, in the new order. Equal values go to the better answer.
 
     Raises:
         InputError: a balance outside [0, 1].
@@ -68,11 +69,11 @@ def order_diverse(scores: FloatArray, rows: FloatArray, count: int, balance: flo
     nearest = np.full(scores.size, -np.inf)
     left = np.ones(scores.size, dtype=bool)
     chosen: list[int] = []
-    while len(chosen) < min(count, scores.size):
-        value = relevance if not chosen else relevance - (1 - balance) * nearest
-        best = int(np.argmax(np.where(left, value, -np.inf))) if chosen else 0
+    for pool in pools.tolist():
+        value = relevance[:pool] - (1 - balance) * nearest[:pool] if chosen else relevance[:pool]
+        best = int(np.argmax(np.where(left[:pool], value, -np.inf))) if chosen else 0
         chosen.append(best)
         left[best] = False
-        cosines = rows @ rows[best]
+        cosines = np.einsum("nd,d->n", rows, rows[best])  # a BLAS rounds a row by where it stands among how many
         nearest = np.maximum(nearest, cosines.astype(np.float64))
     return np.array(chosen, dtype=np.int64)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bindsearch.types import FloatArray
 
 
-_WRITTEN = re.compile(r"i([0-9a-f]{8})-g([0-9]{1,18})-([0-9a-f]{8})-r([0-9]{1,9})-d([0-9]{1,9})-([0-9]{1,19})")
+_WRITTEN = re.compile(r"i([0-9a-f]{8})-g([0-9]{1,18})-([0-9a-f]{8})-r([0-9]{1,9})-([0-9]{1,19})")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ class Cursor:
         generation: of that index.
         asked: hash of the query and of what may change its list.
         rank: of the last answer seen.
-        depth: how many items were ranked for the list.
         item_id: of that answer.
     """
 
@@ -37,12 +36,11 @@ class Cursor:
     generation: int
     asked: str
     rank: int
-    depth: int
     item_id: int
 
     def __str__(self) -> str:
-        """Write it as a word: "i5e0c11aa-g7-3f51eb85-r10-d256-1234567890"."""
-        return f"i{self.index}-g{self.generation}-{self.asked}-r{self.rank}-d{self.depth}-{self.item_id}"
+        """Write it as a word: "i5e0c11aa-g7-3f51eb85-r10-1234567890"."""
+        return f"i{self.index}-g{self.generation}-{self.asked}-r{self.rank}-{self.item_id}"
 
     @classmethod
     def read(cls, text: str) -> Cursor:
@@ -54,7 +52,7 @@ class Cursor:
         match = _WRITTEN.fullmatch(text.strip())
         if match is None:
             raise InputError(f"--after {text!r:.80}: not a cursor. Each hit has one: bindsearch query --paged --json")
-        return cls(match[1], int(match[2]), match[3], int(match[4]), int(match[5]), int(match[6]))
+        return cls(match[1], int(match[2]), match[3], int(match[4]), int(match[5]))
 
     def check(self, now: Cursor, path: str) -> None:
         """Refuse a cursor of another list.

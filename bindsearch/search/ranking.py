@@ -88,6 +88,16 @@ class Ranker:
     effort: Effort = AS_TUNED
     plans: list[Plan] = field(default_factory=list)
 
+    @property
+    def items(self) -> int:
+        """How many items may be answers."""
+        return self.snapshot.manifest.count if self.selection is None else self.selection.count
+
+    @property
+    def proven(self) -> bool:
+        """Whether the best k are those, whatever k and whatever is asked beside."""
+        return self.effort.exact or all(segment.index.exact for segment in self.snapshot.segments)
+
     def rank(self, vectors: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
         """Find the k best items of each query; what ran is added to `plans`.
 
