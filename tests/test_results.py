@@ -603,6 +603,49 @@ def test_a_least_score_alone_asks_for_everything_above_it(index):
     assert talk[0].startswith("search: ")
 
 
+ARRANGED = {
+    "without itself": {"exclude_self": True},
+    "without duplicates": {"duplicates": 0.9},
+    "groups": {"group_by": "source"},
+    "diverse": {"diversity": 0.5},
+    "calibrated": {"calibrated": True},
+}
+
+
+@pytest.mark.parametrize("name", ARRANGED)
+def test_a_least_score_asks_for_everything_above_it_however_it_is_arranged(approximate, index, name):
+    for searched, key in ((index, "file03#t=0,5"), (approximate, "item/0007")):
+        options = dict(ARRANGED[name])
+        own = {"exclude_self": options.pop("exclude_self", False)}
+        asked = [("item", key)]
+        proven = Effort(exact=True)
+        shape = Shape(min_score=0.1, **options)
+        found = ask(searched, asked, load=lambda: None, shape=shape, **own).hits[0]
+        every = ask(searched, asked, load=lambda: None, k=len(searched), shape=shape, effort=proven, **own).hits[0]
+        assert len(found) > 10
+        assert listed(found) == listed(every)
+        assert [listed(hit.spans) for hit in found] == [listed(hit.spans) for hit in every]
+        page = ask(searched, asked, load=lambda: None, shape=Shape(min_score=0.1, paged=True, **options), **own).hits[0]
+        assert len(page) == 10
+
+
+def test_an_arranged_range_says_where_it_was_bounded(index):
+    hits = index.search_range(query(), -1.0, limit=30, shape=Shape(group_by="source"))
+    best = [hit.source for hit in index.search(query(), 30)]
+    assert [hit.source for hit in hits] == list(dict.fromkeys(best))
+    assert hits.notes == (f"{len(index)} items score at least -1; these are of the best 30",)
+    with pytest.raises(InputError, match="a range is given whole"):
+        index.search_range(query(), 0.1, shape=Shape(paged=True))
+
+
+def test_spans_and_duplicates_say_among_how_many_items_they_were_looked_for(approximate, index):
+    hits = approximate.search(query(), 1, shape=Shape(group_by="modality", duplicates=0.9))
+    assert hits.notes == ("spans and duplicates: those among the best 256 items; a greater -k looks deeper",)
+    assert len(hits[0].spans) < 256
+    assert index.search(query(), 1, shape=Shape(group_by="modality", duplicates=0.9)).notes == ()
+    assert approximate.search(query(), 1, shape=Shape(diversity=0.9)).notes == ()
+
+
 def test_plans_are_told_once_and_stand_in_the_json_of_many(index, tmp_path):
     path = tmp_path / "q.jsonl"
     lines = [{"item": "file03#t=0,5", "sql": "start_s < 10"}, {"item": "file04#t=0,5", "sql": "start_s < 10"}]

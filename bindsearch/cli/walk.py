@@ -147,7 +147,10 @@ def query(
         ),
     ] = None,
     k: Annotated[
-        int | None, typer.Option("-k", min=1, help="How many answers; 10, or with --min-score all.", show_default=False)
+        int | None,
+        typer.Option(
+            "-k", min=1, help="How many answers; 10, or with --min-score all, but for pages.", show_default=False
+        ),
     ] = None,
     where: Annotated[
         str | None, typer.Option(help="Filter on item columns: \"size > 1000 and modality == 'image'\".")

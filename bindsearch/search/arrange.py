@@ -65,11 +65,6 @@ class Shape:
         return self == PLAIN
 
     @property
-    def is_range(self) -> bool:
-        """Whether a least score is all that is said."""
-        return self.min_score is not None and self == Shape(self.min_score)
-
-    @property
     def is_paged(self) -> bool:
         """Whether the answers are a page of a list."""
         return self.paged or self.after is not None

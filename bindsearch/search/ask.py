@@ -108,8 +108,8 @@ def ask(
         wanted: pairs of kind and text, such as ("image", "bird.jpg@0.3"), ("minus_text", "night").
         load: gives the space; called only if something must be encoded.
         many: queries.jsonl, or "-" for stdin; then `wanted` is empty.
-        k: as in `SearchIndex.search`; a query of a file may name its own. None: 10, or, where a least score is all that
-            is said of the answers, every item that reaches it.
+        k: as in `SearchIndex.search`; a query of a file may name its own. None: 10, or, with a
+            least score and no pages, every item that reaches it.
         where: likewise.
         modality: likewise.
         exclude_self: as in `SearchIndex.search`.
@@ -144,8 +144,13 @@ def ask(
     for options in dict.fromkeys(asked):
         places = [place for place, own in enumerate(asked) if own == options]
         here = [queries[place] for place in places]
-        if options[0] is None and shape.min_score is not None and shape.is_range and not exclude_self:
-            found = [index.search_range(each, shape.min_score, RANGE_LIMIT, *options[1:]) for each in here]
+        if options[0] is None and shape.min_score is not None and not shape.is_paged:
+            found = [
+                index.search_range(
+                    *(each, shape.min_score, RANGE_LIMIT, *options[1:]), exclude_self=exclude_self, shape=shape
+                )
+                for each in here
+            ]
         else:
             count, own_where, own_modality, own_sql = options
             found = index.search_many(

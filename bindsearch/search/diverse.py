@@ -34,14 +34,16 @@ def hide_duplicates(rows: FloatArray, threshold: float) -> tuple[IntArray, Float
     count = rows.shape[0]
     behind = np.arange(count, dtype=np.int64)
     cosines = np.ones(count, dtype=np.float32)
-    kept = np.empty(0, dtype=np.int64)
+    kept: list[int] = []
+    shown = np.empty_like(rows)
     for place in range(count):
-        near = rows[kept] @ rows[place] if kept.size else np.empty(0, dtype=np.float32)
-        best = int(np.argmax(near)) if near.size else -1
+        near = shown[: len(kept)] @ rows[place]
+        best = int(np.argmax(near)) if kept else -1
         if best >= 0 and near[best] > threshold:
             behind[place], cosines[place] = kept[best], near[best]
         else:
-            kept = np.append(kept, place)
+            shown[len(kept)] = rows[place]
+            kept.append(place)
     return behind, cosines
 
 

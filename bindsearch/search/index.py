@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,8 @@ from bindsearch.search.efforts import effort_for, in_groups
 from bindsearch.search.fitting import check_fits, check_space_known
 from bindsearch.search.hits import Hits
 from bindsearch.search.keys import find_key, resolve_items
-from bindsearch.search.ranges import best_in_range, iter_range
-from bindsearch.search.ranking import AS_TUNED, Effort, Ranker, plan_of
+from bindsearch.search.ranges import RangeRanker, iter_range
+from bindsearch.search.ranking import AS_TUNED, Effort, Ranker
 from bindsearch.search.selectors import MaskCache, Scope, Selection, select
 from bindsearch.search.where import Filter
 from bindsearch.types import span_key
@@ -189,15 +188,27 @@ class SearchIndex:
         scope = Scope(where, sql, modality, (exclude,) if isinstance(exclude, str | int) else tuple(exclude))
         wanted = Wanted(k, exclude_self, scope.describe())
 
-        def ranker(narrowed: Scope) -> Ranker:
-            return Ranker(snapshot, select(snapshot, narrowed, self._masks), efforts[0])
+        def ranker(selection: Selection | None) -> Ranker:
+            return Ranker(snapshot, selection, efforts[0])
 
         if shape.is_plain:
-            return answer_plainly(asked, ranker(scope), wanted)
-        names = list(snapshot.manifest.modalities) if modality is None else [modality]
+            return answer_plainly(asked, ranker(select(snapshot, scope, self._masks)), wanted)
+        return self._arranged(snapshot, asked, scope, wanted, shape, ranker)
+
+    def _arranged(
+        self,
+        snapshot: Snapshot,
+        asked: Asked,
+        scope: Scope,
+        wanted: Wanted,
+        shape: Shape,
+        ranker: Callable[[Selection | None], Ranker],
+    ) -> list[Hits]:
+        """Arrange what a ranker gives of a scope; of calibrated answers one a modality."""
+        names = list(snapshot.manifest.modalities) if scope.modality is None else [scope.modality]
         if not shape.calibrated or not names:  # an emptied index has no modality
-            return answer_arranged(asked, {"": ranker(scope)}, wanted, shape, None)
-        rankers = {name: ranker(scope.of(name)) for name in names}
+            return answer_arranged(asked, {"": ranker(select(snapshot, scope, self._masks))}, wanted, shape, None)
+        rankers = {name: ranker(select(snapshot, scope.of(name), self._masks)) for name in names}
         return answer_arranged(asked, rankers, wanted, shape, self.background(snapshot))
 
     def search_range(
@@ -208,6 +219,9 @@ class SearchIndex:
         where: str | Filter | None = None,
         modality: str | None = None,
         sql: str | None = None,
+        *,
+        exclude_self: bool = False,
+        shape: Shape = PLAIN,
     ) -> Hits:
         """Find every item that scores at least so much, best first; `notes` say where there are more than `limit`.
 
@@ -218,18 +232,27 @@ class SearchIndex:
             where: as in `search`.
             modality: likewise.
             sql: likewise.
+            exclude_self: likewise.
+            shape: how the items of the range are arranged.
 
         Raises:
-            As `search`.
+            As `search`; InputError: pages, which `search` gives.
         """
+        if shape.is_paged:
+            raise InputError("a range is given whole: ask for its pages with search(query, k, shape=...).")
         snapshot = self.folder.snapshot
         asked = self._place(snapshot, [query])
-        selection = select(snapshot, Scope(where, sql, modality), self._masks)
-        began = time.perf_counter()
-        scores, ids, total = best_in_range(snapshot, asked.vectors, least, limit, selection)
-        plan = plan_of(snapshot, selection, 1, time.perf_counter() - began)
-        more = [f"{total:,} items score at least {least:g}; these are the best {limit:,}"] if total > limit else []
-        return Hits(snapshot, Ranked(scores, ids), asked.queries[0], plans=[plan], notes=more)
+        exclude = tuple(asked.own_ids(0)) if exclude_self else ()
+        totals: list[int] = []
+
+        def ranker(selection: Selection | None) -> Ranker:
+            return RangeRanker(snapshot, selection, least=least, limit=limit, totals=totals)
+
+        hits = self._arranged(snapshot, asked, Scope(where, sql, modality, exclude), Wanted(limit), shape, ranker)[0]
+        if sum(totals) > limit:
+            what = f"of the best {limit:,}" if len(hits) < limit else f"the best {limit:,}"
+            hits.notes += (f"{sum(totals):,} items score at least {least:g}; these are {what}",)
+        return hits
 
     def iter_range(
         self,

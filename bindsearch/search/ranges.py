@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bindsearch.index.checks import unit_queries
+from bindsearch.search.ranking import Ranker, plan_of
 from bindsearch.search.survivors import Survivors
 
 if TYPE_CHECKING:
@@ -76,3 +79,40 @@ def best_in_range(
             scores, ids = scores[order], ids[order]
     order = np.lexsort((ids, -scores))[:limit]
     return scores[order], ids[order], total
+
+
+@dataclass(frozen=True)
+class RangeRanker(Ranker):
+    """Ranks the items of a range, each found, whatever the backend.
+
+    Attributes:
+        least: cosine.
+        limit: how many at most.
+        totals: how many items there are in the range, one entry a ranking.
+    """
+
+    least: float = -1.0
+    limit: int = 1
+    totals: list[int] = field(default_factory=list)
+
+    @property
+    def proven(self) -> bool:
+        """Every row that passes is read."""
+        return True
+
+    def rank(self, vectors: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
+        """Find the best items of the range for one query, at most `limit` and k; what ran is added to `plans`.
+
+        Args:
+            vectors: (1, d) float32, centred where the index is. Not modified.
+            k: at least 1.
+
+        Returns:
+            scores (1, m) float32 and ids (1, m) int64, best first.
+        """
+        began = time.perf_counter()
+        most = min(k, self.limit)
+        scores, ids, total = best_in_range(self.snapshot, vectors, self.least, most, self.selection)
+        self.totals.append(total)
+        self.plans.append(plan_of(self.snapshot, self.selection, 1, time.perf_counter() - began))
+        return scores[None], ids[None]
