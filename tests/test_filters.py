@@ -674,3 +674,85 @@ def test_large_whole_numbers_compare_exactly_and_with_everything(where, passing)
 def test_a_large_number_is_looked_for_in_cells_of_text():
     column = pa.chunked_array([["1234567890123456789", "7", ""]])
     assert parse_filter("t == 1234567890123456789").mask(lambda _: column).tolist() == [True, False, False]
+
+
+TWEET = 1234567890123456700
+
+
+@pytest.mark.parametrize(
+    ("where", "passing"),
+    [
+        (f"t == {TWEET + 3}", [3]),
+        (f"t in ({TWEET + 3}, {TWEET + 5}, 1.5)", [3, 5, 10]),
+        (f"t > {TWEET + 7}", [8, 9, 13]),
+        (f"t <= {TWEET + 1}", [0, 1, 10, 11, 12]),
+        (f"t != {TWEET}", [*range(1, 14)]),
+        ("t == 7", [11]),
+        ("t == 1.5", [10]),
+        ("t < 7.5", [10, 11, 12]),
+        ("t < 1e300", [*range(14)]),
+        (f"t == {2**64 - 1}", [13]),
+        (f"t == {2**64}", []),
+        (f"t in ({2**64 - 1}, -3)", [12, 13]),
+    ],
+)
+@pytest.mark.parametrize("wide", [True, False])
+def test_whole_numbers_in_cells_of_text_compare_exactly_beside_others(where, passing, wide):
+    """With `wide` one of them does not fit 64 bits with a sign."""
+    cells = [str(TWEET + step) for step in range(10)] + ["1.5", " +7 ", "-3"] + [str(2**64 - 1)] * wide
+    column = pa.chunked_array([[*cells, "", None]])
+    expected = [place for place in passing if place < len(cells)]
+    assert np.flatnonzero(parse_filter(where).mask(lambda _: column)).tolist() == expected
+
+
+MEMBERS = {
+    "whole": pa.chunked_array([[1, 2, None, 2**53 + 1, -5]]),
+    "floating": pa.chunked_array([[1.0, 0.5, None, float("nan"), -0.0, float("inf")]]),
+    "short": pa.chunked_array([pa.array([1, 2, None, -5], pa.int8())]),
+    "cells": pa.chunked_array([["1", "0.5", None, str(2**53 + 1), "", "nan", "-0.0"]]),
+    "words": pa.chunked_array([["1", "a", None, "", "it's"]]),
+    "large words": pa.chunked_array([pa.array(["1", "a", None], pa.large_string())]),
+    "flags": pa.chunked_array([[True, None, False]]),
+    "nothing": pa.chunked_array([pa.nulls(3)]),
+}
+ASKED = {
+    "numbers": ["1", "0", "0.5", "-5", "9007199254740993", "9007199254740992", "1e3", str(10**30), "300"],
+    "words": ["'1'", "'a'", "''", "'it''s'"],
+    "flags": ["true", "false"],
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("kind", ASKED)
+@pytest.mark.parametrize("word", ["in", "not in"])
+def test_a_membership_is_a_comparison_with_each_value(name, kind, word):
+    for several in (ASKED[kind], ASKED[kind][:1], ASKED[kind][1:3]):
+        each = " or ".join(f"c = {value}" for value in several)
+        plain = each if word == "in" else f"not ({each})"
+        read = MEMBERS[name]
+        try:
+            expected = parse_filter(plain).mask(lambda _, read=read: read).tolist()
+        except InputError:
+            with pytest.raises(InputError, match="'c' holds"):
+                parse_filter(f"c {word} ({', '.join(several)})").mask(lambda _, read=read: read)
+        else:
+            found = parse_filter(f"c {word} ({', '.join(several)})").mask(lambda _, read=read: read)
+            assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["list", "date"])
+def test_lists_and_dates_have_no_members_to_compare(kind):
+    days = pa.array([0, 1], pa.date32())
+    column = pa.chunked_array([pa.array([[1], [2]]) if kind == "list" else days])
+    with pytest.raises(InputError, match=f"'c' holds {kind}"):
+        parse_filter("c in (1, 2)").mask(lambda _: column)
+
+
+def test_many_values_are_looked_up_in_one_pass(monkeypatch):
+    calls = []
+    equal = pa.compute.equal
+    monkeypatch.setattr("pyarrow.compute.equal", lambda *given: calls.append(1) or equal(*given))
+    column = pa.chunked_array([list(range(5000))])
+    where = f"c in ({', '.join(map(str, range(1000, 3000)))})"
+    assert np.flatnonzero(parse_filter(where).mask(lambda _: column)).tolist() == list(range(1000, 3000))
+    assert not calls

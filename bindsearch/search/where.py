@@ -15,7 +15,8 @@ Grammar, loosest first; the words of the language are not case-sensitive:
     column   := a column of the item table, or a name in its attributes; `any name` between backquotes
     literal  := 'text' | "text" (a quote doubled stands for itself) | number | true | false
 
-Text that is compared with a number is read as numbers (cells of CSV files are text). A comparison with a missing value
+Text that is compared with a number is read as numbers (cells of CSV files are text), whole ones of up to 38 digits
+exactly. A comparison with a missing value
 is unknown, as in SQL; only rows that are known to be true pass. Nothing is evaluated
 as Python.
 """
@@ -60,6 +61,7 @@ _COMPARE = {
     ">=": "greater_equal",
 }
 _DEEPEST = 50
+_DIGITS = 38
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,8 @@ def _test(node: _Node, values: Any, text: str) -> Any:
         return pc.cast(values, pa.bool_())
     textual = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if textual and node.kind != "like" and node.values and all(_is_plain_number(value) for value in node.values):
-        values, kind, textual = _parsed(values, node, text), pa.float64(), False
+        whole, others = _parsed(values, node, text)
+        return pc.if_else(pc.is_valid(whole), _test(node, whole, text), _test(node, others, text))
     for value in node.values:
         fits = (
             (textual and isinstance(value, str))
@@ -282,10 +285,7 @@ def _test(node: _Node, values: Any, text: str) -> Any:
             )
     try:
         if node.kind == "in":
-            found = pc.equal(*_alike(values, node.values[0]))
-            for value in node.values[1:]:
-                found = pc.or_kleene(found, pc.equal(*_alike(values, value)))
-            return found
+            return _is_among(values, node.values)
         if node.kind == "like":
             return pc.match_like(values, node.values[0])
         return getattr(pc, node.kind)(*_alike(values, node.values[0]))
@@ -293,39 +293,95 @@ def _test(node: _Node, values: Any, text: str) -> Any:
         raise InputError(f"filter {text!r}: the column {node.column!r} cannot be compared: {error}") from error
 
 
-def _alike(values: Any, value: Literal) -> tuple[Any, Literal]:
+def _is_among(values: Any, wanted: tuple[Literal, ...]) -> Any:
+    """Say which values equal one of some literals, in one pass; null where there is no value."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    literals: list[Any] = list(wanted)
+    if _is_whole(values.type):  # a number that is not whole, or too large for the column, equals none
+        literals = [number for number in map(_whole, literals) if number is not None and _holds(values.type, number)]
+    elif pa.types.is_floating(values.type):
+        values = pc.add(values, pa.scalar(0.0))  # -0.0 equals 0.0, and is not found among what holds it
+        literals = [float(value) + 0.0 for value in literals]
+    found = pc.is_in(values, value_set=pa.array(literals, values.type))
+    return pc.if_else(pc.is_valid(values), found, pa.scalar(None, pa.bool_()))
+
+
+def _alike(values: Any, value: Literal) -> tuple[Any, Any]:
     """Make a column and a number meet: whole numbers exactly, where both are; else as the nearest float64."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if isinstance(value, bool | str):
         return values, value
-    if pa.types.is_integer(values.type):
-        if float(value).is_integer() and abs(value) < 2**63:
-            return values, int(value)
+    if _is_whole(values.type):
+        number = _whole(value)
+        if number is not None and _holds(values.type, number):
+            return values, pa.array([number], values.type)[0]
         return pc.cast(values, pa.float64(), safe=False), float(value)
     return values, float(value)
+
+
+def _whole(value: Any) -> int | None:
+    """Give a number that is whole as one, else None."""
+    return int(value) if isinstance(value, int) or float(value).is_integer() else None
+
+
+def _is_whole(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_integer(kind) or pa.types.is_decimal(kind))
+
+
+def _holds(kind: Any, number: int) -> bool:
+    """Say whether a type of whole numbers holds a number."""
+    import pyarrow as pa
+
+    if pa.types.is_decimal(kind):
+        return len(str(abs(number))) <= _DIGITS
+    bits: int = kind.bit_width
+    low, end = (0, 1 << bits) if pa.types.is_unsigned_integer(kind) else (-(1 << bits - 1), 1 << bits - 1)
+    return low <= number < end
 
 
 def _is_plain_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _parsed(values: Any, node: _Node, text: str) -> Any:
-    """Read a column of text as numbers, as cells of a CSV file are; an empty one is none."""
+def _parsed(values: Any, node: _Node, text: str) -> tuple[Any, Any]:
+    """Read a column of text as numbers, as cells of a CSV file are; an empty one is none.
+
+    Returns:
+        The whole numbers, exactly, null elsewhere; and the others as float64, null where there is a whole one.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     trimmed = pc.utf8_trim_whitespace(values)
-    filled = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, values.type), trimmed)
+    none = pa.scalar(None, values.type)
+    filled = pc.if_else(pc.equal(trimmed, ""), none, trimmed)
+    is_whole = pc.match_substring_regex(filled, f"^[+-]?[0-9]{{1,{_DIGITS}}}$")
+    whole = pc.replace_substring_regex(pc.if_else(is_whole, filled, none), r"^\+", "")
     try:
-        return pc.cast(filled, pa.float64())
+        return _as_whole(whole), pc.cast(pc.if_else(is_whole, none, filled), pa.float64())
     except pa.ArrowInvalid as error:
         other = next(each for each in pc.unique(filled).to_pylist() if not _is_read(each))
         raise InputError(
             f"filter {text!r}: the column {node.column!r} holds text such as {other!r}, it is compared with the number "
             f"{node.values[0]!r}. Compare it with text between quotes."
         ) from error
+
+
+def _as_whole(cells: Any) -> Any:
+    """Read text of at most 38 digits as int64, or as decimals where one does not fit."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        return pc.cast(cells, pa.int64())
+    except pa.ArrowInvalid:
+        return pc.cast(cells, pa.decimal128(_DIGITS, 0))
 
 
 def _is_read(cell: str | None) -> bool:
@@ -342,4 +398,4 @@ def _is_read(cell: str | None) -> bool:
 def _is_number(kind: Any) -> bool:
     import pyarrow as pa
 
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    return bool(_is_whole(kind) or pa.types.is_floating(kind))
