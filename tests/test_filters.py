@@ -756,3 +756,41 @@ def test_many_values_are_looked_up_in_one_pass(monkeypatch):
     where = f"c in ({', '.join(map(str, range(1000, 3000)))})"
     assert np.flatnonzero(parse_filter(where).mask(lambda _: column)).tolist() == list(range(1000, 3000))
     assert not calls
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    """An index with columns whose names differ in case alone."""
+    store = FakeStore(n=20, dim=16)
+    rows = [{"Label": "A", "label": f"b{row}", "Size": "SL"[row % 2], "labels": row} for row in range(20)]
+    texts = pa.array(list(map(json.dumps, rows)))
+    store.table = store.table.set_column(store.table.column_names.index("attributes"), "attributes", texts)
+    path = tmp_path_factory.mktemp("alike") / "index"
+    build_index(store, path)
+    return open_index(path)
+
+
+@pytest.mark.parametrize(
+    ("sql", "where"),
+    [
+        ("label = 'b3'", "label = 'b3'"),
+        ("Label = 'A'", "Label = 'A'"),
+        ("\"Label\" = 'A' -- not label", "Label = 'A'"),
+        ("Size = 'L'", "Size = 'L'"),
+        ("size > 0", "size > 0"),
+        ("labels < 7 and key <> 'Label label'", "labels < 7"),
+        ("SELECT id FROM items WHERE Size = 'S'", "Size = 'S'"),
+        ("SELECT * FROM items WHERE label = 'b3'", "label = 'b3'"),
+        ("SELECT * FROM items", "key is not null"),
+    ],
+)
+def test_sql_reads_the_column_that_is_spelled(alike, sql, where):
+    expected = alike.select(where=where).masks[0].tolist()
+    assert alike.select(sql=sql).masks[0].tolist() == expected
+    assert any(expected)
+
+
+@pytest.mark.parametrize("sql", ["LABEL = 'A'", "label = 'b3' and Label = 'A'", "SIZE > 0"])
+def test_sql_that_may_mean_either_of_two_columns_is_refused(alike, sql):
+    with pytest.raises(InputError, match=r"columns '\w+' and '\w+' differ in case alone.* --where"):
+        alike.select(sql=sql)

@@ -3,7 +3,8 @@
     size > 1000 and regexp_matches(key, '^2024/')
     SELECT id FROM items WHERE size > (SELECT avg(size) FROM items) ORDER BY mtime DESC LIMIT 500
 
-The one table is `items`: the item table of what is in the index now, with the attributes as columns. The database lives
+The one table is `items`: the item table of what is in the index now, with the attributes as columns. Of columns whose
+names differ in case alone it has the one that the statement spells. The database lives
 in memory for one statement, which must be a SELECT: no file, no extension, no variable of Python and no setting can be
 reached from it.
 """
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     BoolArray = NDArray[np.bool_]
 
 _ROW = "row_of_items"
+_ID = "id"
+_NO_NAMES = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)  # texts and remarks
 _SETTINGS: dict[str, Any] = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
@@ -107,6 +110,7 @@ def _items(snapshot: Snapshot, text: str) -> pa.Table:
     words = set(re.findall(r"\w+", text.lower()))
     every = "*" in text or bool(words & {"columns", "natural", "summarize", "describe"})
     names = [name for name in column_names(snapshot) if every or name.lower() in text.lower()]
+    names = _as_spelled(names, text)
     parts = []
     first = 0
     mixed = mixed_columns(snapshot, names)
@@ -119,6 +123,32 @@ def _items(snapshot: Snapshot, text: str) -> pa.Table:
         parts.append(part)
         first += segment.entry.rows
     return pa.concat_tables(parts, promote_options="permissive")
+
+
+def _as_spelled(names: list[str], text: str) -> list[str]:
+    """Leave out columns whose names differ in case alone from one that the statement spells, as SQL takes them for one.
+
+    Raises:
+        InputError: the statement spells such a name in several ways, or as none of the columns is.
+    """
+    code = _NO_NAMES.sub(" ", text)
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(name.lower(), []).append(name)
+    left_out = set()
+    for lower, several in alike.items():
+        used = {each.group() for each in re.finditer(rf"(?<!\w){re.escape(lower)}(?!\w)", code, re.IGNORECASE)}
+        if len(several) == 1 or not used:
+            continue
+        meant = used.pop()
+        if used or meant not in several or (lower == _ID and meant != _ID):
+            raise InputError(
+                f"--sql {text!r:.200}: the columns {' and '.join(map(repr, several))} differ in case alone, which SQL "
+                f"does not tell apart: expected one of them, spelled so throughout. Both can be named in --where: "
+                f'--where "{several[0]} is not null and {several[1]} is not null"'
+            )
+        left_out |= set(several) - {meant}
+    return [name for name in names if name not in left_out]
 
 
 def _alive_by_table(segment: Segment) -> BoolArray:
