@@ -92,6 +92,7 @@ def tune_snapshot(
         "settings": most_demanding((each.chosen or each.best).settings for each in found.values()),
         "modalities": {modality: each.to_json(numbers.cache_size) for modality, each in found.items()},
         "read_bytes": stored_read_bytes(snapshot.manifest),
+        "rows": snapshot.manifest.count,
     }
     return tuned_facts, measured
 

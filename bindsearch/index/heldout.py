@@ -21,6 +21,7 @@ from bindsearch.errors import MissingInputError
 from bindsearch.index.identity import Identity
 from bindsearch.index.source import Embeddings, VectorSource, check_dim, identity_of, open_source, several
 from bindsearch.index.tune import Sample
+from bindsearch.index.tuned import OWN_ROWS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -197,7 +198,7 @@ def _from_index(snapshot: Snapshot, count: int) -> list[Asked]:
         queries = snapshot.rows(own)
         queries /= np.linalg.norm(queries, axis=1, keepdims=True)
         others = tuple(part != name for part in modality) if len(names) > 1 else None
-        asked.append(Asked(name, "rows of the index", queries, own, others))
+        asked.append(Asked(name, OWN_ROWS, queries, own, others))
     if len(names) == 1:
         LOG.warning(
             "%s: tuned on its own %s rows, as no queries are at hand. Queries of another modality do worse than such "
