@@ -155,7 +155,9 @@ def build_kept(
         output: folder of the index; created.
         gathered: a source, its name, and what `find_kept` gives of it. The mask is cut.
         inputs: whose queries, and means of embedding the recipe's, an approximate index is tuned with.
-        recipe, force, progress: as of `build_cache`.
+        recipe: what it is made by.
+        force: replace an index that is already there.
+        progress: told of the index's files.
 
     Raises:
         InputError: the source changed since; or as in `build_cache`.
@@ -175,7 +177,7 @@ def build_kept(
     folder = build_index(
         Kept(source, mask), output, recipe.index, force, judge=judge, progress=progress, queries=queries
     )
-    record = replace(record_of(recipe, name, found), measured=measured)
+    record = replace(record_of(recipe, name, found), measured=measured, generation=folder.manifest.generation)
     if folder.count != record.kept:
         raise InputError(f"{name}: changed while it was read: {record.kept} rows were to be kept, {folder.count} came.")
     record.save(output)

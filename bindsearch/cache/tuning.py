@@ -152,7 +152,7 @@ def retune_cache(
     folder = IndexFolder.open(path)
     with writing(folder.path):
         folder.reload()
-        record = CacheRecord.load(folder.path)
+        record = CacheRecord.load(folder.path, folder.manifest.first_generation)
         recipe = CacheRecipe() if record is None else record.recipe
         recipe = replace(recipe, tuning=tuning or recipe.tuning)
         tuned, measured = tune_snapshot(folder.snapshot, recipe, queries)
