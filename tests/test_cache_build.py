@@ -242,6 +242,22 @@ def test_plain_faiss_reads_what_is_exported_as_the_original_does(tmp_path, rows)
 KINDS = ["Flat", "SQ8", "HNSW16_SQfp16", "IVF4,Flat", "IDMap,Flat"]
 
 
+def test_an_import_by_a_recipe_is_cut_and_tuned_as_a_build_is(tmp_path):
+    rows = features(n=300, copies=0)
+    write_faiss(tmp_path / "knn.index", rows)
+    np.save(tmp_path / "rows.npy", rows)
+    recipe = tmp_path / "recipe.json"
+    wanted = {"cache": {"keep": 250, "tuning": {"count": 20, "overlap": 0.5}}, "recipe": {"backend": "rabitq"}}
+    recipe.write_text(json.dumps(wanted), encoding="utf-8")
+    space = ["--space-id", "toy@0123456789ab", "--recipe", str(recipe)]
+    assert run(["cache", "import", str(tmp_path / "knn.index"), "-o", str(tmp_path / "a"), *space]) == 0
+    assert run(["cache", "build", str(tmp_path / "rows.npy"), "-o", str(tmp_path / "b"), *space]) == 0
+    imported, made = CacheRecord.load(tmp_path / "a"), CacheRecord.load(tmp_path / "b")
+    assert imported.kept == made.kept == len(VisualCache.open(tmp_path / "a")) == 250
+    assert imported.measured["image"]["queries"] == made.measured["image"]["queries"] == 20
+    assert VisualCache.open(tmp_path / "a").index.manifest.tuned["settings"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_types_that_serve(tmp_path, kind):
     rows = features(copies=0)

@@ -102,12 +102,57 @@ def test_what_few_queries_cannot_confirm_is_reached_by_looking_farther(built, ca
     assert "1e-30 was asked for" in caplog.text
 
 
+def test_a_cached_row_is_moved_by_the_others_when_it_asks(tmp_path):
+    """It would find itself first, and weigh most: unseen rows come out a thousand times farther off than that says."""
+    rng = np.random.default_rng(5)
+    rows = unit(rng.standard_normal((20, DIM))[rng.integers(0, 20, 1500)] + 0.8 * rng.standard_normal((1500, DIM)))
+    loose = CacheRecipe(near_duplicate=None, index=Recipe("rabitq"), tuning=Tuning(overlap=0.5, error=0.5, count=60))
+    path = tmp_path / "cache"
+    record = build_cache(path, Inputs((str(store(tmp_path / "images", rows, "image")),)), loose)
+    cache = VisualCache.open(path)
+    ids = cache.rows.ids()
+    own = ids[np.linspace(0, 1499, 60).astype(int)]
+    asked = cache.rows.rows(own)
+
+    def moved(**how):
+        found = cache.rows.search(asked, 11, **how)[1]
+        others = np.stack([row[row != one][:10] for row, one in zip(found, own, strict=True)])
+        weighed = cache.rows.rows(others.ravel()).reshape(60, 10, DIM).astype(np.float64)
+        weights = np.exp(20 * np.einsum("bkd,bd->bk", weighed, asked))
+        return unit(asked / 2 + unit(np.einsum("bk,bkd->bd", weights, weighed)) / 2).astype(np.float64)
+
+    by_hand = 1 - (moved() * moved(exact=True)).sum(axis=1)
+    assert by_hand.max() > 1e-3
+    assert record.measured["image"]["largest_error"] == pytest.approx(by_hand.max(), rel=0.01, abs=1e-6)
+
+
+def test_a_cache_of_one_image_has_nothing_to_choose(tmp_path, capsys):
+    np.save(tmp_path / "rows.npy", unit(np.random.default_rng(0).standard_normal((1, 8))))
+    recipe = CacheRecipe(index=Recipe("rabitq"))
+    inputs = Inputs((str(tmp_path / "rows.npy"),), space_id="toy@0123456789ab")
+    assert build_cache(tmp_path / "cache", inputs, recipe).measured == {}
+    assert run(["cache", "tune", str(tmp_path / "cache")]) == 0
+    assert "one image" in capsys.readouterr().err
+
+
 def test_an_exact_cache_has_nothing_to_choose(tmp_path, capsys):
     np.save(tmp_path / "rows.npy", unit(np.random.default_rng(0).standard_normal((50, 8))))
     record = build_cache(tmp_path / "cache", Inputs((str(tmp_path / "rows.npy"),), space_id="toy@0123456789ab"))
     assert record.measured == {}
     assert run(["cache", "tune", str(tmp_path / "cache")]) == 0
     assert "exact" in capsys.readouterr().err
+
+
+def test_tuning_an_exact_cache_leaves_its_index_as_it_was(tmp_path, capsys):
+    """Also what the planner measured of it, and its generation, which open cursors name."""
+    images = store(tmp_path / "images", unit(np.random.default_rng(0).standard_normal((50, DIM))), "image")
+    path = tmp_path / "index"
+    assert run(["index", str(images), "-o", str(path), "--recall", "0.9", "--backend", "faiss-flat"]) == 0
+    before = (path / "index.json").read_bytes()
+    assert "overlap_at_10" in before.decode()
+    assert run(["cache", "tune", str(path)]) == 0
+    assert "nothing to choose" in capsys.readouterr().err
+    assert (path / "index.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("wrong", [{"overlap": 1.0}, {"error": 0.0}, {"count": 5}])

@@ -13,11 +13,13 @@ from fake_store import MODALITIES, FakeStore, questions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bindsearch.cli import run
 from bindsearch.errors import MismatchError, MissingInputError
 from bindsearch.index import knobs, tune
 from bindsearch.index.budget import Budget
 from bindsearch.index.build import build_index
 from bindsearch.index.heldout import held_out
+from bindsearch.index.manifest import read_manifest
 from bindsearch.index.plan import retune
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.tuned import most_demanding, settings_for
@@ -224,6 +226,23 @@ def test_tuning_on_indexed_rows_says_that_it_promises_too_much(tmp_path, caplog)
     scores, ids, _ = folder.snapshot.search_exact(sample.queries, 6)
     assert (ids[:, 0] == sample.own).all()  # the row itself would be the best answer
     np.testing.assert_array_equal(sample.least, scores[:, 5])
+
+
+def test_an_index_that_was_emptied_cannot_be_tuned(tmp_path, capsys):
+    folder = build_index(FakeStore(n=3, modalities=("image",)), tmp_path / "index")
+    folder.remove(folder.snapshot.ids())
+    assert run(["index", "tune", str(folder.path)]) == 3
+    assert f"index: holds no item, so that nothing can be measured. Add some: bindsearch index add {folder.path}" in (
+        capsys.readouterr().err
+    )
+
+
+def test_one_row_has_no_other_to_miss(tmp_path, capsys):
+    folder = build_index(FakeStore(n=1, modalities=("image",)), tmp_path / "index")
+    assert run(["index", "tune", str(folder.path)]) == 0
+    assert "0.0000" not in capsys.readouterr().err
+    found = read_manifest(folder.path).tuned["modalities"]["image"]
+    assert (found["overlap_at_10"], found["overlap_low"]) == (1.0, 1.0)
 
 
 def test_queries_of_another_space_are_refused(tmp_path):

@@ -137,7 +137,32 @@ def build_cache(
     """
     output, recipe = Path(output), recipe or CacheRecipe()
     check_output(output, force)
-    source, name, found, mask = _gathered(output, inputs, recipe, force, progress)
+    gathered = _gathered(output, inputs, recipe, force, progress)
+    return build_kept(output, gathered, inputs, recipe, force, progress)
+
+
+def build_kept(
+    output: Path,
+    gathered: tuple[VectorSource, str, dict[str, int], NDArray[np.bool_]],
+    inputs: Inputs,
+    recipe: CacheRecipe,
+    force: bool,
+    progress: Progress = no_progress,
+) -> CacheRecord:
+    """Build a cache of the rows that `find_kept` found: cut to `keep`, indexed, tuned, recorded.
+
+    Args:
+        output: folder of the index; created.
+        gathered: a source, its name, and what `find_kept` gives of it. The mask is cut.
+        inputs: whose queries, and means of embedding the recipe's, an approximate index is tuned with.
+        recipe: what it is made by.
+        force: replace an index that is already there.
+        progress: told of the index's files.
+
+    Raises:
+        InputError: the source changed since; or as in `build_cache`.
+    """
+    source, name, found, mask = gathered
     if recipe.keep is not None and found["kept"] > recipe.keep:
         mask[np.flatnonzero(mask)[recipe.keep :]] = False
         found["kept"] = recipe.keep
@@ -152,7 +177,7 @@ def build_cache(
     folder = build_index(
         Kept(source, mask), output, recipe.index, force, judge=judge, progress=progress, queries=queries
     )
-    record = replace(record_of(recipe, name, found), measured=measured)
+    record = replace(record_of(recipe, name, found), measured=measured, generation=folder.manifest.generation)
     if folder.count != record.kept:
         raise InputError(f"{name}: changed while it was read: {record.kept} rows were to be kept, {folder.count} came.")
     record.save(output)

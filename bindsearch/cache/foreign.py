@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bindsearch.cache.build import Kept, find_kept, record_of
+from bindsearch.cache.build import Inputs, build_kept, find_kept
 from bindsearch.cache.features import item_block
 from bindsearch.cache.recipe import CacheRecipe, CacheRecord
 from bindsearch.cache.rows import IndexRows
 from bindsearch.errors import InputError, MissingInputError, UnknownNameError, UnsupportedError
 from bindsearch.exchange.transfer import settle_identity
 from bindsearch.index.base import Progress, no_progress
-from bindsearch.index.build import build_index
 from bindsearch.index.commit import check_output
 from bindsearch.index.faiss_index import load_faiss
 from bindsearch.index.foreign import FaissFacts, inspect_faiss_file, rows_of_faiss_file
@@ -139,6 +138,7 @@ def import_faiss(
     recipe: CacheRecipe | None = None,
     force: bool = False,
     progress: Progress = no_progress,
+    inputs: Inputs | None = None,
 ) -> tuple[CacheRecord, FaissFacts]:
     """Read a FAISS file of features, such as knn.index, into a cache.
 
@@ -149,6 +149,8 @@ def import_faiss(
         recipe: what to keep and what index to build; None: all rows, equal ones too, as the original has them.
         force: replace an index that is already there.
         progress: told of near duplicates and of the index's files.
+        inputs: with a recipe whose index is approximate: queries to tune it on, as of `build_cache`; its sources are
+            not read.
 
     Raises:
         UnsupportedError, MissingInputError, DecodeError: as of `check_type`.
@@ -161,15 +163,11 @@ def import_faiss(
     source = FaissSource(facts, settle_identity(None, space_id, facts.dim, path))
     if recipe is None:
         recipe, found = CacheRecipe(), {"seen": facts.count, "repeated": 0, "others": 0, "kept": facts.count}
-        folder = build_index(source, output, recipe.index, force, progress=progress)
+        mask = np.ones(facts.count, dtype=bool)
     else:
+        source = replace(source, modality=recipe.modality)
         found, mask = find_kept(source, recipe, output.parent, progress)
-        folder = build_index(Kept(source, mask), output, recipe.index, force, progress=progress)
-    record = record_of(recipe, str(path), found)
-    if folder.count != record.kept:
-        raise InputError(f"{path}: changed while it was read: {record.kept} rows were to be kept, {folder.count} came.")
-    record.save(output)
-    return record, facts
+    return build_kept(output, (source, str(path), found, mask), inputs or Inputs(), recipe, force, progress), facts
 
 
 def export_faiss(cache: VisualCache, path: str | Path, rows: str = "flat") -> int:

@@ -10,12 +10,13 @@ from typing import Any
 from bindsearch.cache.blend import CACHE_SIZE, INVERSE_TEMPERATURE, WEIGHT
 from bindsearch.config import from_json_dict, to_json_dict
 from bindsearch.errors import InputError, MismatchError, MissingInputError
+from bindsearch.index.commit import CACHE_RECORD
 from bindsearch.index.recipe import Recipe
 from bindsearch.store.files import commit_json
 
 FORMAT = "bindsearch-cache"
 FORMAT_VERSION = 1
-RECORD = "index.cache.json"
+RECORD = CACHE_RECORD
 """Beside index.json: what the cache was made of. An index without it serves as a cache as well."""
 
 
@@ -105,6 +106,7 @@ class CacheRecord:
         repeated: of these, left out as near duplicates.
         others: items of other modalities, left out.
         kept: items that went into the cache.
+        generation: of the index that it was written for; 1 also of records of earlier versions.
         measured: of an approximate index, a modality of held-out queries each; see `tuning.tune_snapshot`.
     """
 
@@ -115,16 +117,24 @@ class CacheRecord:
     others: int
     kept: int
     measured: dict[str, Any] = field(default_factory=dict)
+    generation: int = 1
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
     def save(self, folder: Path) -> None:
         """Write it beside the index."""
-        commit_json(folder / RECORD, to_json_dict(self))
+        data = to_json_dict(self)
+        if self.generation == 1:
+            del data["generation"]
+        commit_json(folder / RECORD, data)
 
     @classmethod
-    def load(cls, folder: Path) -> CacheRecord | None:
-        """Read what `save` wrote; None where there is none.
+    def load(cls, folder: Path, first_generation: int = 1) -> CacheRecord | None:
+        """Read what `save` wrote; None where there is none, or only that of an index which was replaced.
+
+        Args:
+            folder: of the index.
+            first_generation: of its manifest; a record of an earlier one is another index's.
 
         Raises:
             MismatchError: it is damaged, or of another format.
@@ -136,7 +146,8 @@ class CacheRecord:
             data: Any = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(data, dict) or (data.get("format"), data.get("format_version")) != (FORMAT, 1):
                 raise InputError(f"{path}: expected format {FORMAT!r} {FORMAT_VERSION}.")
-            return from_json_dict(cls, data, str(path))
+            found = from_json_dict(cls, data, str(path))
+            return found if found.generation >= first_generation else None
         except ValueError as error:
             raise MismatchError(f"{path}: cannot be read ({error}). Build the cache again, or delete it.") from error
 

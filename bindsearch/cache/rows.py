@@ -114,6 +114,32 @@ class IndexRows:
             )
 
 
+class OtherRows:
+    """Cached rows of which each query of one batch leaves out its own; see `CachedRows`."""
+
+    def __init__(self, rows: CachedRows, own: IntArray) -> None:
+        """Take what is searched, and (B,) int64 the id of the cached row that each query is; -1: it is none."""
+        self._rows, self._own = rows, own
+        self.name, self.dim = rows.name, rows.dim
+
+    def __len__(self) -> int:
+        """Count the cached rows, those left out included."""
+        return len(self._rows)
+
+    def search(
+        self, queries: FloatArray, k: int, settings: SearchSettings | None = None, exact: bool = False
+    ) -> tuple[FloatArray, IntArray]:
+        """Search for one row more and drop the query's own, or the last; `queries` is the whole batch."""
+        extra = int((self._own >= 0).any())
+        scores, ids = self._rows.search(queries, k + extra, settings, exact)
+        order = np.argsort(ids == self._own[:, None], axis=1, kind="stable")[:, :k]  # its own row comes last
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
+
+    def rows(self, ids: IntArray) -> FloatArray:
+        """Give the rows of ids."""
+        return self._rows.rows(ids)
+
+
 class BackendRows:
     """A backend in memory; see `CachedRows`."""
 

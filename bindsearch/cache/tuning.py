@@ -2,7 +2,8 @@
 
 Settings are tuned on held-out queries of the modalities that will ask, as those of any index. An overlap is not enough
 for a cache: one first neighbour that is missed weighs up to half of the sum. So the overlap asked for is raised until
-no held-out embedding comes out farther than `error` from where exact search moves it (docs/adr/0155).
+no held-out embedding comes out farther than `error` from where exact search moves it (docs/adr/0155). A query that is
+itself a cached row is moved by the others alone: it would find itself, and weigh most.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.cache.recipe import CacheRecipe, CacheRecord, Enhancement, Tuning
-from bindsearch.cache.rows import IndexRows
+from bindsearch.cache.rows import IndexRows, OtherRows
 from bindsearch.cache.visual import VisualCache
 from bindsearch.index.commit import commit, writing
 from bindsearch.index.folder import IndexFolder
@@ -53,7 +54,8 @@ def tune_snapshot(
 
     Returns:
         What the manifest holds as `tuned`; and what was measured, a modality each, for the cache's record:
-        overlap, largest and mean error (1 - cosine), queries, milliseconds a query. Both empty for exact indexes.
+        overlap, largest and mean error (1 - cosine), queries, milliseconds a query. Both empty for exact indexes, and
+        where a single row would ask for itself.
 
     Raises:
         MissingInputError, MismatchError: as `held_out`.
@@ -61,11 +63,14 @@ def tune_snapshot(
     knobs = knobs_of(snapshot).uncut()  # an embedding that comes out wrong is one query's, not a mean's
     if knobs.exact:
         return {}, {}
-    cache = VisualCache(IndexRows(snapshot, recipe.modality))
-    numbers = replace(recipe.enhancement, cache_size=min(recipe.enhancement.cache_size, len(cache)))
+    rows = IndexRows(snapshot, recipe.modality)
+    numbers = replace(recipe.enhancement, cache_size=min(recipe.enhancement.cache_size, len(rows)))
     found: dict[str, Tuned] = {}
     measured: dict[str, Any] = {}
     for sample in held_out(snapshot, queries, numbers.cache_size, recipe.tuning.count):
+        if len(rows) == 1 and sample.modality == recipe.modality and (sample.own >= 0).any():
+            continue  # a single row has no other to be moved by
+        cache = VisualCache(OtherRows(rows, sample.own))
         tuner = Tuner(snapshot_search(snapshot, sample.selectors), sample, knobs, numbers.cache_size)
         tuned, errors = _raised(cache, sample, tuner, knobs, recipe.tuning, numbers)
         point = tuned.chosen or tuned.best
@@ -85,6 +90,8 @@ def tune_snapshot(
                 "Exact: cache enhance --exact, or build with --backend bytes",
                 snapshot.path, sample.modality, errors.max(), recipe.tuning.error,
             )  # fmt: skip
+    if not found:
+        return {}, {}
     tuned_facts = {
         "k": numbers.cache_size,
         "confidence": CONFIDENCE,
@@ -92,6 +99,7 @@ def tune_snapshot(
         "settings": most_demanding((each.chosen or each.best).settings for each in found.values()),
         "modalities": {modality: each.to_json(numbers.cache_size) for modality, each in found.items()},
         "read_bytes": stored_read_bytes(snapshot.manifest),
+        "rows": snapshot.manifest.count,
     }
     return tuned_facts, measured
 
@@ -138,17 +146,20 @@ def retune_cache(
         tuning: what to reach; None: as its recipe says.
 
     Returns:
-        What was measured, a modality each; it stands in the cache's record, where there is one.
+        What was measured, a modality each; it stands in the cache's record, where there is one. Empty of an exact
+        index, which stays as it is.
     """
     folder = IndexFolder.open(path)
-    record = CacheRecord.load(folder.path)
-    recipe = CacheRecipe() if record is None else record.recipe
-    recipe = replace(recipe, tuning=tuning or recipe.tuning)
     with writing(folder.path):
         folder.reload()
+        record = CacheRecord.load(folder.path, folder.manifest.first_generation)
+        recipe = CacheRecipe() if record is None else record.recipe
+        recipe = replace(recipe, tuning=tuning or recipe.tuning)
         tuned, measured = tune_snapshot(folder.snapshot, recipe, queries)
+        if not tuned:
+            return {}
         manifest = folder.manifest
-        commit(folder.path, replace(manifest, tuned=tuned or None, generation=manifest.generation + 1))
+        commit(folder.path, replace(manifest, tuned=tuned, generation=manifest.generation + 1))
         if record is not None:
             replace(record, recipe=recipe, measured=measured).save(folder.path)
     return measured

@@ -129,15 +129,22 @@ class VisualCache:
     @property
     def enhancement(self) -> Enhancement:
         """What to blend with, where nobody says: the recipe's numbers, else the reference's."""
-        record = None if self.index is None else CacheRecord.load(self.index.path)
+        record = self._record
         return Enhancement() if record is None else record.recipe.enhancement
+
+    @property
+    def _record(self) -> CacheRecord | None:
+        """What the index was made of as a cache, where it says."""
+        if self.index is None:
+            return None
+        return CacheRecord.load(self.index.path, self.index.manifest.first_generation)
 
     def info(self) -> dict[str, Any]:
         """Say what the cache holds, what it was made of, and what memory it takes."""
         facts: dict[str, Any] = {"cache": self.rows.name, "images": len(self), "dim": self.rows.dim}
         if self.index is None:
             return facts
-        manifest, record = self.index.manifest, CacheRecord.load(self.index.path)
+        manifest, record = self.index.manifest, self._record
         about = self.index.folder.info()
         names = ("space_id", "backend", "row_dtype", "size_bytes")
         facts |= {name: about[name] for name in names}

@@ -130,7 +130,7 @@ def cache_tune(
             f"{found['queries']} queries of {found['source']}, {found['search_ms']:.2f} ms a query"
         )
     if not measured:
-        say(f"{cache}: its index is exact; there is nothing to choose.")
+        say(f"{cache}: its index is exact, or holds one image; there is nothing to choose.")
 
 
 @cache_app.command("info")
@@ -147,14 +147,18 @@ def cache_import(
     output: OutputOption,
     space_id: SpaceIdOption = None,
     recipe: RecipeOption = None,
+    queries: QueriesOption = None,
     force: ForceOption = False,
 ) -> None:
     """Read a FAISS file of features, such as ImageBind-LLM's knn.index; all rows are kept where no recipe is named."""
+    from bindsearch.cache.build import Inputs
     from bindsearch.cache.foreign import check_type, import_faiss
     from bindsearch.cache.recipe import read_recipe
 
     note = check_type(file)[1]
-    record, facts = import_faiss(file, output, space_id, read_recipe(recipe) if recipe else None, force)
+    inputs = Inputs(load=lambda name: open_space(name, None, None, None), queries=tuple(queries or ()))
+    made = read_recipe(recipe) if recipe else None
+    record, facts = import_faiss(file, output, space_id, made, force, inputs=inputs)
     if note:
         say(f"note: {file}: {note}")
     if facts.metric != "inner product":

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bindsearch.index.folder import IndexFolder
     from bindsearch.index.manifest import Manifest
     from bindsearch.index.plan import Wish
+    from bindsearch.search import SearchIndex
 
 index_app = make_group("Build an index over embeddings, and look at one.", BuildFirst)
 
@@ -204,6 +205,7 @@ def index_add(
     found = open_index(index)
     done = found.add(embeddings)
     say(f"{index}: {done}; {len(found)} items.")
+    _say_to_tune(found)
 
 
 @index_app.command("remove")
@@ -217,6 +219,7 @@ def index_remove(
     found = open_index(index)
     removed = found.remove(keys)
     say(f"{index}: {removed} removed, {len(found)} left.")
+    _say_to_tune(found)
 
 
 @index_app.command("compact")
@@ -227,6 +230,15 @@ def index_compact(index: Annotated[Path, typer.Argument(help="Folder of the inde
     found = open_index(index)
     found.compact()
     say(f"{index}: {len(found)} items in one segment.")
+    _say_to_tune(found)
+
+
+def _say_to_tune(found: SearchIndex) -> None:
+    """Say, where it is so, that what was measured of an index is true no longer, and what to type."""
+    from bindsearch.index.upkeep import tuning_advice
+
+    for line in tuning_advice(found.manifest, str(found.path)):
+        say(line)
 
 
 @index_app.command("background")
@@ -246,13 +258,17 @@ def index_background(
 
 
 def tuned_text(manifest: Manifest) -> str:
-    """Write what was measured as a table: one line a query modality."""
+    """Write what was measured as a table: one line a query modality; of what holds no longer, the settings in use."""
     from bindsearch.index.budget import format_bytes
-    from bindsearch.index.tuned import summary
+    from bindsearch.index.sizes import stored_read_bytes
+    from bindsearch.index.tuned import holds, summary
 
     tuned = manifest.tuned or {}
-    overlap = f"overlap_at_{tuned.get('k', 10)}"
-    lines = [f"{manifest.backend} {manifest.row_dtype}: searches keep reading {format_bytes(tuned['read_bytes'])}"]
+    overlap, reading = f"overlap_at_{tuned.get('k', 10)}", format_bytes(stored_read_bytes(manifest))
+    lines = [f"{manifest.backend} {manifest.row_dtype}: searches keep reading {reading}"]
+    if not holds(tuned):
+        used = " ".join(f"{name} {value}" for name, value in tuned["settings"].items())
+        return f"{lines[0]}\n  nothing is measured of these items; settings in use: {used or 'those of the backend'}"
     lines.append(f"  {'queries':<10}{overlap:>14}{'at least':>10}{'alone':>10}{'a second':>10}  settings")
     for modality, found in summary(tuned).items():
         settings = " ".join(f"{name} {value}" for name, value in found["settings"].items()) or "exact"

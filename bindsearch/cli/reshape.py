@@ -73,7 +73,8 @@ def reindex(
 ) -> None:
     """Build an index again when its space has changed: the same recipe and options over new embeddings.
 
-    It answers as before until the last step. Settings that were tuned are dropped: `bindsearch index tune`.
+    It answers as before until the last step. Settings that were tuned are dropped (`bindsearch index tune`), so are a
+    cache's record and a background beside it.
     """
     from bindsearch.index import build
     from bindsearch.index.folder import IndexFolder

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bindsearch.errors import InputError, MismatchError, MissingInputError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.centring import Centring, measure_means
-from bindsearch.index.commit import check_output, commit, creating, last_generation
+from bindsearch.index.commit import check_output, commit, creating, forget_beside, last_generation
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.heldout import check_queries, query_means
 from bindsearch.index.identity import Identity
@@ -48,7 +48,8 @@ def build_index(
         embeddings: folder of an embedding store, or an open one.
         output: folder of the index; created.
         backend: registered name, or a recipe.
-        force: replace an index that is already there (readers keep the old one until they open again).
+        force: replace an index that is already there (readers keep the old one until they open again). A cache's record
+            and a background beside it were of its items, and go.
         centre: take the mean of its modality from each row, and later from each query; see `index.centring`.
         centre_with: further embeddings of the same space that the means are over, as for modalities that the index will
             only be asked with; they do not become items.
@@ -82,6 +83,7 @@ def build_index(
             shutil.rmtree(output / "segments" / manifest.segments[0].name, ignore_errors=True)
             raise
         commit(output, replace(manifest, tuned=tuned or None))
+        forget_beside(output)
     return IndexFolder.open(output)
 
 
@@ -95,7 +97,8 @@ def reindex(
 ) -> IndexFolder:
     """Build an index again from other embeddings of its items, as when the space changed: same recipe and options.
 
-    The index is centred again if it was, over means of the new embeddings. Until the last step it answers as before.
+    A cache's record and a background beside it are of the old embeddings, and go. The index is centred again if it was,
+    over means of the new embeddings. Until the last step it answers as before.
 
     Args:
         path: the index.
@@ -183,6 +186,7 @@ def _write(
         source=name,
         built_with=versions(),
         generation=generation,
+        first_generation=generation,
         centring=None if centring is None else centring.save(output),
         recipe=recipe,
         row_dtype=recipe.row_dtype if recipe else "float32",

@@ -5,6 +5,8 @@
     fold      several small segments of like size become one, so that their number stays logarithmic
     compact   all living rows become one segment, built by the index's recipe
 
+What was tuned stays with the items that it was measured on; see `tuned.after_change`.
+
 None of them is a change before `commit` has replaced index.json.
 """
 
@@ -23,9 +25,12 @@ from bindsearch.index.checks import stored_rows
 from bindsearch.index.commit import write_ids
 from bindsearch.index.manifest import Manifest, SegmentEntry, sum_counts
 from bindsearch.index.segment import LEDGER_COLUMNS, Segment, count_values, write_segment
+from bindsearch.index.sizes import stored_read_bytes
 from bindsearch.index.snapshot import Snapshot
 from bindsearch.index.source import BLOCK_ROWS, VectorSource, check_dim, check_known, identity_of
-from bindsearch.index.upkeep import segments_to_fold
+from bindsearch.index.tuned import after_change
+from bindsearch.index.upkeep import rows_beside, segments_to_fold
+from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,7 +112,8 @@ def add(snapshot: Snapshot, source: VectorSource, name: str, block_rows: int) ->
         tokenizer_id=identity.tokenizer_id,
         source=name or old.source,
     )
-    return next_state(new, sum_counts(old.modalities, modalities, {k: -v for k, v in gone.items()})), done
+    counts = sum_counts(old.modalities, modalities, {k: -v for k, v in gone.items()})
+    return next_state(new, counts, done.changed + done.gone), done
 
 
 def remove(snapshot: Snapshot, ids: IntArray) -> tuple[Manifest | None, int]:
@@ -117,7 +123,8 @@ def remove(snapshot: Snapshot, ids: IntArray) -> tuple[Manifest | None, int]:
         return None, 0
     old = snapshot.manifest
     counts = sum_counts(old.modalities, {k: -v for k, v in gone.items()})
-    return next_state(dataclasses.replace(old, segments=entries), counts), sum(gone.values())
+    removed = sum(gone.values())
+    return next_state(dataclasses.replace(old, segments=entries), counts, removed), removed
 
 
 def compact(snapshot: Snapshot, block_rows: int = BLOCK_ROWS, progress: Progress = no_progress) -> Manifest:
@@ -127,7 +134,8 @@ def compact(snapshot: Snapshot, block_rows: int = BLOCK_ROWS, progress: Progress
     entry, modalities = write_segment(
         snapshot.path, old.generation + 1, blocks, old.dim, old.recipe, progress, as_stored=True, asking=snapshot.asking
     )
-    return next_state(dataclasses.replace(old, segments=() if entry is None else (entry,)), modalities)
+    new = dataclasses.replace(old, segments=() if entry is None else (entry,))
+    return next_state(new, modalities, joining=rows_beside(old))
 
 
 def fold(snapshot: Snapshot, block_rows: int = BLOCK_ROWS) -> Manifest | None:
@@ -143,11 +151,27 @@ def fold(snapshot: Snapshot, block_rows: int = BLOCK_ROWS) -> Manifest | None:
     return next_state(dataclasses.replace(old, segments=(*kept, *([] if entry is None else [entry]))), old.modalities)
 
 
-def next_state(manifest: Manifest, modalities: Mapping[str, int]) -> Manifest:
-    """Give a changed manifest its generation and its counts."""
+def next_state(
+    manifest: Manifest, modalities: Mapping[str, int], changed: int = 0, joining: int | None = None
+) -> Manifest:
+    """Give a changed manifest its generation, its counts and what is left of its tuning.
+
+    Args:
+        manifest: with its new segments, all else as before.
+        modalities: living items by modality, afterwards.
+        changed: items added, replaced or removed.
+        joining: items that were searched beside what the recipe built and are now part of it, where that was built
+            anew; None: it was not.
+    """
     counts = dict(modalities)
+    own = None if joining is None else INDEXES[manifest.backend].settings
+    since = max(int((manifest.tuned or {}).get("changed", 0)) + changed, joining or 0)
     return dataclasses.replace(
-        manifest, generation=manifest.generation + 1, modalities=counts, count=sum(counts.values())
+        manifest,
+        generation=manifest.generation + 1,
+        modalities=counts,
+        count=sum(counts.values()),
+        tuned=after_change(manifest.tuned, manifest.count, since, stored_read_bytes(manifest), own),
     )
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 LOCK_WAIT_S = 60.0
 _HOLD_TRIES = 20
+BESIDE = CACHE_RECORD, BACKGROUND = "index.cache.json", "index.background.npz"
+"""What may be kept beside an index of its items: it names the generation that it is of, and goes with the index."""
 PARTS = ("segments", "tombstones")
 DRAFT_GLOB = "index.json.tmp-*"
 
@@ -121,6 +123,16 @@ def sweep(folder: Path, manifest: Manifest) -> None:
     for path in (*stale, *folder.glob(DRAFT_GLOB)):
         with suppress(OSError):
             path.unlink()
+
+
+def forget_beside(folder: Path) -> None:
+    """Delete what was kept beside an index that is now replaced.
+
+    Killed before this, it is passed over by readers: it is of a generation before `Manifest.first_generation`.
+    """
+    for name in BESIDE:
+        with suppress(OSError):
+            (folder / name).unlink()
 
 
 def write_ids(path: Path, ids: IntArray) -> FileEntry:

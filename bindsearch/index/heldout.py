@@ -21,6 +21,7 @@ from bindsearch.errors import MissingInputError
 from bindsearch.index.identity import Identity
 from bindsearch.index.source import Embeddings, VectorSource, check_dim, identity_of, open_source, several
 from bindsearch.index.tune import Sample
+from bindsearch.index.tuned import OWN_ROWS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,9 +67,14 @@ def held_out(snapshot: Snapshot, stores: Embeddings | Sequence[Embeddings], k: i
         count: queries a modality.
 
     Raises:
-        MissingInputError: a store of queries is empty.
+        MissingInputError: the index, or a store of queries, is empty.
         MismatchError: queries of another space, tower or preset.
     """
+    if not snapshot.manifest.count:
+        raise MissingInputError(
+            f"{snapshot.path}: holds no item, so that nothing can be measured. Add some: "
+            f"bindsearch index add {snapshot.path} EMBEDDINGS"
+        )
     named = several(stores)
     asked = _from_stores(snapshot, named, count) if named else _from_index(snapshot, count)
     samples = []
@@ -102,7 +108,10 @@ def _check_store(identity: Identity, dim: int, here: str, store: Embeddings) -> 
 
 
 def _least(scores: FloatArray, ids: IntArray, own: IntArray, k: int) -> tuple[FloatArray, int]:
-    """Give the score of each query's k-th answer that is not itself; of fewer answers, of the last; and how many."""
+    """Give the score of each query's k-th answer that is not itself; of fewer answers, of the last; and how many.
+
+    A query that no row can answer gets the score -inf, which `overlap_at_k` reads as nothing to be missed.
+    """
     kept = np.where((ids >= 0) & (ids != own[:, None]), scores, -np.inf)
     best = -np.sort(-kept, axis=1)[:, :k]
     last = np.maximum(np.isfinite(best).sum(axis=1) - 1, 0)
@@ -197,7 +206,7 @@ def _from_index(snapshot: Snapshot, count: int) -> list[Asked]:
         queries = snapshot.rows(own)
         queries /= np.linalg.norm(queries, axis=1, keepdims=True)
         others = tuple(part != name for part in modality) if len(names) > 1 else None
-        asked.append(Asked(name, "rows of the index", queries, own, others))
+        asked.append(Asked(name, OWN_ROWS, queries, own, others))
     if len(names) == 1:
         LOG.warning(
             "%s: tuned on its own %s rows, as no queries are at hand. Queries of another modality do worse than such "

@@ -38,6 +38,9 @@ CENTRED_VERSION = 2
 """Format of an index whose rows are centred: an older reader would ask it with queries that are not."""
 RECIPE_VERSION = 3
 """Format of an index that has a recipe, rows other than float32, or segments of their own backends."""
+REPLACING_VERSION = 4
+"""Format of an index that was built in place of another: an older reader would take what lies beside it, such as a
+cache's record, for its own though it may be the other's."""
 SMALL_FILE_BYTES = 256 << 10
 
 
@@ -113,6 +116,8 @@ class Manifest:
         centring: of a centred index; None: rows are as they were embedded.
         recipe: what `compact` builds by; None: `backend` over float32 rows.
         tuned: what the planner measured and chose; its "settings" are those of a search that names none.
+        first_generation: that the index was built by, in place of another: what was kept beside the index before (a
+            cache's record, a background) is not of its items. 1: there was none, or an earlier version replaced it.
         format_version: set by `write_manifest`: the oldest that has all that the manifest uses.
     """
 
@@ -132,6 +137,7 @@ class Manifest:
     centring: CentringEntry | None = None
     recipe: Recipe | None = None
     tuned: dict[str, Any] | None = None
+    first_generation: int = 1
     metric: str = "cosine"
     row_dtype: str = "float32"
     format: str = FORMAT
@@ -191,7 +197,8 @@ def read_manifest(folder: Path) -> Manifest:
     if data.get("format_version") != _version_of(data):
         raise MismatchError(
             f"{path}: format version {data.get('format_version')!r}, this bindsearch reads {FORMAT_VERSION} "
-            f"(of a centred index {CENTRED_VERSION}, of one with a recipe {RECIPE_VERSION}). "
+            f"(of a centred index {CENTRED_VERSION}, of one with a recipe {RECIPE_VERSION}, "
+            f"of one that replaced another {REPLACING_VERSION}). "
             "Use the version that wrote it, or build the index again."
         )
     stated, computed = data.pop("checksum", None), content_hash(data, 64)
@@ -209,6 +216,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     for name in ("centring", "recipe", "tuned"):
         if data[name] is None:
             del data[name]
+    if data["first_generation"] == 1:
+        del data["first_generation"]
     for entry in data["segments"]:
         if not entry["backend"]:
             del entry["backend"]
@@ -226,6 +235,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def _version_of(data: Mapping[str, Any]) -> int:
     """Give the oldest format version that has all that a manifest, as JSON, uses."""
+    if data.get("first_generation", 1) != 1:
+        return REPLACING_VERSION
     segments = data.get("segments")
     entries = [entry for entry in segments if isinstance(entry, dict)] if isinstance(segments, list) else []
     named = any(entry.get("backend") for entry in entries)

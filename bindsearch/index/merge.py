@@ -99,6 +99,7 @@ def merge_indexes(
             count=entry.rows,
             modalities=modalities,
             generation=generation,
+            first_generation=generation,
             centring=None if means is None else means.save(output),
         )
         commit(output, state)

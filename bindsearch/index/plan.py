@@ -331,6 +331,7 @@ def measure(
         "settings": most_demanding((each.chosen or each.best).settings for each in found.values()),
         "modalities": {modality: each.to_json(K) for modality, each in found.items()},
         "read_bytes": memory,
+        "rows": snapshot.manifest.count,
     }
     reached = all(each.chosen is not None for each in found.values())
     recall = budget.recall if reached else min(each.best.low for each in found.values())

@@ -254,7 +254,7 @@ class Snapshot:
             "row_dtype": manifest.row_dtype,
             "segments": len(manifest.segments),
             "removed": sum(part.removed for part in manifest.segments),
-            "advice": advice(manifest),
+            "advice": advice(manifest, str(self.path)),
             "size_bytes": sum(entry.size_bytes for entry in entries),
             "tower_ids": manifest.tower_ids,
             "preset_ids": manifest.preset_ids,

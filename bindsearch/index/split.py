@@ -159,6 +159,7 @@ def _write_part(snapshot: Snapshot, folder: Path, parts: Parts, number: int, pro
         count=entry.rows,
         modalities=modalities,
         generation=1,
+        first_generation=1,
         tower_ids={name: tower for name, tower in old.tower_ids.items() if name in known},
         preset_ids={name: preset for name, preset in old.preset_ids.items() if name in known},
         centring=None if snapshot.centring is None else snapshot.centring.save(folder),

@@ -48,6 +48,7 @@ class Sample:
         source: where they come from, for people.
         queries: (q, d) float32 unit rows.
         least: (q,) float32, the score of the k-th true answer: whoever reaches it belongs into the answer, ties too.
+            -inf where a query has none.
         own: (q,) int64 id of the indexed row that a query is, left out of its answers; -1: it is none.
         selectors: a mask a segment of the rows that may be answers; None: all.
         answers: how many true answers each query has, where those are fewer than are asked for.
@@ -143,10 +144,11 @@ def overlap_at_k(scores: FloatArray, ids: IntArray, least: FloatArray, own: IntA
         k: how long the true answer is.
 
     Returns:
-        (q,) float64. Equal scores count alike, whichever of them was found.
+        (q,) float64. Equal scores count alike, whichever of them was found. Of nothing, all was found: 1.
     """
     right = (scores >= least[:, None]) & (ids >= 0) & (ids != own[:, None])
-    return np.asarray(np.minimum(right.sum(axis=1), k) / float(k), dtype=np.float64)
+    shares = np.minimum(right.sum(axis=1), k) / float(k)
+    return np.asarray(np.where(np.isneginf(least), 1.0, shares), dtype=np.float64)
 
 
 def lower_bound(overlaps: NDArray[np.float64], count: int | None = None) -> float:

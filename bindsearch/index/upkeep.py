@@ -1,10 +1,11 @@
-"""When an index that was added to wants to be put in order: which segments to fold, and when to advise `compact`."""
+"""When an index that was changed wants to be put in order: what to fold, and when to advise `compact` and `tune`."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from bindsearch.index.manifest import Manifest, SegmentEntry
+from bindsearch.index.tuned import OWN_ROWS, holds
 
 FOLD_WIDTH = 8
 """How many small segments of like size there may be before they become one (docs/adr/0099)."""
@@ -38,15 +39,20 @@ def segments_to_fold(manifest: Manifest) -> set[int]:
     return set()
 
 
-def advice(manifest: Manifest) -> list[str]:
-    """Say what would make an index quicker or smaller, with the reason and what to type; empty: nothing."""
+def advice(manifest: Manifest, here: str = "INDEX") -> list[str]:
+    """Say what would make an index quicker, smaller or true again, with the reason; empty: nothing.
+
+    Args:
+        manifest: of the index.
+        here: its folder, for what to type.
+    """
     reasons = []
     stored = sum(entry.rows for entry in manifest.segments)
     removed = sum(entry.removed for entry in manifest.segments)
     if removed > REMOVED_ADVICE * stored:
         reasons.append(f"{removed:,} of {stored:,} stored rows are removed")
     if manifest.recipe is not None and manifest.recipe.backend != _small_backend(manifest):
-        added = sum(_rows(entry) for entry in manifest.segments if _is_addition(manifest, entry))
+        added = rows_beside(manifest)
         if added * _row_bytes(manifest) > SCAN_ADVICE_BYTES:
             reasons.append(f"{added:,} added rows are scanned beside what {manifest.recipe.backend} holds")
         elif manifest.segments and all(_is_addition(manifest, entry) for entry in manifest.segments):
@@ -54,7 +60,33 @@ def advice(manifest: Manifest) -> list[str]:
     most = FOLD_WIDTH * 2
     if len(manifest.segments) > most:
         reasons.append(f"{len(manifest.segments)} segments are searched one by one")
-    return [f"compact: {'; '.join(reasons)}"] if reasons else []
+    return ([f"compact: {'; '.join(reasons)}"] if reasons else []) + tuning_advice(manifest, here)
+
+
+def tuning_advice(manifest: Manifest, here: str) -> list[str]:
+    """Say that what was measured holds no longer, and what to type; empty where it holds."""
+    tuned = manifest.tuned or {}
+    if holds(tuned):
+        return []
+    asked = tuned.get("asked", {})
+    how = "cache tune" if "error" in asked else "index tune"
+    numbers = f" --overlap {asked['recall']} --error {asked['error']:g}" if "error" in asked else ""
+    if not numbers and "recall" in asked:
+        numbers = f" --recall {asked['recall']:g}"
+    sources = {each.get("source", "") for each in tuned.get("modalities", {}).values()} - {OWN_ROWS}
+    named = sorted({name or "EMBEDDINGS" for source in sources for name in source.split(" + ")})
+    queries = "".join(f" --queries {name}" for name in named)
+    return [
+        f"tune: {tuned['changed']:,} items changed since search settings were measured on {tuned['rows']:,}: "
+        f"bindsearch {how} {here}{numbers}{queries}"
+    ]
+
+
+def rows_beside(manifest: Manifest) -> int:
+    """Count the living rows that were added beside what the recipe built; 0 where additions are built likewise."""
+    if manifest.recipe is None or manifest.recipe.backend == _small_backend(manifest):
+        return 0
+    return sum(_rows(entry) for entry in manifest.segments if _is_addition(manifest, entry))
 
 
 def _small_backend(manifest: Manifest) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.errors import MismatchError
+from bindsearch.index.commit import BACKGROUND
 from bindsearch.query import Embedding
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from bindsearch.index.source import VectorSource
     from bindsearch.types import FloatArray, IntArray
 
-FILE = "index.background.npz"
+FILE = BACKGROUND
 SAMPLE = 512
 _FORMAT = 1
 _TAIL = 0.02
@@ -215,7 +216,7 @@ def save_background(snapshot: Snapshot, background: Background) -> Path:
 
 
 def load_background(snapshot: Snapshot) -> Background | None:
-    """Read the background beside an index; None where there is none.
+    """Read the background beside an index; None where there is none, or only one of an index that was replaced.
 
     Raises:
         MismatchError: it was altered, or drawn from rows of another space or centred otherwise.
@@ -232,6 +233,8 @@ def load_background(snapshot: Snapshot) -> Background | None:
         raise MismatchError(f"{path}: not readable ({error}). {again}") from error
     if facts.get("format") != _FORMAT or facts.get("sha256") != _hash(arrays):
         raise MismatchError(f"{path}: altered, or of another format ({facts.get('format')!r}). {again}")
+    if int(facts["generation"]) < snapshot.manifest.first_generation:
+        return None
     here = (snapshot.manifest.space_id, snapshot.centring.id if snapshot.centring else None)
     there = (facts["space_id"], facts["centring"])
     if here != there:

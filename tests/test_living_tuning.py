@@ -1,0 +1,109 @@
+"""What was tuned belongs to the items that it was measured on: what stays of it when the index changes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from fake_store import FakeStore
+
+from bindsearch.cli import run
+from bindsearch.index.budget import Budget
+from bindsearch.index.build import build_index
+from bindsearch.index.folder import IndexFolder
+from bindsearch.index.plan import retune
+from bindsearch.index.recipe import NO_MARGIN, Recipe
+from bindsearch.index.sizes import stored_read_bytes
+from bindsearch.index.tuned import after_change, holds
+from bindsearch.registry import INDEXES
+
+ASKED = Budget.parse(0.8, None, None)
+OWN = INDEXES["ivf-rabitq"].settings
+
+
+def clustered(n, seed, prefix):
+    """Images around 20 centres, of which few settings find the nearest among few rows."""
+    store = FakeStore(n, dim=32, seed=seed, prefix=prefix, modalities=("image",))
+    centres = np.random.default_rng(1).standard_normal((20, 32)).astype(np.float32)
+    store.vectors = centres[np.arange(n) % 20] + 0.8 * store.vectors
+    return store
+
+
+@pytest.fixture
+def index(tmp_path):
+    """600 images, tuned on themselves."""
+    folder = build_index(clustered(600, 0, "old"), tmp_path / "index", Recipe("ivf-rabitq", "float16"))
+    retune(folder, ASKED, count=100)
+    return folder
+
+
+def overlap(folder):
+    snapshot = folder.snapshot
+    queries = snapshot.rows(snapshot.ids()[::20])
+    _, found = snapshot.search(queries, 11)
+    _, right = snapshot.search(queries, 11, exact=True)
+    return np.mean([len({*a[1:]} & {*b[1:]}) / 10 for a, b in zip(found.tolist(), right.tolist(), strict=True)])
+
+
+def test_a_small_change_keeps_what_was_measured(index):
+    before = index.manifest.tuned
+    index.add(clustered(20, 5, "few"))
+    index.remove(index.snapshot.ids()[:8])
+    index.compact()
+    after = index.manifest.tuned
+    assert (after["rows"], after["changed"]) == (600, 28)
+    assert after["modalities"] == before["modalities"] and after["settings"] == before["settings"]
+    assert after["read_bytes"] == stored_read_bytes(index.manifest)
+    assert not index.info()["advice"]
+    index.remove(index.snapshot.ids()[:3])  # changes add up
+    assert not holds(index.manifest.tuned)
+
+
+def test_figures_of_other_items_are_not_shown(index, capsys):
+    path, before = str(index.path), index.manifest.tuned
+    index.add(clustered(3000, 7, "new"))
+    assert index.manifest.tuned["settings"] == before["settings"]  # the lists are as they were
+    assert "overlap" not in json.dumps(index.info()["tuned"])
+    index.compact()
+    assert "overlap" not in json.dumps(index.info()["tuned"])
+    own = {name: value for name, value in OWN.items() if not name.endswith("_margin")}
+    assert index.manifest.tuned["settings"] == {
+        name: max(value, before["settings"].get(name, 0)) for name, value in own.items()
+    } | {name: NO_MARGIN for name in before["settings"] if name.endswith("_margin")}
+    typed = f"bindsearch index tune {path} --recall 0.8"
+    assert index.info()["advice"] == [f"tune: 3,000 items changed since search settings were measured on 600: {typed}"]
+    assert run(["index", "info", path]) == 0
+    said = capsys.readouterr().out
+    assert "nothing is measured of these items" in said and "overlap" not in said and typed in said
+    found = overlap(index)
+    assert found > 0.9  # the tuned settings find 0.6 of them
+    retune(index, ASKED, count=100)
+    assert holds(index.manifest.tuned) and not index.info()["advice"]
+    assert index.manifest.tuned["rows"] == 3600 and "changed" not in index.manifest.tuned
+
+
+def test_what_was_tuned_with_rows_beside_the_lists_is_not_of_the_lists_that_come_of_them(index, capsys):
+    index.add(clustered(600, 7, "new"))
+    retune(index, ASKED, count=100)
+    assert not index.info()["advice"]
+    assert run(["index", "compact", str(index.path)]) == 0
+    assert "tune: 600 items changed" in capsys.readouterr().err
+    assert not holds(IndexFolder.open(index.path).manifest.tuned)
+
+
+def test_a_tuning_of_an_earlier_version_counts_from_now_on():
+    tuned = {"k": 10, "settings": {"nprobe": 3}, "modalities": {}, "read_bytes": 1}
+    assert holds(tuned)
+    kept = after_change(tuned, 100, 5, 2)
+    assert kept == {**tuned, "rows": 100, "changed": 5, "read_bytes": 2}
+    assert holds(kept) and not holds(after_change(kept, 105, 6, 2))
+    assert after_change(None, 100, 50, 2) is None
+
+
+def test_advice_says_what_was_asked_and_on_whose_queries(tmp_path):
+    folder = build_index(clustered(100, 0, "old"), tmp_path / "index", Recipe("ivf-rabitq", "float16"))
+    retune(folder, ASKED, [clustered(40, 3, "asked")], count=40)
+    folder.remove(folder.snapshot.ids()[:20])
+    (said,) = folder.info()["advice"]
+    assert said.endswith(f"bindsearch index tune {folder.path} --recall 0.8 --queries EMBEDDINGS")
