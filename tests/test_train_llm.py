@@ -8,12 +8,14 @@ import io
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bindsearch.cache import VisualCache
@@ -46,6 +48,7 @@ from bindsearch.train.answer_measure import answer_all, measure_answers
 from bindsearch.train.answer_pair import make_pair, write_pair
 from bindsearch.train.answer_run import AnswerSources, _stage, prepare_run, train_pair
 from bindsearch.train.answers import AnswerBatch, answer_loss, draw_batch, only_these_learn
+from bindsearch.train.checkpoint import differences
 from bindsearch.train.picture_rows import embed_scenes, named_rows
 from bindsearch.world.image import render_images
 from bindsearch.world.scene import sample, split_seeds
@@ -134,6 +137,62 @@ def test_another_runs_checkpoint_is_refused(home, trained, space, tmp_path):
     config = dataclasses.replace(numbers(), seed=5)
     with pytest.raises(MismatchError, match="written by configuration"):
         train_pair(ready_in(home, folder, space, config))
+
+
+def small(**changes):
+    """One stage on the tiny space with V2's connector, whose heads no tensor tells."""
+    config = dataclasses.replace(numbers(2, "llama-adapter-v2"), space="tiny", scenes=20, validation=0)
+    return dataclasses.replace(config, **{"stages": config.stages[2:], **changes})
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, home):
+    """A folder with a run of `small` that is done."""
+    folder = tmp_path_factory.mktemp("begun")
+    (folder / "tokenizer.model").symlink_to(home / "tokenizer.model")
+    make_pair(small(), folder, AnswerSources(), folder / "pair", say=lambda line: None)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"space": "tiny:1"}, r"data\.space is tiny:0@\w+ there, tiny:1@\w+ here"),
+        ({"connector": dataclasses.replace(CONNECTORS["llama-adapter-v2"], heads=4)}, "heads is 2 there, 4 here"),
+        ({"llama": dataclasses.replace(TINY, context_tokens=64)}, "context_tokens is 512 there, 64 here"),
+        ({"llama": dataclasses.replace(TINY, heads=4)}, r"llama\.heads is 2 there, 4 here"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_space_or_model(begun, tmp_path, changes, said):
+    """Not even where every weight at the start is the same."""
+    folder = tmp_path / "run"
+    shutil.copytree(begun, folder, symlinks=True)
+    before = (folder / "pair" / FILE).read_bytes()
+    with pytest.raises(MismatchError, match=said):
+        make_pair(small(**changes), folder, AnswerSources(), folder / "pair", say=lambda line: None)
+    assert (folder / "pair" / FILE).read_bytes() == before
+
+
+def test_other_lora_terms_at_the_start_are_another_stage(home, space, tmp_path):
+    config = dataclasses.replace(numbers(2), connector=dataclasses.replace(CONNECTORS["imagebind-llm"], lora_rank=2))
+    ready = ready_in(home, tmp_path, space, config)
+    before = _stage(ready, config.stages[2], [dict]).facts
+    with torch.no_grad():
+        next(iter(ready.lora.parameters())).add_(1)
+    after = _stage(ready, config.stages[2], [dict]).facts
+    assert [name for name, _, _ in differences(before, after)] == ["start.lora"]
+
+
+def test_a_run_begun_before_is_refused_in_plain_words(begun, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(begun, folder, symlinks=True)
+    path = folder / "asking.safetensors"
+    with safe_open(str(path), framework="pt") as file:
+        notes = json.loads(file.metadata()["notes"])
+    del notes["facts"]
+    save_file(load_file(path), path, {"notes": json.dumps({**notes, "config": "0123456789ab"})})
+    with pytest.raises(MismatchError, match=r"begun by an earlier bindsearch, which did not note what .* train this"):
+        make_pair(small(), folder, AnswerSources(), folder / "pair", say=lambda line: None)
 
 
 def test_only_answers_are_learned(trained):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bindsearch.config import content_hash, to_json_dict
+from bindsearch.config import to_json_dict
 from bindsearch.errors import InputError, MissingInputError
 from bindsearch.llm.conversations import Chat, Conversation, read_conversations, write_conversations
 from bindsearch.llm.llama_files import find_llama, linear_sizes, load_llama
@@ -24,7 +24,7 @@ from bindsearch.train.answer_config import AnswerConfig, AnswerStageConfig, Conn
 from bindsearch.train.answer_measure import measure_answers
 from bindsearch.train.answers import AnswerStage, Talk, train_answers
 from bindsearch.train.checkpoint import finished_notes, hash_weights, load_checkpoint
-from bindsearch.train.picture_rows import embed_scenes, named_rows
+from bindsearch.train.picture_rows import embed_scenes, named_rows, reader_ids
 from bindsearch.world.address import parse
 from bindsearch.world.instructions import ask, every_text, write_instructions, write_readings
 from bindsearch.world.scene import Scenes, sample, split_seeds
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 _DESCRIPTIONS = 3
 _BLOCK = 5000
+_LLAMA_SETTINGS = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_parameters")
+"""What a Llama that exists says of itself and its weights do not."""
 _LARGE_BYTES = 4 << 30
 """A Llama of larger files is kept in bfloat16 while its connector is trained."""
 
@@ -194,11 +196,11 @@ def train_pair(ready: Ready, only: str | None = None, stopped: Callable[[], bool
     measured: list[Callable[[], dict[str, float]]] = []
     for stage in ready.config.stages:
         made = _stage(ready, stage, measured)
-        notes = finished_notes(made.path, made.id, stage.steps)
+        notes = finished_notes(made.path, made.facts, stage.steps)
         if notes is None:
             notes = train_answers(made, say=ready.say, stopped=stopped)
         else:
-            load_checkpoint(made.path, made.parts, None, made.id)
+            load_checkpoint(made.path, made.parts, None, made.facts)
             ready.say(f"{stage.name}: done before")
         done[stage.name] = {"seconds": notes["seconds"], "curve": notes["curve"]}
         path = ready.folder / f"{stage.name}.json"
@@ -218,10 +220,25 @@ def _stage(ready: Ready, stage: AnswerStageConfig, measured: list[Callable[[], d
     if not measured:
         measured.append(_measure(ready))
     parts = trained_parts(ready, stage.trains)
-    start = content_hash([hash_weights(ready.llama), hash_weights(ready.connector)])
     times = (config.checkpoint_every_s, config.measure_every, config.log_every)
     measure = dict if stage.task == "reading" else measured[0]
-    return AnswerStage(stage, config.seed, ready.connection, parts, talk, measure, ready.folder, times, start)
+    return AnswerStage(
+        stage, config.seed, ready.connection, parts, talk, measure, ready.folder, _model_facts(ready), times
+    )
+
+
+def _model_facts(ready: Ready) -> dict[str, Any]:
+    """Say what connector and Llama are: what their weights do not tell, and hashes of those at the start of a stage."""
+    config = ready.config
+    weights = {"llama": ready.llama, "connector": ready.connector, "lora": ready.lora}
+    own = {name: ready.llama.config.to_dict().get(name) for name in _LLAMA_SETTINGS}
+    return {
+        "connector": to_json_dict(config.connector),
+        "llama": to_json_dict(config.llama) if ready.sources.llama is None else own,
+        "context_tokens": ready.chat.context_tokens,
+        "tokenizer": _digest(ready.chat.tokenizer.path),
+        "start": {name: hash_weights(part) for name, part in weights.items() if part is not None},
+    }
 
 
 def trained_parts(ready: Ready, names: tuple[str, ...]) -> dict[str, nn.Module]:
@@ -268,11 +285,12 @@ def _talk(ready: Ready, stage: AnswerStageConfig) -> Talk:
         write_conversations(path, world_conversations(stage.task, ready.config.scenes))
         ready.say(f"wrote {path.name}: {ready.config.scenes} conversations, {path.stat().st_size >> 20} MiB")
     conversations = read_conversations(path)
-    rows = None
+    facts, rows = {"file": path.name, "sha256": _digest(path)}, None
     if stage.task != "reading":
         names = [one.image or "" for one in conversations]
         rows = ready.features(named_rows(ready.space, ready.folder / "embeddings", names, ready.say))
-    return Talk(conversations, rows, ready.chat, True, content_hash([path.name, _digest(path)]))
+        facts |= reader_ids(ready.space)
+    return Talk(conversations, rows, ready.chat, True, facts)
 
 
 def _own_talk(ready: Ready, stage: AnswerStageConfig) -> Talk:
@@ -288,8 +306,8 @@ def _own_talk(ready: Ready, stage: AnswerStageConfig) -> Talk:
     home = ready.sources.images or data.parent
     names = [name if parse_or_none(name) else str(home / name) for name in (one.image or "" for one in conversations)]
     rows = named_rows(ready.space, ready.folder / "embeddings", names, ready.say)
-    own = content_hash([data.name, _digest(data), hashlib.sha256(rows.tobytes()).hexdigest()])
-    return Talk(conversations, ready.features(rows), ready.chat, False, own)
+    facts = {"file": data.name, "sha256": _digest(data), "embeddings": hashlib.sha256(rows.tobytes()).hexdigest()}
+    return Talk(conversations, ready.features(rows), ready.chat, False, {**facts, **reader_ids(ready.space)})
 
 
 def parse_or_none(name: str) -> bool:
