@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from bindsearch.index.build import build_index
 from bindsearch.index.change import Added
 from bindsearch.models.spaces import load_space
 from bindsearch.store import commit_store, open_store
+from bindsearch.types import to_text
 
 BOTH = IDENTITY.merged(TEXT_IDENTITY, "x")
 NAMES = {"npy": "out", "parquet": "out.parquet", "hdf5": "out.h5", "clip-retrieval": "out"}
@@ -319,6 +321,17 @@ def test_a_damaged_identity_names_its_file_and_the_way_out(tmp_path, damaged):
         InputError, match=r"identity\.json: what it says of its space cannot be read: .*bindsearch export"
     ):
         import_store(tmp_path / "x", tmp_path / "out", "npy")
+
+
+def test_hdf5_byte_strings_of_any_encoding_are_keys(tmp_path):
+    """h5py calls byte strings ASCII whatever they hold; no two keys become one."""
+    names = ["dög.png".encode(), b"\xff.png", b"\xfe.png"]
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["features"] = unit(3)
+        file["keys"] = np.array(names)
+    import_store(tmp_path / "x.h5", tmp_path / "out", "hdf5", space_id="a@1", modality="image")
+    keys = open_store(tmp_path / "out").items(["key"]).column("key").to_pylist()
+    assert keys == [to_text(os.fsdecode(name)) for name in names] == ["dög.png", r"\udcff.png", r"\udcfe.png"]
 
 
 @pytest.mark.parametrize("name", ["key", "keys"])
