@@ -300,6 +300,7 @@ def probe(
 
     Says how often it is right with 1, 2, 4 and 8 examples a label, on items that it did not learn from.
     """
+    from bindsearch.evaluate.report import check_plot
     from bindsearch.probe import INVERSE_PENALTY, apply_probe, load_probe, plot_curves, read_labelled, save_probe
 
     if apply is not None:
@@ -313,6 +314,8 @@ def probe(
         raise InputError(
             "--column: name the column that holds the label, of --labels TABLE or of the items themselves."
         )
+    if plot is not None:
+        check_plot(plot)
     penalty = INVERSE_PENALTY if inverse_penalty is None else inverse_penalty
     known = read_labelled(embeddings, column, labels, only)
     curves = known.curves(_numbers(shots), repeats, test_share, penalty, seed)
