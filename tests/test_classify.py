@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from bindsearch.embed import EmbedOptions, run_embed
 from bindsearch.errors import (
@@ -27,6 +28,7 @@ from bindsearch.models.spaces import load_space
 from bindsearch.store import Identity, open_store
 from bindsearch.store.files import read_parquet
 from bindsearch.truth import truth_of
+from bindsearch.types import to_text
 from bindsearch.verdicts import page_html, to_json, to_table
 from bindsearch.zeroshot import (
     NONE,
@@ -455,6 +457,23 @@ def test_a_calibration_that_things_taken_together_do_not_use_is_said(bindsearch,
     assert "not calibrated" in page.read_text(encoding="utf-8")
     apart = bindsearch("--text", "a dog", *labels[:-1], "--html", page)
     assert apart.returncode == 0 and "calibrated for text<" in page.read_text(encoding="utf-8")
+
+
+def test_a_name_that_is_no_utf8_is_written_as_embed_writes_it(bindsearch, tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/non\xffutf.ppm")
+    Image.new("RGB", (32, 32), "red").save(name)
+    asked = ("--image", name, "--labels", "dog,cat", "--space", "tiny")
+    done = bindsearch(*asked, "--json", "-o", tmp_path / "l.parquet", "--html", tmp_path / "l.html")
+    assert done.returncode == 0, done.err
+    assert "data:image" in (tmp_path / "l.html").read_text(encoding="utf-8")
+    done.out.encode("utf-8")  # strict
+    written = [json.loads(done.out)[0], read_parquet(tmp_path / "l.parquet").to_pylist()[0]]
+    for ending in ("jsonl", "csv"):
+        assert bindsearch(*asked, "-o", tmp_path / f"l.{ending}").returncode == 0
+    written.append(json.loads((tmp_path / "l.jsonl").read_text(encoding="utf-8")))
+    with (tmp_path / "l.csv").open(encoding="utf-8", newline="") as file:
+        written += csv.DictReader(file)
+    assert {row["key"] for row in written} == {row["source"] for row in written} == {to_text(name)}
 
 
 def test_the_command_says_what_to_type(bindsearch, store, tmp_path):
