@@ -36,6 +36,7 @@ from bindsearch.llm.model import load
 from bindsearch.llm.pair import ADAPTER, FILE, load_pair, pair_bytes, read_manifest
 from bindsearch.llm.tiny import TinyConfig, save_llama
 from bindsearch.llm.tokenizer import Tokenizer
+from bindsearch.models.space import find_dtype
 from bindsearch.models.spaces import load_space
 from bindsearch.train.answer_config import (
     AnswerConfig,
@@ -438,6 +439,31 @@ def test_ask_prints_the_answer_and_nothing_else(pair, picture, capsys):
     answer = json.loads(capsys.readouterr().out)
     assert plain.strip() == answer["answers"][0]["answer"]  # one term: its weight cancels
     assert answer["terms"] == [{"modality": "image", "what": str(picture), "weight": 0.5}] and answer["cached"] == []
+
+
+def test_ask_takes_every_dtype_that_its_help_names(pair, picture, capsys, monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        "bindsearch.llm.pair.load_pair", lambda folder, *how: taken.append(how) or load_pair(folder, *how)
+    )
+    asked = ["ask", "What is it?", "--image", str(picture), "--pair", str(pair), "--max-new-tokens", "2"]
+    for dtype in ("auto", "fp32", "bf16", "float64", "fast"):
+        assert run([*asked, "--dtype", dtype]) == 0, (dtype, capsys.readouterr().err)
+    fast = find_dtype("fast", torch.device("cpu"))
+    assert [how[0] for how in taken] == ["float32", "float32", "bfloat16", "float64", fast]
+    monkeypatch.setenv("BINDSEARCH_DTYPE", "bf16")
+    assert run(asked) == 0 and taken[-1][0] == "bfloat16"
+    capsys.readouterr()
+    assert run([*asked, "--dtype", "float8"]) == 2
+    assert "Unknown dtype 'float8'" in capsys.readouterr().err and len(taken) == 6
+
+
+def test_ask_says_which_device_is_not_there(pair, picture, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    asked = ["ask", "What is it?", "--image", str(picture), "--pair", str(pair), "--max-new-tokens", "2"]
+    for device, said in (("cuda", "sees no GPU here. Use --device cpu"), ("tpu7", "unknown device 'tpu7'")):
+        assert run([*asked, "--device", device]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_chat_reads_the_turns_before(pair, picture, capsys, monkeypatch):

@@ -15,7 +15,6 @@ from bindsearch.cli.disk import file_to_write
 from bindsearch.cli.options import (
     WEIGHED,
     DeviceOption,
-    DtypeOption,
     JsonOption,
     PresetOption,
     QuietOption,
@@ -80,7 +79,13 @@ def ask(
     seed: Annotated[int | None, typer.Option(help="Repeats an answer that is drawn.")] = None,
     space: SpaceOption = None,
     device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="auto (float32; with --adapter bfloat16 for the Llama), float32, bfloat16, float64, or fast: what the "
+            "machine is quick at."
+        ),
+    ] = None,
     preset: PresetOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -121,23 +126,21 @@ def _load_model(
     """Load the pair, or an adapter with its Llama."""
     from bindsearch.config import setting
     from bindsearch.llm.pair import load_pair
+    from bindsearch.models.space import find_device, find_dtype
 
-    where = _torch_device(setting("device", device))
+    where = find_device(setting("device", device))
     kind = setting("dtype", dtype)
+    if kind == "auto":
+        kind = "float32" if adapter is None else "bfloat16"
+    kind = find_dtype(kind, where)
     if adapter is None and llama is None:
-        loaded = load_pair(pair, "float32" if kind == "auto" else kind, where)
+        loaded = load_pair(pair, kind, str(where))
         return loaded, loaded.model
     if adapter is None or llama is None or pair is not None:
         raise InputError("--adapter and --llama belong together, without --pair.")
     from bindsearch.llm import load
 
-    return None, load(adapter, llama, "bfloat16" if kind == "auto" else kind, where)
-
-
-def _torch_device(name: str) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    return None, load(adapter, llama, kind, str(where))
 
 
 def _mixed(
