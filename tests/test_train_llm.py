@@ -458,6 +458,26 @@ def test_ask_takes_every_dtype_that_its_help_names(pair, picture, capsys, monkey
     assert "Unknown dtype 'float8'" in capsys.readouterr().err and len(taken) == 6
 
 
+def test_a_line_that_is_not_utf8_does_not_end_a_chat(pair, picture, capsys, monkeypatch):
+    typed = io.TextIOWrapper(io.BytesIO(b"What colo\xffr?\nHow many?\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", typed)
+    asked = ["ask", "--image", str(picture), "--pair", str(pair), "--max-new-tokens", "2"]
+    assert run([*asked, "--chat", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [one["question"] for one in json.loads(out)["answers"]] == ["How many?"]
+    assert r"'What colo\udcffr?': not in UTF-8. Type it again." in err
+    assert run([*asked, "What colo\udcffr?"]) == 2
+    assert "not in UTF-8" in capsys.readouterr().err
+
+
+def test_seeds_have_64_bits(pair, picture, capsys):
+    asked = ["ask", "What is it?", "--image", str(picture), "--pair", str(pair), "--max-new-tokens", "2"]
+    drawn = [*asked, "--temperature", "1", "--seed"]
+    assert run([*drawn, str(2**64 - 1)]) == 0
+    assert run([*drawn, str(2**64)]) == 2
+    assert f"up to {2**64 - 1}, got {2**64}" in capsys.readouterr().err
+
+
 def test_ask_says_which_device_is_not_there(pair, picture, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     asked = ["ask", "What is it?", "--image", str(picture), "--pair", str(pair), "--max-new-tokens", "2"]

@@ -104,6 +104,7 @@ def ask(
         raise InputError('No question: bindsearch ask "What is it?" --image cat.jpg, or --chat to ask several.')
     if no_cache and cache is not None:
         raise InputError("--cache and --no-cache: say one of them.")
+    sampling = Sampling(max_new_tokens, temperature, seed=seed)
     found, model = _load_model(pair, adapter, llama, device, dtype)
     blend = (cache_size, inverse_temperature, cache_weight)
     how = (space or (found.manifest.space if found else None), device, dtype, preset)
@@ -111,7 +112,6 @@ def ask(
     asked = _mixed(wanted, how, found, opened, blend)
     if show_cached and not quiet:
         _say_cached(asked.neighbours)
-    sampling = Sampling(max_new_tokens, temperature, seed=seed)
     answers = list(_answers(model, asked, _questions(question, chat), sampling, as_json, quiet))
     if sheet is not None:
         say(f"wrote {_write_sheet(asked, answers, sheet)}")
@@ -185,13 +185,18 @@ def _open_cache(folder: Path | None, wanted: list[tuple[str, str]], pair: Pair |
 
 
 def _questions(first: str | None, chat: bool) -> Iterator[str]:
-    """Give the questions: the first one, then the lines of stdin."""
+    """Give the questions: the first one, then the lines of stdin; of those, one that is not UTF-8 is left out."""
+    from bindsearch.listing.collect import lines_of
+    from bindsearch.listing.naming import is_utf8
+
     if first is not None:
         yield first
-    lines: Iterable[str] = sys.stdin if chat else ()
-    for line in lines:
-        if line.strip():
-            yield line.strip()
+    lines: Iterable[str] = lines_of(sys.stdin) if chat else ()
+    for line in map(str.strip, lines):
+        if not is_utf8(line):
+            say(f"{ascii(line)[:80]}: not in UTF-8. Type it again.")
+        elif line:
+            yield line
 
 
 def _answers(
