@@ -238,6 +238,18 @@ def test_the_loss_is_the_librarys_and_padding_does_not_count(home, space, tmp_pa
     assert float(whole) == pytest.approx(total / count, abs=1e-5)
 
 
+def test_a_batch_without_an_answer_teaches_nothing(trained):
+    batch = draw_batch(
+        _stage(trained, trained.config.stages[2], [dict]).talk, trained.config.stages[2], np.random.default_rng(0)
+    )
+    only_these_learn(trained.connection, {"connector": trained.connector})
+    loss = answer_loss(trained.connection, dataclasses.replace(batch, labels=torch.full_like(batch.labels, -100)))
+    loss.backward()
+    assert float(loss) == 0
+    assert not any(one.grad is not None and one.grad.any() for one in trained.connector.parameters())
+    trained.connector.requires_grad_(False)
+
+
 @pytest.mark.parametrize("kind", sorted(CONNECTORS))
 def test_every_connector_learns_and_what_is_frozen_stays(home, space, tmp_path, kind):
     config = numbers(3, kind, ("connector",))
@@ -540,6 +552,26 @@ def test_a_users_own_llama_and_conversations(pair, picture, tmp_path, capsys):
     assert run(answer) == 0
     assert run([*told, "--stage", "none"]) == 2
     assert "'none'" in capsys.readouterr().err
+
+
+def test_conversations_whose_question_fills_the_context_are_left_out(pair, picture, tmp_path, capsys):
+    def asking(n, question):
+        return Conversation(f"c{n}", (Turn(question, "A kite."), Turn("Sure?", "Yes.")), picture.name)
+
+    path, config, output = picture.parent / "long.json", tmp_path / "run.json", tmp_path / "out"
+    stage = {"name": "own", "task": "instructions", "steps": 2, "batch": 2, "trains": ["connector"]}
+    config.write_text(json.dumps({"connector": {"hidden": 16}, "stages": [stage]}), encoding="utf-8")
+    told = ["train-llm", "--config", str(config), "--llama", str(pair / "llama"), "--data", str(path)]
+    long = " ".join(f"word{n}" for n in range(600))
+    write_conversations(path, [asking(0, "What?"), asking(1, long), asking(2, long), asking(3, "What is it?")])
+    assert run([*told, "-o", str(output)]) == 0
+    said = capsys.readouterr().err
+    assert "2 of 4 conversations ask more than the context of 512 tokens holds" in said and "id 'c1'" in said
+    write_conversations(path, [asking(1, long)])
+    assert run([*told, "-o", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err
+    assert "1 of 1 conversations" in said and "Shorten the questions." in said
+    assert not (tmp_path / "none" / "own.safetensors").exists()
 
 
 def test_a_llama_that_exists_is_not_trained(pair, tmp_path, capsys):

@@ -284,7 +284,7 @@ def _talk(ready: Ready, stage: AnswerStageConfig) -> Talk:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_conversations(path, world_conversations(stage.task, ready.config.scenes))
         ready.say(f"wrote {path.name}: {ready.config.scenes} conversations, {path.stat().st_size >> 20} MiB")
-    conversations = read_conversations(path)
+    conversations = _answered(ready, read_conversations(path), path, shuffled=True)
     facts, rows = {"file": path.name, "sha256": _digest(path)}, None
     if stage.task != "reading":
         names = [one.image or "" for one in conversations]
@@ -303,11 +303,38 @@ def _own_talk(ready: Ready, stage: AnswerStageConfig) -> Talk:
     conversations = [one for one in read_conversations(data) if one.image is not None]
     if not conversations:
         raise MissingInputError(f"{data}: no conversation has an image. Training a connector needs them.")
+    conversations = _answered(ready, conversations, data, shuffled=False)
     home = ready.sources.images or data.parent
     names = [name if parse_or_none(name) else str(home / name) for name in (one.image or "" for one in conversations)]
     rows = named_rows(ready.space, ready.folder / "embeddings", names, ready.say)
     facts = {"file": data.name, "sha256": _digest(data), "embeddings": hashlib.sha256(rows.tobytes()).hexdigest()}
     return Talk(conversations, ready.features(rows), ready.chat, False, {**facts, **reader_ids(ready.space)})
+
+
+def _answered(ready: Ready, conversations: list[Conversation], path: Path, shuffled: bool) -> list[Conversation]:
+    """Leave out conversations whose question fills the context: nothing of an answer would be left to learn.
+
+    Args:
+        ready: of the run; its log says how many were left out.
+        conversations: of the file. Not modified.
+        path: of the file, for messages.
+        shuffled: any turn may come first, not the first one alone.
+
+    Raises:
+        InputError: none is left.
+    """
+    firsts = ((one.turns if shuffled else one.turns[:1]) for one in conversations)
+    kept = [any(map(ready.chat.has_room, turns)) for turns in firsts]
+    if all(kept):
+        return conversations
+    why = f"{path}: {len(kept) - sum(kept)} of {len(kept)} conversations ask more than the context of "
+    why += f"{ready.chat.context_tokens} tokens holds, so that nothing of an answer is left to learn"
+    first = f"the first is that of id {conversations[kept.index(False)].id!r}"
+    if not any(kept):
+        longer = ', or raise "context_tokens" of the llama' if ready.sources.llama is None else ""
+        raise InputError(f"{why}; {first}. Shorten the questions{longer}.")
+    ready.say(f"{why}: left out; {first}")
+    return list(itertools.compress(conversations, kept))
 
 
 def parse_or_none(name: str) -> bool:

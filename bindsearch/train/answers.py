@@ -137,7 +137,10 @@ def _varied(rows: NDArray[np.float32], config: AnswerStageConfig, rng: np.random
 
 
 def answer_loss(connection: Connection, batch: AnswerBatch) -> Tensor:
-    """Give the mean cross entropy of the answers' tokens; the Llama's head sees the places of answers alone."""
+    """Give the mean cross entropy of the answers' tokens; the Llama's head sees the places of answers alone.
+
+    A batch without an answer has a loss of 0 that teaches nothing: the mean over no token would be no number.
+    """
     llama = connection.llama
     if batch.features is None:
         hidden = llama.model(input_ids=batch.ids).last_hidden_state
@@ -151,7 +154,7 @@ def answer_loss(connection: Connection, batch: AnswerBatch) -> Tensor:
 def _entropy(llama: Any, hidden: Tensor, labels: Tensor) -> Tensor:
     wanted = labels[:, 1:] != IGNORED
     logits = llama.lm_head(hidden[:, :-1][wanted])
-    return F.cross_entropy(logits.float(), labels[:, 1:][wanted])
+    return F.cross_entropy(logits.float(), labels[:, 1:][wanted]) if len(logits) else logits.float().sum()
 
 
 def train_answers(
