@@ -153,7 +153,7 @@ def _import(found: Import, folder: Path, path: Path, space_id: str | None, modal
         shards.append({"name": name, "kind": "imported", "items": len(rows)})
     if identity is None:
         raise MissingInputError(f"{path}: holds no rows.")
-    read = sum(shard["items"] for shard in shards)
+    read: int = sum(shard["items"] for shard in shards)
     if not usable:
         raise TooManyBadError(
             f"{path}: none of its {read} rows has a direction: every vector is zero or not finite. Nothing is written; "
