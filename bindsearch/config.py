@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import types
 import typing
 from pathlib import Path
@@ -24,6 +25,7 @@ C = TypeVar("C")
 LOG = logging.getLogger(__name__)
 
 _PREFIX = "BINDSEARCH_"
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "y": True, "t": True}
 _WORDS |= {"0": False, "false": False, "no": False, "off": False, "n": False, "f": False}
 DEFAULTS: dict[str, Any] = {
@@ -43,6 +45,15 @@ DEFAULTS: dict[str, Any] = {
 def canonical_json(value: Any) -> str:
     """Write JSON that is the same for the same value: sorted keys, no blanks, ASCII, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def readable_json(value: Any, indent: int | None = None) -> str:
+    r"""Write JSON for people and programs: letters as they are, bytes of names that are no UTF-8 as \udcNN.
+
+    The latter is how items are named after such files (`types.to_text`); a lone surrogate itself fits no stream.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    return text if text.isascii() else _SURROGATE.sub(lambda found: f"\\\\u{ord(found[0]):04x}", text)
 
 
 def content_hash(value: Any, digits: int = 12) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 import shutil
 import sys
@@ -18,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bindsearch.config import readable_json
 from bindsearch.search import Answers, Hits, display_key
 from bindsearch.search.hits import percent_text
 from bindsearch.types import Hit
@@ -52,13 +52,13 @@ def to_json(found: Hits | Answers) -> str:
     answers = as_answers(found)
     lists = [hits.to_json(answers.explain) for hits in answers.hits]
     if not answers.many:
-        return json.dumps(lists[0], indent=1, ensure_ascii=False, allow_nan=False)
+        return readable_json(lists[0], indent=1)
     named: list[dict[str, Any]] = []
     for hits, rows in zip(answers.hits, lists, strict=True):
         named.append({"query": hits.query_id, "hits": rows})
         if answers.explain:
             named[-1]["plans"] = [plan.to_json() for plan in hits.plans]
-    return json.dumps(named, indent=1, ensure_ascii=False, allow_nan=False)
+    return readable_json(named, indent=1)
 
 
 # ---- the terminal ----------------------------------------------------------------------------------------------------

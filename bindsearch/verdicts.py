@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bindsearch.config import readable_json
 from bindsearch.preview import Preview, preview_hit
 from bindsearch.render import (
     NOTEBOOK_BYTES,
@@ -33,7 +33,7 @@ _KEY_CELLS, _LABEL_CELLS = 48, 32
 
 def to_json(verdicts: Verdicts) -> str:
     """Write verdicts as JSON: a list of objects with key, modality, label, probability, score (cosine) and ranked."""
-    return json.dumps(verdicts.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    return readable_json(verdicts.to_json(), indent=1)
 
 
 def to_table(verdicts: Verdicts, limit: int | None = None) -> str:

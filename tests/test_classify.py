@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from bindsearch.embed import EmbedOptions, run_embed
 from bindsearch.errors import (
@@ -27,6 +28,7 @@ from bindsearch.models.spaces import load_space
 from bindsearch.store import Identity, open_store
 from bindsearch.store.files import read_parquet
 from bindsearch.truth import truth_of
+from bindsearch.types import to_text
 from bindsearch.verdicts import page_html, to_json, to_table
 from bindsearch.zeroshot import (
     NONE,
@@ -43,7 +45,7 @@ from bindsearch.zeroshot import (
     read_labels,
     save_calibration,
 )
-from bindsearch.zeroshot.calibration import measure
+from bindsearch.zeroshot.calibration import Calibration, Fit, Quality, measure
 from bindsearch.zeroshot.prompts import class_vectors
 from bindsearch.zeroshot.tables import write_labels
 
@@ -438,6 +440,40 @@ def test_the_command_calibrates(bindsearch, space, tmp_path):
     done = bindsearch(folder, "--labels", "dog,cat", "--none", "--calibration", fitted, "--json")
     assert done.returncode == 0 and "doubt" not in done.err
     assert {row["ranked"][0]["label"] for row in json.loads(done.out)} <= {"dog", "cat", NONE}
+
+
+def test_a_calibration_that_things_taken_together_do_not_use_is_said(bindsearch, space, tmp_path):
+    fit = Fit(20.0, 20.0, 0.2, 16, Quality(0.5, 0.1, 1.0), Quality(0.5, 0.05, 0.9))
+    made = Calibration(space.space_id, {}, "plain", ("dog", "cat"), {"text": fit, "image": fit})
+    fitted = save_calibration(made, tmp_path / "c.json")
+    labels = ("--labels", "dog,cat", "--space", "tiny", "--none", "--calibration", fitted, "--together")
+    page = tmp_path / "p.html"
+    one = bindsearch("--text", "a dog", "--text", "a cat", *labels, "--html", page)
+    assert "no fit for" not in one.err and "calibrated for text" in page.read_text(encoding="utf-8")
+    both = bindsearch("--text", "a dog", "--image", "world:3#image", *labels, "--html", page)
+    assert both.returncode == 0, both.err
+    assert "note: the calibration has no fit for several modalities taken together" in both.err
+    assert "goes by doubt alone and misses most; give --none-below" in both.err
+    assert "not calibrated" in page.read_text(encoding="utf-8")
+    apart = bindsearch("--text", "a dog", *labels[:-1], "--html", page)
+    assert apart.returncode == 0 and "calibrated for text<" in page.read_text(encoding="utf-8")
+
+
+def test_a_name_that_is_no_utf8_is_written_as_embed_writes_it(bindsearch, tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/non\xffutf.ppm")
+    Image.new("RGB", (32, 32), "red").save(name)
+    asked = ("--image", name, "--labels", "dog,cat", "--space", "tiny")
+    done = bindsearch(*asked, "--json", "-o", tmp_path / "l.parquet", "--html", tmp_path / "l.html")
+    assert done.returncode == 0, done.err
+    assert "data:image" in (tmp_path / "l.html").read_text(encoding="utf-8")
+    done.out.encode("utf-8")  # strict
+    written = [json.loads(done.out)[0], read_parquet(tmp_path / "l.parquet").to_pylist()[0]]
+    for ending in ("jsonl", "csv"):
+        assert bindsearch(*asked, "-o", tmp_path / f"l.{ending}").returncode == 0
+    written.append(json.loads((tmp_path / "l.jsonl").read_text(encoding="utf-8")))
+    with (tmp_path / "l.csv").open(encoding="utf-8", newline="") as file:
+        written += csv.DictReader(file)
+    assert {row["key"] for row in written} == {row["source"] for row in written} == {to_text(name)}
 
 
 def test_the_command_says_what_to_type(bindsearch, store, tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from bindsearch.config import setting, setting_with_origin
+from bindsearch.config import readable_json, setting, setting_with_origin
 from bindsearch.errors import InputError
+from bindsearch.types import to_text
 
 
 @pytest.fixture
@@ -99,3 +101,9 @@ def test_a_misspelt_variable_is_warned_of_once(written, monkeypatch, caplog):
     said = [each.message for each in caplog.records]
     assert len(said) == 1
     assert "'BINDSEARCH_OFLINE'. Did you mean 'BINDSEARCH_OFFLINE'?" in said[0]
+
+
+def test_readable_json_fits_every_stream():
+    name = "é\n\udcff.png"
+    written = readable_json([name])
+    assert "é" in written and json.loads(written.encode("utf-8")) == [to_text(name)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_store import DIM, IDENTITY, TEXT_IDENTITY, bad_row, row, unit, write_generation
 
+from bindsearch.cli import run
 from bindsearch.embed import EmbedOptions, run_embed
 from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError, UnsupportedError
 from bindsearch.exchange import LAYOUTS, export_store, import_store
@@ -25,6 +27,7 @@ from bindsearch.index.build import build_index
 from bindsearch.index.change import Added
 from bindsearch.models.spaces import load_space
 from bindsearch.store import commit_store, open_store
+from bindsearch.types import to_text
 
 BOTH = IDENTITY.merged(TEXT_IDENTITY, "x")
 NAMES = {"npy": "out", "parquet": "out.parquet", "hdf5": "out.h5", "clip-retrieval": "out"}
@@ -319,6 +322,35 @@ def test_a_damaged_identity_names_its_file_and_the_way_out(tmp_path, damaged):
         InputError, match=r"identity\.json: what it says of its space cannot be read: .*bindsearch export"
     ):
         import_store(tmp_path / "x", tmp_path / "out", "npy")
+
+
+def test_the_command_tells_usable_rows_from_those_without_direction(tmp_path, capsys):
+    vectors = unit(4)
+    vectors[[0, 1]], vectors[3, 2] = 0, np.nan
+    told = ["--format", "npy", "--space-id", "a@1", "--modality", "image"]
+    for name, rows in (("some", vectors), ("none", np.zeros((3, DIM), dtype=np.float32)), ("all", unit(2))):
+        np.save(tmp_path / f"{name}.npy", rows)
+    out = tmp_path / "out"
+    assert run(["import", str(tmp_path / "some.npy"), "-o", str(out), *told]) == 0
+    assert capsys.readouterr().err.strip() == f"read 1 row into {out}; 3 have no direction, see {out / 'bad.jsonl'}"
+    assert run(["import", str(tmp_path / "all.npy"), "-o", str(tmp_path / "all"), *told]) == 0
+    assert capsys.readouterr().err.strip() == f"read 2 rows into {tmp_path / 'all'}"
+    nothing = tmp_path / "nothing"
+    assert run(["import", str(tmp_path / "none.npy"), "-o", str(nothing), *told]) == 4
+    assert "none of its 3 rows has a direction" in capsys.readouterr().err
+    np.save(tmp_path / "none.npy", unit(3))
+    assert run(["import", str(tmp_path / "none.npy"), "-o", str(nothing), *told]) == 0
+
+
+def test_hdf5_byte_strings_of_any_encoding_are_keys(tmp_path):
+    """h5py calls byte strings ASCII whatever they hold; no two keys become one."""
+    names = ["dög.png".encode(), b"\xff.png", b"\xfe.png"]
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["features"] = unit(3)
+        file["keys"] = np.array(names)
+    import_store(tmp_path / "x.h5", tmp_path / "out", "hdf5", space_id="a@1", modality="image")
+    keys = open_store(tmp_path / "out").items(["key"]).column("key").to_pylist()
+    assert keys == [to_text(os.fsdecode(name)) for name in names] == ["dög.png", r"\udcff.png", r"\udcfe.png"]
 
 
 @pytest.mark.parametrize("name", ["key", "keys"])

@@ -244,6 +244,14 @@ def test_a_probe_labels_what_it_was_fitted_on(bindsearch, tmp_path):
     assert len(apply_probe(folder, replace(deaf, modalities=()))) == 8
 
 
+def test_a_plot_of_another_ending_is_refused_before_the_work(bindsearch, store, tmp_path, monkeypatch):
+    monkeypatch.setattr("bindsearch.probe.curve.fit_probe", lambda *_: pytest.fail("measured first"))
+    saved = tmp_path / "p.npz"
+    done = bindsearch(store.path, "--column", "word", "--plot", tmp_path / "p.txt", "--save", saved)
+    assert done.returncode == 2 and "expected a name that ends in .svg, .png, .pdf" in done.err
+    assert not saved.exists() and not (tmp_path / "p.txt").exists()
+
+
 def test_the_command_measures_saves_and_labels(bindsearch, store, tmp_path):
     saved, plot = tmp_path / "p.npz", tmp_path / "c.svg"
     done = bindsearch(

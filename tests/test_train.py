@@ -21,7 +21,7 @@ from train_driver import tiny, toy_stage
 from bindsearch.errors import BindSearchError, MismatchError, ShapeError, UnknownNameError
 from bindsearch.models.bind import build_tower, load_architecture
 from bindsearch.train import loop
-from bindsearch.train.checkpoint import hash_weights, save_checkpoint
+from bindsearch.train.checkpoint import begin_notes, hash_weights, save_checkpoint
 from bindsearch.train.config import StageConfig
 from bindsearch.train.loop import backward, learning_rate, step_generator, train_stage
 from bindsearch.train.loss import info_nce
@@ -298,7 +298,7 @@ def test_weights_that_are_no_numbers_are_neither_saved_nor_taken(tmp_path):
 
     with pytest.raises(BindSearchError, match=r"after step 4 .* its weights are not finite; no checkpoint was written"):
         run_steps(stage, stage.towers, optimiser, take, stop_after=4, say=lambda line: None)
-    save_checkpoint(stage.path, stage.towers, optimiser, {"config": stage.id, "step": 4, "curve": [], "seconds": 0})
+    save_checkpoint(stage.path, stage.towers, optimiser, {**begin_notes(stage.facts), "step": 4})
     with pytest.raises(BindSearchError, match=r"toy\.safetensors: holds weights that are not finite.*Remove it"):
         train_stage(toy_stage(tmp_path), say=lambda line: None)
 

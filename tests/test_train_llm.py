@@ -8,12 +8,14 @@ import io
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bindsearch.cache import VisualCache
@@ -34,6 +36,7 @@ from bindsearch.llm.model import load
 from bindsearch.llm.pair import ADAPTER, FILE, load_pair, pair_bytes, read_manifest
 from bindsearch.llm.tiny import TinyConfig, save_llama
 from bindsearch.llm.tokenizer import Tokenizer
+from bindsearch.models.space import find_dtype
 from bindsearch.models.spaces import load_space
 from bindsearch.train.answer_config import (
     AnswerConfig,
@@ -46,6 +49,7 @@ from bindsearch.train.answer_measure import answer_all, measure_answers
 from bindsearch.train.answer_pair import make_pair, write_pair
 from bindsearch.train.answer_run import AnswerSources, _stage, prepare_run, train_pair
 from bindsearch.train.answers import AnswerBatch, answer_loss, draw_batch, only_these_learn
+from bindsearch.train.checkpoint import differences
 from bindsearch.train.picture_rows import embed_scenes, named_rows
 from bindsearch.world.image import render_images
 from bindsearch.world.scene import sample, split_seeds
@@ -136,6 +140,62 @@ def test_another_runs_checkpoint_is_refused(home, trained, space, tmp_path):
         train_pair(ready_in(home, folder, space, config))
 
 
+def small(**changes):
+    """One stage on the tiny space with V2's connector, whose heads no tensor tells."""
+    config = dataclasses.replace(numbers(2, "llama-adapter-v2"), space="tiny", scenes=20, validation=0)
+    return dataclasses.replace(config, **{"stages": config.stages[2:], **changes})
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, home):
+    """A folder with a run of `small` that is done."""
+    folder = tmp_path_factory.mktemp("begun")
+    (folder / "tokenizer.model").symlink_to(home / "tokenizer.model")
+    make_pair(small(), folder, AnswerSources(), folder / "pair", say=lambda line: None)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"space": "tiny:1"}, r"data\.space is tiny:0@\w+ there, tiny:1@\w+ here"),
+        ({"connector": dataclasses.replace(CONNECTORS["llama-adapter-v2"], heads=4)}, "heads is 2 there, 4 here"),
+        ({"llama": dataclasses.replace(TINY, context_tokens=64)}, "context_tokens is 512 there, 64 here"),
+        ({"llama": dataclasses.replace(TINY, heads=4)}, r"llama\.heads is 2 there, 4 here"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_space_or_model(begun, tmp_path, changes, said):
+    """Not even where every weight at the start is the same."""
+    folder = tmp_path / "run"
+    shutil.copytree(begun, folder, symlinks=True)
+    before = (folder / "pair" / FILE).read_bytes()
+    with pytest.raises(MismatchError, match=said):
+        make_pair(small(**changes), folder, AnswerSources(), folder / "pair", say=lambda line: None)
+    assert (folder / "pair" / FILE).read_bytes() == before
+
+
+def test_other_lora_terms_at_the_start_are_another_stage(home, space, tmp_path):
+    config = dataclasses.replace(numbers(2), connector=dataclasses.replace(CONNECTORS["imagebind-llm"], lora_rank=2))
+    ready = ready_in(home, tmp_path, space, config)
+    before = _stage(ready, config.stages[2], [dict]).facts
+    with torch.no_grad():
+        next(iter(ready.lora.parameters())).add_(1)
+    after = _stage(ready, config.stages[2], [dict]).facts
+    assert [name for name, _, _ in differences(before, after)] == ["start.lora"]
+
+
+def test_a_run_begun_before_is_refused_in_plain_words(begun, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(begun, folder, symlinks=True)
+    path = folder / "asking.safetensors"
+    with safe_open(str(path), framework="pt") as file:
+        notes = json.loads(file.metadata()["notes"])
+    del notes["facts"]
+    save_file(load_file(path), path, {"notes": json.dumps({**notes, "config": "0123456789ab"})})
+    with pytest.raises(MismatchError, match=r"begun by an earlier bindsearch, which did not note what .* train this"):
+        make_pair(small(), folder, AnswerSources(), folder / "pair", say=lambda line: None)
+
+
 def test_only_answers_are_learned(trained):
     talk = _stage(trained, trained.config.stages[2], []).talk
     row, learned = talk.chat.row(talk.conversations[0].turns[:3])
@@ -176,6 +236,18 @@ def test_the_loss_is_the_librarys_and_padding_does_not_count(home, space, tmp_pa
                 theirs = ready.llama(**inputs, labels=labels).loss
             assert float(theirs) == pytest.approx(float(answer_loss(ready.connection, alone)), abs=1e-5)
     assert float(whole) == pytest.approx(total / count, abs=1e-5)
+
+
+def test_a_batch_without_an_answer_teaches_nothing(trained):
+    batch = draw_batch(
+        _stage(trained, trained.config.stages[2], [dict]).talk, trained.config.stages[2], np.random.default_rng(0)
+    )
+    only_these_learn(trained.connection, {"connector": trained.connector})
+    loss = answer_loss(trained.connection, dataclasses.replace(batch, labels=torch.full_like(batch.labels, -100)))
+    loss.backward()
+    assert float(loss) == 0
+    assert not any(one.grad is not None and one.grad.any() for one in trained.connector.parameters())
+    trained.connector.requires_grad_(False)
 
 
 @pytest.mark.parametrize("kind", sorted(CONNECTORS))
@@ -381,6 +453,51 @@ def test_ask_prints_the_answer_and_nothing_else(pair, picture, capsys):
     assert answer["terms"] == [{"modality": "image", "what": str(picture), "weight": 0.5}] and answer["cached"] == []
 
 
+def test_ask_takes_every_dtype_that_its_help_names(pair, picture, capsys, monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        "bindsearch.llm.pair.load_pair", lambda folder, *how: taken.append(how) or load_pair(folder, *how)
+    )
+    asked = ["ask", "What is it?", "--image", str(picture), "--pair", str(pair), "--max-new-tokens", "2"]
+    for dtype in ("auto", "fp32", "bf16", "float64", "fast"):
+        assert run([*asked, "--dtype", dtype]) == 0, (dtype, capsys.readouterr().err)
+    fast = find_dtype("fast", torch.device("cpu"))
+    assert [how[0] for how in taken] == ["float32", "float32", "bfloat16", "float64", fast]
+    monkeypatch.setenv("BINDSEARCH_DTYPE", "bf16")
+    assert run(asked) == 0 and taken[-1][0] == "bfloat16"
+    capsys.readouterr()
+    assert run([*asked, "--dtype", "float8"]) == 2
+    assert "Unknown dtype 'float8'" in capsys.readouterr().err and len(taken) == 6
+
+
+def test_a_line_that_is_not_utf8_does_not_end_a_chat(pair, picture, capsys, monkeypatch):
+    typed = io.TextIOWrapper(io.BytesIO(b"What colo\xffr?\nHow many?\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", typed)
+    asked = ["ask", "--image", str(picture), "--pair", str(pair), "--max-new-tokens", "2"]
+    assert run([*asked, "--chat", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [one["question"] for one in json.loads(out)["answers"]] == ["How many?"]
+    assert r"'What colo\udcffr?': not in UTF-8. Type it again." in err
+    assert run([*asked, "What colo\udcffr?"]) == 2
+    assert "not in UTF-8" in capsys.readouterr().err
+
+
+def test_seeds_have_64_bits(pair, picture, capsys):
+    asked = ["ask", "What is it?", "--image", str(picture), "--pair", str(pair), "--max-new-tokens", "2"]
+    drawn = [*asked, "--temperature", "1", "--seed"]
+    assert run([*drawn, str(2**64 - 1)]) == 0
+    assert run([*drawn, str(2**64)]) == 2
+    assert f"up to {2**64 - 1}, got {2**64}" in capsys.readouterr().err
+
+
+def test_ask_says_which_device_is_not_there(pair, picture, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    asked = ["ask", "What is it?", "--image", str(picture), "--pair", str(pair), "--max-new-tokens", "2"]
+    for device, said in (("cuda", "sees no GPU here. Use --device cpu"), ("tpu7", "unknown device 'tpu7'")):
+        assert run([*asked, "--device", device]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_chat_reads_the_turns_before(pair, picture, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("What colour is it?\n\nHow many are there?\n"))
     assert run(["ask", "What is it?", "--chat", "--image", str(picture), "--pair", str(pair), "--json"]) == 0
@@ -435,6 +552,26 @@ def test_a_users_own_llama_and_conversations(pair, picture, tmp_path, capsys):
     assert run(answer) == 0
     assert run([*told, "--stage", "none"]) == 2
     assert "'none'" in capsys.readouterr().err
+
+
+def test_conversations_whose_question_fills_the_context_are_left_out(pair, picture, tmp_path, capsys):
+    def asking(n, question):
+        return Conversation(f"c{n}", (Turn(question, "A kite."), Turn("Sure?", "Yes.")), picture.name)
+
+    path, config, output = picture.parent / "long.json", tmp_path / "run.json", tmp_path / "out"
+    stage = {"name": "own", "task": "instructions", "steps": 2, "batch": 2, "trains": ["connector"]}
+    config.write_text(json.dumps({"connector": {"hidden": 16}, "stages": [stage]}), encoding="utf-8")
+    told = ["train-llm", "--config", str(config), "--llama", str(pair / "llama"), "--data", str(path)]
+    long = " ".join(f"word{n}" for n in range(600))
+    write_conversations(path, [asking(0, "What?"), asking(1, long), asking(2, long), asking(3, "What is it?")])
+    assert run([*told, "-o", str(output)]) == 0
+    said = capsys.readouterr().err
+    assert "2 of 4 conversations ask more than the context of 512 tokens holds" in said and "id 'c1'" in said
+    write_conversations(path, [asking(1, long)])
+    assert run([*told, "-o", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err
+    assert "1 of 1 conversations" in said and "Shorten the questions." in said
+    assert not (tmp_path / "none" / "own.safetensors").exists()
 
 
 def test_a_llama_that_exists_is_not_trained(pair, tmp_path, capsys):

@@ -34,7 +34,7 @@ from bindsearch.train.binding import NAMING, Run, bound_to, build_stage
 from bindsearch.train.checkpoint import finished_notes, load_checkpoint
 from bindsearch.train.config import StageConfig, TrainConfig, load_train_config
 from bindsearch.train.curves import write_curves
-from bindsearch.train.loop import stage_id, train_stage
+from bindsearch.train.loop import stage_facts, train_stage
 from bindsearch.train.naming import Naming
 from bindsearch.world.text import vocabulary
 
@@ -78,10 +78,10 @@ def finished_towers(run: Run, stage: StageConfig, trained: dict[str, Tower]) -> 
     towers: dict[str, Any] = {name: build_tower(run.architecture, name, seed=run.config.seed) for name in names}
     if stage.naming:
         towers[NAMING] = Naming(run.architecture.dim, run.config.seed)
-    expected = stage_id(stage, run.config.seed, dict(towers), bound_to(run, stage, trained))
-    if finished_notes(path, expected, stage.steps) is None:
+    facts = stage_facts(stage, run.config.seed, dict(towers), bound_to(run, stage, trained))
+    if finished_notes(path, facts, stage.steps) is None:
         return None
-    load_checkpoint(path, dict(towers), None, expected)
+    load_checkpoint(path, dict(towers), None, facts)
     return towers
 
 

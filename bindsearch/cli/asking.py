@@ -15,7 +15,6 @@ from bindsearch.cli.disk import file_to_write
 from bindsearch.cli.options import (
     WEIGHED,
     DeviceOption,
-    DtypeOption,
     JsonOption,
     PresetOption,
     QuietOption,
@@ -80,7 +79,13 @@ def ask(
     seed: Annotated[int | None, typer.Option(help="Repeats an answer that is drawn.")] = None,
     space: SpaceOption = None,
     device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="auto (float32; with --adapter bfloat16 for the Llama), float32, bfloat16, float64, or fast: what the "
+            "machine is quick at."
+        ),
+    ] = None,
     preset: PresetOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -99,6 +104,7 @@ def ask(
         raise InputError('No question: bindsearch ask "What is it?" --image cat.jpg, or --chat to ask several.')
     if no_cache and cache is not None:
         raise InputError("--cache and --no-cache: say one of them.")
+    sampling = Sampling(max_new_tokens, temperature, seed=seed)
     found, model = _load_model(pair, adapter, llama, device, dtype)
     blend = (cache_size, inverse_temperature, cache_weight)
     how = (space or (found.manifest.space if found else None), device, dtype, preset)
@@ -106,7 +112,6 @@ def ask(
     asked = _mixed(wanted, how, found, opened, blend)
     if show_cached and not quiet:
         _say_cached(asked.neighbours)
-    sampling = Sampling(max_new_tokens, temperature, seed=seed)
     answers = list(_answers(model, asked, _questions(question, chat), sampling, as_json, quiet))
     if sheet is not None:
         say(f"wrote {_write_sheet(asked, answers, sheet)}")
@@ -121,23 +126,21 @@ def _load_model(
     """Load the pair, or an adapter with its Llama."""
     from bindsearch.config import setting
     from bindsearch.llm.pair import load_pair
+    from bindsearch.models.space import find_device, find_dtype
 
-    where = _torch_device(setting("device", device))
+    where = find_device(setting("device", device))
     kind = setting("dtype", dtype)
+    if kind == "auto":
+        kind = "float32" if adapter is None else "bfloat16"
+    kind = find_dtype(kind, where)
     if adapter is None and llama is None:
-        loaded = load_pair(pair, "float32" if kind == "auto" else kind, where)
+        loaded = load_pair(pair, kind, str(where))
         return loaded, loaded.model
     if adapter is None or llama is None or pair is not None:
         raise InputError("--adapter and --llama belong together, without --pair.")
     from bindsearch.llm import load
 
-    return None, load(adapter, llama, "bfloat16" if kind == "auto" else kind, where)
-
-
-def _torch_device(name: str) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    return None, load(adapter, llama, kind, str(where))
 
 
 def _mixed(
@@ -182,13 +185,18 @@ def _open_cache(folder: Path | None, wanted: list[tuple[str, str]], pair: Pair |
 
 
 def _questions(first: str | None, chat: bool) -> Iterator[str]:
-    """Give the questions: the first one, then the lines of stdin."""
+    """Give the questions: the first one, then the lines of stdin; of those, one that is not UTF-8 is left out."""
+    from bindsearch.listing.collect import lines_of
+    from bindsearch.listing.naming import is_utf8
+
     if first is not None:
         yield first
-    lines: Iterable[str] = sys.stdin if chat else ()
-    for line in lines:
-        if line.strip():
-            yield line.strip()
+    lines: Iterable[str] = lines_of(sys.stdin) if chat else ()
+    for line in map(str.strip, lines):
+        if not is_utf8(line):
+            say(f"{ascii(line)[:80]}: not in UTF-8. Type it again.")
+        elif line:
+            yield line
 
 
 def _answers(

@@ -105,6 +105,7 @@ def classify_run(
     """
     from bindsearch.query import parse_terms
     from bindsearch.zeroshot import build_classifier, classify_store, classify_terms, load_calibration, read_labels
+    from bindsearch.zeroshot.label import taken_as
 
     specs = parse_terms([(name, text) for name, texts in things.items() for text in texts or ()])
     if (embeddings is None) == (not specs):
@@ -113,14 +114,14 @@ def classify_run(
     chosen = read_labels(labels)
     may_be_none = none_below if none_below is not None else none
 
-    def build(opened: Any, modalities: tuple[str, ...]) -> Classifier:
+    def build(opened: Any, modalities: tuple[str, ...], mixed: bool = False) -> Classifier:
         made = build_classifier(opened, chosen, templates, modalities=modalities, none=may_be_none, calibration=fitted)
-        _say_doubts(made, modalities)
+        _say_doubts(made, (taken_as(modalities),) if mixed else modalities)
         return made
 
     if embeddings is None:
         opened = open_space(space, device, dtype, preset)
-        classifier = build(opened, tuple(dict.fromkeys(spec.kind for spec in specs)))
+        classifier = build(opened, tuple(dict.fromkeys(spec.kind for spec in specs)), together)
         verdicts = classify_terms(classifier, opened, specs, together, top)
     else:
         verdicts = classify_store(
@@ -154,18 +155,19 @@ def _show(verdicts: Verdicts, output: Path | None, html: Path | None, as_json: b
 
 def _say_doubts(classifier: Classifier, modalities: tuple[str, ...]) -> None:
     """Say what the probabilities do not tell."""
+    from bindsearch.zeroshot.label import MIXED
+
     fitted = classifier.calibration
     if fitted is not None:
-        missing = [name for name in modalities if name not in fitted.fits]
+        missing = ["several modalities taken together" if name == MIXED else name for name in modalities]
+        missing = [name for name in missing if name not in fitted.fits]
         if missing:
             say(f"note: the calibration has no fit for {', '.join(missing)}; their probabilities are as trained.")
         if fitted.templates != classifier.templates:
             say(f"note: calibrated with prompts {fitted.templates}, these are {classifier.templates}.")
     if classifier.with_none and any(classifier.none_of(name) is None for name in modalities):
-        say(
-            "note: --none without a calibration goes by doubt alone and misses most; see `bindsearch classify "
-            "calibrate`, or give --none-below."
-        )
+        calibrate = "" if MIXED in modalities else "see `bindsearch classify calibrate`, or "
+        say(f"note: --none without a calibration goes by doubt alone and misses most; {calibrate}give --none-below.")
 
 
 @classify_app.command("calibrate")
@@ -300,6 +302,7 @@ def probe(
 
     Says how often it is right with 1, 2, 4 and 8 examples a label, on items that it did not learn from.
     """
+    from bindsearch.evaluate.report import check_plot
     from bindsearch.probe import INVERSE_PENALTY, apply_probe, load_probe, plot_curves, read_labelled, save_probe
 
     if apply is not None:
@@ -313,6 +316,8 @@ def probe(
         raise InputError(
             "--column: name the column that holds the label, of --labels TABLE or of the items themselves."
         )
+    if plot is not None:
+        check_plot(plot)
     penalty = INVERSE_PENALTY if inverse_penalty is None else inverse_penalty
     known = read_labelled(embeddings, column, labels, only)
     curves = known.curves(_numbers(shots), repeats, test_share, penalty, seed)

@@ -35,5 +35,9 @@ def import_embeddings(
 ) -> None:
     """Read embeddings that another program wrote."""
     from bindsearch.exchange import import_store
+    from bindsearch.store import LEDGER, open_store
 
-    say(f"read {import_store(source, output, layout, space_id=space_id, modality=modality)} rows into {output}")
+    read = import_store(source, output, layout, space_id=space_id, modality=modality)
+    bad = open_store(output).manifest.bad
+    left = f"; {bad} {'has' if bad == 1 else 'have'} no direction, see {output / LEDGER}" if bad else ""
+    say(f"read {read - bad} {'row' if read - bad == 1 else 'rows'} into {output}{left}")

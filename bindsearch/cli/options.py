@@ -83,7 +83,9 @@ def ready_to_embed() -> None:
 
 def print_json(value: Any) -> None:
     """Print data for a machine, on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    from bindsearch.config import readable_json
+
+    typer.echo(readable_json(value, indent=2))
 
 
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:

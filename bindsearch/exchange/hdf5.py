@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bindsearch.errors import InputError
-from bindsearch.exchange.rows import KEY_COLUMNS, Export, Import, check_matrix, identity_of, identity_text
+from bindsearch.exchange.rows import KEY_COLUMNS, Export, Import, bytes_text, check_matrix, identity_of, identity_text
 from bindsearch.store import item_schema
 from bindsearch.store.files import TEMP_ENDING, sync_folder
 
@@ -127,6 +127,6 @@ def _cells(dataset: Any, rows: slice) -> list[Any]:
     import h5py
 
     if h5py.check_string_dtype(dataset.dtype) is not None:
-        return [str(cell) for cell in dataset.asstr()[rows]]
+        return [bytes_text(cell) for cell in dataset[rows]]
     cells: list[Any] = dataset[rows].tolist()
     return cells

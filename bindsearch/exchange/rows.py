@@ -15,7 +15,7 @@ from bindsearch.config import canonical_json
 from bindsearch.errors import InputError, UnknownNameError
 from bindsearch.registry import MODALITIES
 from bindsearch.store import Identity, item_schema
-from bindsearch.types import item_id
+from bindsearch.types import item_id, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -169,8 +169,13 @@ def _cell(field: pa.Field, value: Any, where: str) -> Any:
 def _text(value: Any) -> str:
     """Write any cell as text: lists and records as JSON."""
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return bytes_text(value)
     return canonical_json(_plain(value)) if isinstance(value, list | dict) else str(value)
+
+
+def bytes_text(value: bytes) -> str:
+    r"""Read bytes as UTF-8, whatever a file calls their encoding; others become \udcNN, as in names of files."""
+    return to_text(value.decode("utf-8", "surrogateescape"))
 
 
 def _span(start_s: float | None, end_s: float | None, where: str) -> tuple[float, float] | None:

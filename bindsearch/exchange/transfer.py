@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bindsearch.errors import BindSearchError, InputError, MismatchError, MissingInputError, UnknownNameError
+from bindsearch.errors import (
+    BindSearchError,
+    InputError,
+    MismatchError,
+    MissingInputError,
+    TooManyBadError,
+    UnknownNameError,
+)
 from bindsearch.exchange.rows import Export, Import, check_modality, settle_row, settle_vectors
 from bindsearch.store import UNKNOWN, EmbeddingStore, Identity, commit_shard, commit_store
 from bindsearch.store.files import commit_bytes, commit_json, full_disk_said
@@ -98,12 +105,14 @@ def import_store(
         modality: of rows that name none.
 
     Returns:
-        How many rows were read. Rows are made unit rows; one without a direction goes to the ledger of bad inputs.
+        How many rows were read. Rows are made unit rows; one without a direction goes to the ledger of bad inputs and
+        counts as read: the store's `manifest.bad` says how many.
 
     Raises:
         InputError: the source is not in that layout, a cell is not what its column holds, a key is there twice, or a
             store is there already.
         UnknownNameError: no such layout or modality.
+        TooManyBadError: no row has a direction.
         MismatchError: the file says another space than `space_id`, or the space of that name has another id or
             dimension.
     """
@@ -133,17 +142,25 @@ def _import(found: Import, folder: Path, path: Path, space_id: str | None, modal
     shards: Rows = []
     identity: Identity | None = None
     used: dict[str, None] = {}
+    usable = 0
     for number, (vectors, rows) in enumerate(_shards(found, path.name, modality, str(path))):
         identity = identity or settle_identity(found.identity, space_id, vectors.shape[1], path)
         good, bad = _part(vectors, rows)
+        usable += len(good)
         used.update(dict.fromkeys(row["modality"] for row in rows))
         name = f"imported-{number:05d}"
         commit_shard(folder / "g0001", name, vectors[good], [rows[each] for each in good], bad, identity)
         shards.append({"name": name, "kind": "imported", "items": len(rows)})
     if identity is None:
         raise MissingInputError(f"{path}: holds no rows.")
+    read: int = sum(shard["items"] for shard in shards)
+    if not usable:
+        raise TooManyBadError(
+            f"{path}: none of its {read} rows has a direction: every vector is zero or not finite. Nothing is written; "
+            "look at what wrote the file."
+        )
     _commit(folder, folder / "g0001", replace(identity, **_named(identity, used)), shards, path)
-    return sum(shard["items"] for shard in shards)
+    return read
 
 
 def find_layout(name: str) -> Any:

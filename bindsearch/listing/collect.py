@@ -93,7 +93,7 @@ class Listing:
 
     def _of_source(self, name: str) -> Iterator[Item]:
         if name == STDIN:
-            return self._of_lines(_numbered(_lines_of(self.stdin or sys.stdin)), Path(), "stdin")
+            return self._of_lines(_numbered(lines_of(self.stdin or sys.stdin)), Path(), "stdin")
         if name.startswith("@"):
             return self._of_list(Path(name[1:]))
         if is_uri(name):
@@ -220,7 +220,7 @@ def _as_key(name: str) -> str:
     return name.replace(os.sep, "/").removeprefix("./")
 
 
-def _lines_of(stream: TextIO) -> Iterator[str]:
+def lines_of(stream: TextIO) -> Iterator[str]:
     """Give the lines of a stream; bytes that are not of its encoding become surrogates and end nothing."""
     buffer = getattr(stream, "buffer", None)
     if buffer is None:

@@ -151,6 +151,10 @@ class Chat:
             learned += [False] * len(question) + [True] * len(answer)
         return ids[: self.context_tokens], learned[: self.context_tokens]
 
+    def has_room(self, turn: Turn) -> bool:
+        """Say whether the context keeps something of a turn's answer where the turn comes first."""
+        return any(self.row((turn,))[1])
+
     def _start(self) -> list[int]:
         return [self.tokenizer.bos] if self.tag_id is None else [self.tokenizer.bos, self.tag_id]
 

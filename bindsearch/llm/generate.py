@@ -33,7 +33,7 @@ class Sampling:
         max_new_tokens: at most; fewer where the context ends first.
         temperature: 0 takes the likeliest token; else logits are divided by it.
         top_p: the nucleus: a token stays while the mass before it is <= top_p.
-        seed: of the request's own generator; None draws one.
+        seed: of the request's own generator, of 64 bits; None draws one.
         context_tokens: prompt and answer together. 512 is what the released adapters were trained with.
     """
 
@@ -51,6 +51,8 @@ class Sampling:
             raise InputError(f"temperature: expected 0 or more, got {self.temperature}.")
         if not 0 <= self.top_p <= 1:
             raise InputError(f"top_p: expected a share between 0 and 1, got {self.top_p}.")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise InputError(f"seed: expected a whole number of 64 bits, up to {2**64 - 1}, got {self.seed}.")
 
     def room(self, prompt_tokens: int) -> int:
         """Tell how many tokens an answer to a prompt of that length may have.

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from bindsearch.llm.lora import LoraTerms
     from bindsearch.types import FloatArray
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _REPLACEMENT = "�"
 
 
@@ -57,7 +57,7 @@ def load(
         adapter: 7B.pth, 7B-pretrained.pth or 7B-beta.pth of ImageBind-LLM, a file of LLaMA-Adapter V2, LLaVA's
             mm_projector.bin, or the folder of a LoRA checkpoint of LLaVA's.
         llama: folder in Meta's layout (params.json, consolidated.*.pth) or Hugging Face's (config.json), or one above.
-        dtype: of the Llama's weights: float32, bfloat16, float16. The connector stays in float32.
+        dtype: of the Llama's weights: float32, bfloat16, float16, float64. The connector stays in float32.
         device: "cpu", "cuda", ...
         merge_lora: add the low-rank terms to the weights (fastest); else compute them beside. Quantised: always beside.
         quantize: "8bit" or "4bit" weights, by bitsandbytes.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bindsearch.errors import MissingExtraError, MissingInputError, WeightsError
+from bindsearch.errors import InputError, MissingExtraError, MissingInputError, WeightsError
+from bindsearch.listing.naming import is_utf8
 
 
 class Tokenizer:
@@ -50,7 +51,13 @@ class Tokenizer:
         return [self.bos, *self.pieces(text)]
 
     def pieces(self, text: str) -> list[int]:
-        """Give the ids of a text without a start or end token."""
+        """Give the ids of a text without a start or end token.
+
+        Raises:
+            InputError: the text holds bytes that are no UTF-8.
+        """
+        if not is_utf8(text):
+            raise InputError(f"{ascii(text)[:80]}: not in UTF-8, which a language model reads. Type it again.")
         return list(self._model.encode(text))
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -46,6 +46,38 @@ _PROJECTED = "Features need the projector that `bindsearch train` made for them:
 _HOW_SHAPES_READ = "B items, S clips each; a still has S = 1"
 
 
+def find_device(name: str) -> torch.device:
+    """Give a device by its name; "auto" is the first GPU that torch can use, else the CPU.
+
+    Raises:
+        InputError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {name!r}. Use auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name!r}: torch {torch.__version__} sees no GPU here. Use --device cpu.")
+    return device
+
+
+def find_dtype(name: str, device: torch.device) -> str:
+    """Give torch's name of a number type of DTYPES; "fast" is what the device is quick at.
+
+    Raises:
+        UnknownNameError: no such type.
+    """
+    from bindsearch.models.packed import fast_dtype
+
+    if name not in DTYPES:
+        raise UnknownNameError("dtype", name, ("auto", *DTYPES))
+    return str(fast_dtype(device)).removeprefix("torch.") if name == FAST else DTYPES[name]
+
+
 class Towers:
     """The loaded towers of a space; loading is done once a tower, whatever the number of threads that ask."""
 
@@ -105,19 +137,13 @@ class Towers:
     def quicker(self) -> tuple[str, ...]:
         """Name what would make these towers quicker: another device, another number type, or neither."""
         device = ("a GPU",) if self.device.type == "cpu" else ()
-        fast = self._fast_name
+        fast = find_dtype(FAST, self.device)
         return device + ((f"--dtype {fast}",) if fast != "float32" and self.dtype_name == "float32" else ())
-
-    @property
-    def _fast_name(self) -> str:
-        from bindsearch.models.packed import fast_dtype
-
-        return str(fast_dtype(self.device)).removeprefix("torch.")
 
     @cached_property
     def dtype_name(self) -> str:
         """Name of the numbers that towers compute in; "fast" is resolved by what the device is quick at."""
-        return self._fast_name if self.asked_dtype == FAST else self.asked_dtype
+        return find_dtype(FAST, self.device) if self.asked_dtype == FAST else self.asked_dtype
 
     @property
     def dtype(self) -> torch.dtype:
@@ -128,23 +154,8 @@ class Towers:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where towers compute; "auto" takes the first GPU that torch can use, else the CPU.
-
-        Raises:
-            InputError: no such device here.
-        """
-        import torch
-
-        name = self.device_name
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
-            raise InputError(f"unknown device {name!r}. Use auto, cpu, cuda or cuda:N.") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"device {name!r}: torch {torch.__version__} sees no GPU here. Use --device cpu.")
-        return device
+        """Where towers compute: see `find_device`."""
+        return find_device(self.device_name)
 
 
 class Space:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bindsearch.config import content_hash, to_json_dict
+from bindsearch.config import to_json_dict
 from bindsearch.errors import InputError, MissingInputError
 from bindsearch.llm.conversations import Chat, Conversation, read_conversations, write_conversations
 from bindsearch.llm.llama_files import find_llama, linear_sizes, load_llama
@@ -24,7 +24,7 @@ from bindsearch.train.answer_config import AnswerConfig, AnswerStageConfig, Conn
 from bindsearch.train.answer_measure import measure_answers
 from bindsearch.train.answers import AnswerStage, Talk, train_answers
 from bindsearch.train.checkpoint import finished_notes, hash_weights, load_checkpoint
-from bindsearch.train.picture_rows import embed_scenes, named_rows
+from bindsearch.train.picture_rows import embed_scenes, named_rows, reader_ids
 from bindsearch.world.address import parse
 from bindsearch.world.instructions import ask, every_text, write_instructions, write_readings
 from bindsearch.world.scene import Scenes, sample, split_seeds
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 _DESCRIPTIONS = 3
 _BLOCK = 5000
+_LLAMA_SETTINGS = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_parameters")
+"""What a Llama that exists says of itself and its weights do not."""
 _LARGE_BYTES = 4 << 30
 """A Llama of larger files is kept in bfloat16 while its connector is trained."""
 
@@ -194,11 +196,11 @@ def train_pair(ready: Ready, only: str | None = None, stopped: Callable[[], bool
     measured: list[Callable[[], dict[str, float]]] = []
     for stage in ready.config.stages:
         made = _stage(ready, stage, measured)
-        notes = finished_notes(made.path, made.id, stage.steps)
+        notes = finished_notes(made.path, made.facts, stage.steps)
         if notes is None:
             notes = train_answers(made, say=ready.say, stopped=stopped)
         else:
-            load_checkpoint(made.path, made.parts, None, made.id)
+            load_checkpoint(made.path, made.parts, None, made.facts)
             ready.say(f"{stage.name}: done before")
         done[stage.name] = {"seconds": notes["seconds"], "curve": notes["curve"]}
         path = ready.folder / f"{stage.name}.json"
@@ -218,10 +220,25 @@ def _stage(ready: Ready, stage: AnswerStageConfig, measured: list[Callable[[], d
     if not measured:
         measured.append(_measure(ready))
     parts = trained_parts(ready, stage.trains)
-    start = content_hash([hash_weights(ready.llama), hash_weights(ready.connector)])
     times = (config.checkpoint_every_s, config.measure_every, config.log_every)
     measure = dict if stage.task == "reading" else measured[0]
-    return AnswerStage(stage, config.seed, ready.connection, parts, talk, measure, ready.folder, times, start)
+    return AnswerStage(
+        stage, config.seed, ready.connection, parts, talk, measure, ready.folder, _model_facts(ready), times
+    )
+
+
+def _model_facts(ready: Ready) -> dict[str, Any]:
+    """Say what connector and Llama are: what their weights do not tell, and hashes of those at the start of a stage."""
+    config = ready.config
+    weights = {"llama": ready.llama, "connector": ready.connector, "lora": ready.lora}
+    own = {name: ready.llama.config.to_dict().get(name) for name in _LLAMA_SETTINGS}
+    return {
+        "connector": to_json_dict(config.connector),
+        "llama": to_json_dict(config.llama) if ready.sources.llama is None else own,
+        "context_tokens": ready.chat.context_tokens,
+        "tokenizer": _digest(ready.chat.tokenizer.path),
+        "start": {name: hash_weights(part) for name, part in weights.items() if part is not None},
+    }
 
 
 def trained_parts(ready: Ready, names: tuple[str, ...]) -> dict[str, nn.Module]:
@@ -267,12 +284,13 @@ def _talk(ready: Ready, stage: AnswerStageConfig) -> Talk:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_conversations(path, world_conversations(stage.task, ready.config.scenes))
         ready.say(f"wrote {path.name}: {ready.config.scenes} conversations, {path.stat().st_size >> 20} MiB")
-    conversations = read_conversations(path)
-    rows = None
+    conversations = _answered(ready, read_conversations(path), path, shuffled=True)
+    facts, rows = {"file": path.name, "sha256": _digest(path)}, None
     if stage.task != "reading":
         names = [one.image or "" for one in conversations]
         rows = ready.features(named_rows(ready.space, ready.folder / "embeddings", names, ready.say))
-    return Talk(conversations, rows, ready.chat, True, content_hash([path.name, _digest(path)]))
+        facts |= reader_ids(ready.space)
+    return Talk(conversations, rows, ready.chat, True, facts)
 
 
 def _own_talk(ready: Ready, stage: AnswerStageConfig) -> Talk:
@@ -285,11 +303,38 @@ def _own_talk(ready: Ready, stage: AnswerStageConfig) -> Talk:
     conversations = [one for one in read_conversations(data) if one.image is not None]
     if not conversations:
         raise MissingInputError(f"{data}: no conversation has an image. Training a connector needs them.")
+    conversations = _answered(ready, conversations, data, shuffled=False)
     home = ready.sources.images or data.parent
     names = [name if parse_or_none(name) else str(home / name) for name in (one.image or "" for one in conversations)]
     rows = named_rows(ready.space, ready.folder / "embeddings", names, ready.say)
-    own = content_hash([data.name, _digest(data), hashlib.sha256(rows.tobytes()).hexdigest()])
-    return Talk(conversations, ready.features(rows), ready.chat, False, own)
+    facts = {"file": data.name, "sha256": _digest(data), "embeddings": hashlib.sha256(rows.tobytes()).hexdigest()}
+    return Talk(conversations, ready.features(rows), ready.chat, False, {**facts, **reader_ids(ready.space)})
+
+
+def _answered(ready: Ready, conversations: list[Conversation], path: Path, shuffled: bool) -> list[Conversation]:
+    """Leave out conversations whose question fills the context: nothing of an answer would be left to learn.
+
+    Args:
+        ready: of the run; its log says how many were left out.
+        conversations: of the file. Not modified.
+        path: of the file, for messages.
+        shuffled: any turn may come first, not the first one alone.
+
+    Raises:
+        InputError: none is left.
+    """
+    firsts = ((one.turns if shuffled else one.turns[:1]) for one in conversations)
+    kept = [any(map(ready.chat.has_room, turns)) for turns in firsts]
+    if all(kept):
+        return conversations
+    why = f"{path}: {len(kept) - sum(kept)} of {len(kept)} conversations ask more than the context of "
+    why += f"{ready.chat.context_tokens} tokens holds, so that nothing of an answer is left to learn"
+    first = f"the first is that of id {conversations[kept.index(False)].id!r}"
+    if not any(kept):
+        longer = ', or raise "context_tokens" of the llama' if ready.sources.llama is None else ""
+        raise InputError(f"{why}; {first}. Shorten the questions{longer}.")
+    ready.say(f"{why}: left out; {first}")
+    return list(itertools.compress(conversations, kept))
 
 
 def parse_or_none(name: str) -> bool:

@@ -7,7 +7,7 @@ bit for bit on one machine.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bindsearch.config import content_hash, to_json_dict
+from bindsearch.config import to_json_dict
 from bindsearch.llm.llava import IGNORED
 from bindsearch.train.answer_config import AnswerStageConfig
 from bindsearch.train.loop import build_optimiser, fast_numbers, learning_rate, step_generator
@@ -40,14 +40,14 @@ class Talk:
         rows: (n, ...) float16, what the connector reads of each one's picture; None for conversations without any.
         chat: writes them as token ids.
         shuffled: turns do not build on one another: a step takes some of them in any order; otherwise the first ones.
-        id: hash of all that.
+        facts: what all that is, JSON-able: names and hashes.
     """
 
     conversations: list[Conversation]
     rows: NDArray[np.float16] | None
     chat: Chat
     shuffled: bool
-    id: str
+    facts: dict[str, Any]
 
 
 @dataclass
@@ -62,8 +62,9 @@ class AnswerStage:
         talk: what it is trained on.
         measure: gives figures on validation scenes.
         folder: of the checkpoint.
+        model: what connector and Llama are, JSON-able: their settings, and hashes of the weights at the start, frozen
+            ones as well.
         times: checkpoint_every_s, measure_every, log_every.
-        start: hash of the weights that it starts from, frozen ones as well.
     """
 
     config: AnswerStageConfig
@@ -73,9 +74,8 @@ class AnswerStage:
     talk: Talk
     measure: Callable[[], dict[str, float]]
     folder: Path
+    model: dict[str, Any]
     times: tuple[float, int, int] = (180.0, 500, 50)
-    start: str = ""
-    curve: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def path(self) -> Path:
@@ -83,15 +83,9 @@ class AnswerStage:
         return self.folder / f"{self.config.name}.safetensors"
 
     @property
-    def id(self) -> str:
-        """Hash that a checkpoint must bear: the stage's numbers, the seed, the data and the weights at the start."""
-        shapes = {
-            name: {key: list(value.shape) for key, value in part.state_dict().items()}
-            for name, part in self.parts.items()
-        }
-        return content_hash(
-            {"stage": to_json_dict(self.config), "seed": self.seed, "data": self.talk.id, "start": self.start, **shapes}
-        )
+    def facts(self) -> dict[str, Any]:
+        """What it is made of: a checkpoint of other numbers, seed, data, model or weights at the start is refused."""
+        return {"stage": to_json_dict(self.config), "seed": self.seed, "data": self.talk.facts, **self.model}
 
 
 @dataclass(frozen=True)
@@ -143,7 +137,10 @@ def _varied(rows: NDArray[np.float32], config: AnswerStageConfig, rng: np.random
 
 
 def answer_loss(connection: Connection, batch: AnswerBatch) -> Tensor:
-    """Give the mean cross entropy of the answers' tokens; the Llama's head sees the places of answers alone."""
+    """Give the mean cross entropy of the answers' tokens; the Llama's head sees the places of answers alone.
+
+    A batch without an answer has a loss of 0 that teaches nothing: the mean over no token would be no number.
+    """
     llama = connection.llama
     if batch.features is None:
         hidden = llama.model(input_ids=batch.ids).last_hidden_state
@@ -157,7 +154,7 @@ def answer_loss(connection: Connection, batch: AnswerBatch) -> Tensor:
 def _entropy(llama: Any, hidden: Tensor, labels: Tensor) -> Tensor:
     wanted = labels[:, 1:] != IGNORED
     logits = llama.lm_head(hidden[:, :-1][wanted])
-    return F.cross_entropy(logits.float(), labels[:, 1:][wanted])
+    return F.cross_entropy(logits.float(), labels[:, 1:][wanted]) if len(logits) else logits.float().sum()
 
 
 def train_answers(

@@ -23,7 +23,7 @@ from bindsearch.models.spaces import Space, load_space
 from bindsearch.store.files import commit_bytes
 from bindsearch.train.bind_config import BindConfig
 from bindsearch.train.bind_stage import BoundPairs, bind_stage, measured
-from bindsearch.train.checkpoint import steps_done
+from bindsearch.train.checkpoint import differences, steps_done
 from bindsearch.train.loop import Stage, train_stage
 from bindsearch.train.new_tower import TowerPlan, plan_tower, start_tower, take_statistics, write_joined_space
 from bindsearch.train.pair_files import Pairs, hold_out, read_pairs
@@ -188,7 +188,7 @@ def _check_same(run: _Run) -> None:
     mine = json.loads(canonical_json(run.id))
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))["id"]
-        for name, ours, theirs in _differences(mine, there):
+        for name, ours, theirs in differences(mine, there):
             raise MismatchError(
                 f"{run.folder}: was begun with {name} = {theirs}, this run has {ours}. Use another folder (-o), or the "
                 "same settings to go on."
@@ -196,17 +196,6 @@ def _check_same(run: _Run) -> None:
         return
     whole = {"config": to_json_dict(run.config), "id": mine}
     commit_bytes(path, (json.dumps(whole, indent=1) + "\n").encode("ascii"))
-
-
-def _differences(mine: dict[str, Any], there: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = []
-    for name in sorted({*mine, *there}):
-        ours, theirs = mine.get(name), there.get(name)
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            found += _differences(ours, theirs, f"{prefix}{name}.")
-        elif ours != theirs:
-            found.append((prefix + name, ours, theirs))
-    return found
 
 
 def _lock(folder: Path) -> Any:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bindsearch.config import canonical_json, content_hash
 from bindsearch.errors import BindSearchError, MismatchError
 
 STATE = "state"
+_SHOWN, _CHARACTERS = 4, 100
 
 
 def save_checkpoint(
@@ -24,7 +27,7 @@ def save_checkpoint(
         path: of the .safetensors file.
         towers: by name.
         optimiser: AdamW over the towers' parameters.
-        notes: JSON-able: step, configuration hash, curves.
+        notes: JSON-able: those of `begin_notes`, with the step, curves and seconds so far.
     """
     from safetensors.torch import save_file
 
@@ -67,16 +70,21 @@ def steps_done(path: Path) -> int:
     return int(_read_notes(path)["step"]) if path.exists() else 0
 
 
-def finished_notes(path: Path, expected: str, steps: int) -> dict[str, Any] | None:
+def begin_notes(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the notes of a stage that has taken no step: what it is made of, and its hash."""
+    return {"config": content_hash(facts), "facts": dict(facts), "step": 0, "curve": [], "seconds": 0.0}
+
+
+def finished_notes(path: Path, facts: Mapping[str, Any], steps: int) -> dict[str, Any] | None:
     """Read the notes of a checkpoint that has all its steps; None where it is missing, unfinished or another."""
     if not path.exists():
         return None
     notes = _read_notes(path)
-    return notes if notes["config"] == expected and notes["step"] >= steps else None
+    return notes if notes["config"] == content_hash(facts) and notes["step"] >= steps else None
 
 
 def load_checkpoint(
-    path: Path, towers: dict[str, nn.Module], optimiser: torch.optim.Optimizer | None, expected: str
+    path: Path, towers: dict[str, nn.Module], optimiser: torch.optim.Optimizer | None, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Read a checkpoint into towers and optimiser; overwrites both.
 
@@ -84,25 +92,21 @@ def load_checkpoint(
         path: from `save_checkpoint`.
         towers: by name, of the same architecture.
         optimiser: over the same parameters; None loads the towers alone.
-        expected: the configuration's hash; another one is refused.
+        facts: what the stage is made of; a checkpoint of another one is refused.
 
     Returns:
         The notes.
 
     Raises:
-        MismatchError: the checkpoint belongs to another configuration.
+        MismatchError: the checkpoint is of a stage made of other things; they are named with both values.
         BindSearchError: its weights are not finite.
     """
     from safetensors import safe_open
 
     with safe_open(str(path), framework="pt") as file:
         notes: dict[str, Any] = json.loads(file.metadata()["notes"])
-        if notes["config"] != expected:
-            raise MismatchError(
-                f"{path}: written by configuration {notes['config']}, this one is {expected}: the stage's numbers, the "
-                "seed, the data, or the towers that it is bound to differ. Use another folder, or remove the file to "
-                "train this stage again."
-            )
+        if notes["config"] != content_hash(facts):
+            raise _other_stage(path, notes, facts)
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     for name, tower in towers.items():
         prefix = f"tower/{name}/"
@@ -120,3 +124,38 @@ def load_checkpoint(
                 state.setdefault(int(number), {})[part] = value
         optimiser.load_state_dict({**optimiser.state_dict(), STATE: state})
     return notes
+
+
+def _other_stage(path: Path, notes: dict[str, Any], facts: Mapping[str, Any]) -> MismatchError:
+    """Say what a checkpoint was made of that this stage is not."""
+    if "facts" in notes:
+        found = differences(json.loads(canonical_json(facts)), notes["facts"])
+        said = [f"{name} is {_short(theirs)} there, {_short(ours)} here" for name, ours, theirs in found[:_SHOWN]]
+        more = [f"{len(found) - _SHOWN} more differ"] if len(found) > _SHOWN else []
+        why = "; ".join([*said, *more])
+    else:
+        why = (
+            "it was begun by an earlier bindsearch, which did not note what a stage is made of. Whether its numbers, "
+            "seed, data, space, or the settings of what is trained are those of this run cannot be told"
+        )
+    return MismatchError(
+        f"{path}: written by configuration {notes['config']}, this one is {content_hash(facts)}: {why}. Use another "
+        "folder, or remove the file to train this stage again."
+    )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _CHARACTERS else f"{text[: _CHARACTERS - 3]}..."
+
+
+def differences(mine: dict[str, Any], there: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Compare two nested records: the dotted name, ours and theirs of every leaf that differs, None where it lacks."""
+    found: list[tuple[str, Any, Any]] = []
+    for name in sorted({*mine, *there}):
+        ours, theirs = mine.get(name), there.get(name)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            found += differences(ours, theirs, f"{prefix}{name}.")
+        elif ours != theirs:
+            found.append((prefix + name, ours, theirs))
+    return found

@@ -15,7 +15,7 @@ import math
 import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bindsearch.config import content_hash, to_json_dict
+from bindsearch.config import to_json_dict
 from bindsearch.train.config import Schedule, StageConfig
 from bindsearch.train.loss import info_nce
 from bindsearch.train.processes import gather_rows, own_rows, rank, sum_gradients
@@ -65,7 +65,6 @@ class Stage:
         folder: of the checkpoint.
         times: checkpoint_every_s, measure_every, log_every.
         data: what it is trained on, as far as `config` does not say; a checkpoint of other data is refused.
-        curve: figures so far.
         watch: told the loss of each step that was taken.
     """
 
@@ -78,7 +77,6 @@ class Stage:
     folder: Path
     times: tuple[float, int, int] = (240.0, 250, 50)
     data: str = ""
-    curve: list[dict[str, float]] = field(default_factory=list)
     watch: Callable[[float], None] = lambda loss: None  # noqa: ARG005
 
     @property
@@ -87,9 +85,9 @@ class Stage:
         return self.folder / f"{self.config.name}.safetensors"
 
     @property
-    def id(self) -> str:
-        """Hash that a checkpoint must bear: see `stage_id`."""
-        return stage_id(self.config, self.seed, self.towers, self.data)
+    def facts(self) -> dict[str, Any]:
+        """What it is made of: see `stage_facts`."""
+        return stage_facts(self.config, self.seed, self.towers, self.data)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -97,10 +95,10 @@ class Stage:
         return [parameter for tower in self.towers.values() for parameter in tower.parameters()]
 
 
-def stage_id(config: StageConfig, seed: int, towers: dict[str, nn.Module], data: str = "") -> str:
-    """Hash a stage's numbers, the seed, the data and the towers' numbers: a checkpoint of another one is refused."""
+def stage_facts(config: StageConfig, seed: int, towers: dict[str, nn.Module], data: str = "") -> dict[str, Any]:
+    """Gather a stage's numbers, the seed, the data and the towers' numbers: a checkpoint of other ones is refused."""
     numbers = {name: _numbers(tower) for name, tower in towers.items()}
-    return content_hash({"stage": to_json_dict(config), "seed": seed, "towers": numbers, "data": data})
+    return {"stage": to_json_dict(config), "seed": seed, "towers": numbers, "data": data}
 
 
 def _numbers(tower: nn.Module) -> Any:

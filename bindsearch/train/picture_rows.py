@@ -72,9 +72,13 @@ def named_rows(space: Space, folder: Path, names: Sequence[str], say: Say = prin
     return rows
 
 
+def reader_ids(space: Space) -> dict[str, str]:
+    """Say what embeds pictures: the space, its image tower, and how it prepares them."""
+    return {"space": space.space_id, "tower": space.tower_id("image"), "preset": space.preset_id("image")}
+
+
 def _id_of(space: Space, names: Sequence[str]) -> str:
-    ids = {"space": space.space_id, "tower": space.tower_id("image"), "preset": space.preset_id("image")}
-    return content_hash({**ids, "pictures": [[name, *_facts_of(name)] for name in names]})
+    return content_hash({**reader_ids(space), "pictures": [[name, *_facts_of(name)] for name in names]})
 
 
 def _facts_of(name: str) -> tuple[int | None, float | None]:

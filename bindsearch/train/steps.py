@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bindsearch.errors import BindSearchError
-from bindsearch.train.checkpoint import has_finite_weights, load_checkpoint, save_checkpoint, steps_done
+from bindsearch.train.checkpoint import begin_notes, has_finite_weights, load_checkpoint, save_checkpoint, steps_done
 from bindsearch.train.processes import rank
 
 SAY_S = 30.0
@@ -37,11 +37,9 @@ class Course(Protocol):
 
     Attributes:
         times: checkpoint_every_s, measure_every, log_every.
-        curve: figures so far.
     """
 
     times: tuple[float, int, int]
-    curve: list[dict[str, float]]
 
     @property
     def config(self) -> Numbered:
@@ -55,8 +53,8 @@ class Course(Protocol):
         """Of the checkpoint."""
 
     @property
-    def id(self) -> str:
-        """Hash that a checkpoint must bear."""
+    def facts(self) -> Mapping[str, Any]:
+        """What it is made of, JSON-able: a checkpoint of anything else is refused."""
 
 
 def run_steps(
@@ -91,9 +89,9 @@ def run_steps(
     """
     config = stage.config
     checkpoint_every_s, measure_every, log_every = stage.times
-    notes: dict[str, Any] = {"config": stage.id, "step": 0, "curve": stage.curve, "seconds": 0.0}
+    notes: dict[str, Any] = begin_notes(stage.facts)
     if stage.path.exists():
-        notes = load_checkpoint(stage.path, parts, optimiser, stage.id)
+        notes = load_checkpoint(stage.path, parts, optimiser, stage.facts)
         say(f"{config.name}: resumed at step {notes['step']} of {config.steps}")
     end = config.steps if stop_after is None else min(stop_after, config.steps)
     began = saved = time.monotonic()

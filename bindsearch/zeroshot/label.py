@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +128,8 @@ def _classify_things(
         vectors, items = _add_up(vectors, [things[place][2] for place in kept], items)
     codes, shares, scores = _rank_rows(classifier, vectors, [str(item["modality"]) for item in items], top)
     presets = {modality: str(space.preset_id(modality)) for modality, _, _ in things}
-    return Verdicts(classifier.names, items, codes, shares, scores, facts_of(classifier), tuple(bad), presets)
+    facts = facts_of(classifier, {str(item["modality"]) for item in items})
+    return Verdicts(classifier.names, items, codes, shares, scores, facts, tuple(bad), presets)
 
 
 def _embed_each(space: Any, things: Sequence[tuple[str, Any]]) -> tuple[list[FloatArray | None], list[tuple[str, str]]]:
@@ -160,6 +161,12 @@ def _item_of(space: Any, modality: str, thing: Any) -> dict[str, Any]:
     return item
 
 
+def taken_as(modalities: Iterable[str]) -> str:
+    """Name the modality of things taken together: theirs, or MIXED of several, which no calibration is fitted on."""
+    kinds = set(modalities)
+    return kinds.pop() if len(kinds) == 1 else MIXED
+
+
 def _add_up(
     rows: FloatArray, weights: Sequence[float], items: Sequence[Mapping[str, Any]]
 ) -> tuple[FloatArray, list[dict[str, Any]]]:
@@ -168,8 +175,7 @@ def _add_up(
     norm = float(np.linalg.norm(total))
     if norm < SMALLEST_NORM:
         raise InputError("the things cancel out when taken together. Change a weight, or leave --together away.")
-    kinds = {str(item["modality"]) for item in items}
-    modality = kinds.pop() if len(kinds) == 1 else MIXED
+    modality = taken_as(str(item["modality"]) for item in items)
     name = " + ".join(
         f"{'' if weight == 1 else f'{weight:g} × '}{str(item['key']).rpartition('/')[2] or item['key']}"
         for weight, item in zip(weights, items, strict=True)
@@ -204,7 +210,7 @@ def classify_store(
         None if modality is None else (modality,),
         made.names,
         lambda rows, kinds: _rank_rows(made, rows, kinds, top),
-        facts_of(made),
+        facts_of(made, store.manifest.counts if modality is None else (modality,)),
     )
 
 
@@ -271,15 +277,14 @@ def _rank_rows(classifier: Classifier, rows: FloatArray, kinds: Sequence[str], t
     return rank(shares, scores, top)
 
 
-def facts_of(classifier: Classifier) -> dict[str, Any]:
-    """Say how probabilities came about: space, templates, scale a modality and whether it was fitted."""
-    kinds = sorted({*classifier.scales, *(classifier.calibration.fits if classifier.calibration else ())})
+def facts_of(classifier: Classifier, modalities: Iterable[str]) -> dict[str, Any]:
+    """Say how probabilities came about: space, templates, scale of each modality judged and whether it was fitted."""
     scales = {
         kind: {
             "scale": round(classifier.scale_of(kind), 4),
             "none_score": classifier.none_of(kind) if classifier.with_none else None,
             "calibrated": classifier.fit_of(kind) is not None,
         }
-        for kind in kinds
+        for kind in sorted(modalities)
     }
     return {"space": classifier.identity.space_id, "templates": classifier.templates, "scales": scales}

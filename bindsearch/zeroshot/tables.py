@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bindsearch.config import readable_json
 from bindsearch.errors import UnknownNameError
 from bindsearch.store.files import commit_bytes, commit_file
+from bindsearch.types import to_text
 from bindsearch.zeroshot.verdict import TableItems
 
 if TYPE_CHECKING:
@@ -46,8 +48,8 @@ def write_labels(verdicts: Verdicts, path: str | Path) -> Path:
     elif suffix == ".csv":
         _write_csv(verdicts, path)
     else:
-        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in verdicts.to_json())
-        commit_bytes(path, "".join(lines).encode("utf-8", "backslashreplace"))
+        lines = (readable_json(row) + "\n" for row in verdicts.to_json())
+        commit_bytes(path, "".join(lines).encode("utf-8"))
     return path
 
 
@@ -60,10 +62,10 @@ def _write_parquet(verdicts: Verdicts, path: Path) -> None:
     columns: dict[str, Any] = {
         name: items.table.column(name)
         if isinstance(items, TableItems)
-        else pa.array([item.get(name) for item in items], kinds.get(name, pa.string()))
+        else pa.array([_cell(item.get(name)) for item in items], kinds.get(name, pa.string()))
         for name in _KEPT
     }
-    labels = pa.array(list(verdicts.names), pa.string())
+    labels = pa.array([to_text(name) for name in verdicts.names], pa.string())
     codes = verdicts.codes
     scores = pa.array(verdicts.score.ravel(), pa.float32(), from_pandas=True)  # NaN becomes missing
     shape = verdicts.codes.shape
@@ -76,6 +78,11 @@ def _write_parquet(verdicts: Verdicts, path: Path) -> None:
     columns["scores"] = pa.ListArray.from_arrays(ends, scores)
     table = pa.table(columns).replace_schema_metadata({"bindsearch": json.dumps(dict(verdicts.facts))})
     commit_file(path, lambda file: pq.write_table(table, file, compression="zstd"))
+
+
+def _cell(value: Any) -> Any:
+    """Give what a column can hold: a file's name may have bytes that are no UTF-8."""
+    return to_text(value) if isinstance(value, str) else value
 
 
 def _write_csv(verdicts: Verdicts, path: Path) -> None:
