@@ -30,6 +30,7 @@ from bindsearch.store import (
 )
 from bindsearch.store import files as store_files
 from bindsearch.store.files import commit_bytes, commit_json, read_parquet, sweep_temps
+from bindsearch.store.reader import _among
 from bindsearch.types import item_id
 
 DIM = 8
@@ -165,6 +166,31 @@ def test_later_generations_stand_above_earlier_ones(out):
     write_generation(out, 3, [("image-00000", [row("ü 日本/🐕")], [])])
     commit_store(out)
     assert open_store(out).items(["key"]).column("key").to_pylist()[-1] == "ü 日本/🐕", "what was gone may come back"
+
+
+def test_membership_by_bisection_is_membership():
+    random = np.random.default_rng(0)
+    for many in (0, 1, 50, 5000):
+        known, ids = np.unique(random.integers(-9000, 9000, many)), random.integers(-9500, 9500, 700)
+        assert np.array_equal(_among(ids, known), np.isin(ids, known))
+        assert _among(ids[:0], known).size == 0
+
+
+def test_a_shard_of_an_early_generation_does_not_sort_the_ids_of_the_later_ones(out, monkeypatch):
+    """A thousand shards under two million later rows took ten minutes to open."""
+    later = [row(f"new {number}") for number in range(300)]
+    write_generation(out, 2, [(f"image-{number:05d}", later[number : number + 3], []) for number in range(0, 300, 3)])
+    commit_store(out)
+    before = EmbeddingStore.open(out).ids()
+    write_generation(out, 3, [("image-00000", later[5:250], [])], gone=["new 7", "new 290"])
+    sorted_sizes = []
+    for name in ("isin", "unique"):
+        plain = getattr(np, name)
+        monkeypatch.setattr(np, name, lambda *a, plain=plain: sorted_sizes.append(np.size(a[-1])) or plain(*a))
+    ids = commit_store(out).ids()
+    assert sum(size > 200 for size in sorted_sizes) <= 2, sorted_sizes
+    kept = np.setdiff1d(before, [item_id("new 290")])
+    assert sorted(ids.tolist()) == sorted(kept.tolist())
 
 
 def test_identities_of_generations_are_joined_or_refused(out):

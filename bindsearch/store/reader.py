@@ -19,6 +19,7 @@ from bindsearch.store.shard import Shard, item_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from bindsearch.types import FloatArray, IntArray
 
@@ -78,7 +79,9 @@ class EmbeddingStore:
             for generation in generations[1:]:
                 identity = identity.merged(generation.identity, str(folder))
             manifest = Manifest(identity, {}, 0, 0, tuple(each.name for each in generations), _sources(generations))
-            return cls(folder, cls(folder, manifest, found).counted(), found)
+            store = cls(folder, manifest, found)
+            store.manifest = store.counted()
+            return store
         return cls(folder, manifest, found)
 
     def _settle(self, generations: Sequence[tuple[Generation, Sequence[Shard]]]) -> None:
@@ -88,7 +91,7 @@ class EmbeddingStore:
             ids = [shard.ids() for shard in shards]
             here: list[tuple[Shard, IntArray, IntArray]] = []
             for shard, own in zip(shards, ids, strict=True):
-                kept = np.flatnonzero(~np.isin(own, dead)) if dead.size else np.arange(len(own))
+                kept = np.flatnonzero(~_among(own, dead))
                 here.append((shard, kept, own[kept[kept < shard.rows]]))
             found = here + found
             if position:
@@ -129,7 +132,7 @@ class EmbeddingStore:
         found: dict[int, set[str]] = {}
         for shard in self._shards if gone.size else ():
             table = shard.table(("id", "source"))
-            here = table.take(np.flatnonzero(np.isin(table.column("id").to_numpy(), gone)))
+            here = table.take(np.flatnonzero(_among(table.column("id").to_numpy(), gone)))
             for row in here.to_pylist():
                 found.setdefault(row["id"], set()).add(row["source"])
         return found
@@ -242,6 +245,13 @@ class EmbeddingStore:
             good = kept[kept < shard.rows]
             out[here] = shard.half_rows()[good[rows[here] - self._starts[number]]]
         return out
+
+
+def _among(ids: IntArray, known: IntArray) -> NDArray[np.bool_]:
+    """Say which ids are among known ones, which are sorted: (n,) bool; np.isin sorts them anew for each shard."""
+    if not known.size:
+        return np.zeros(len(ids), dtype=bool)
+    return np.asarray(known[np.minimum(np.searchsorted(known, ids), known.size - 1)] == ids)
 
 
 def commit_store(folder: Path, guard: Guard | None = None) -> EmbeddingStore:
