@@ -26,6 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from bindsearch.errors import InputError
@@ -62,6 +63,8 @@ _COMPARE = {
 }
 _DEEPEST = 50
 _DIGITS = 38
+_FEW, _FEW_TEXTS = 8, 2
+_EXACT = 2.0**53
 
 
 @dataclass(frozen=True)
@@ -272,6 +275,8 @@ def _test(node: _Node, values: Any, text: str) -> Any:
     textual = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if textual and node.kind != "like" and node.values and all(_is_plain_number(value) for value in node.values):
         whole, others = _parsed(values, node, text)
+        if whole is None or others is None:
+            return _test(node, others if whole is None else whole, text)
         return pc.if_else(pc.is_valid(whole), _test(node, whole, text), _test(node, others, text))
     for value in node.values:
         fits = (
@@ -294,7 +299,7 @@ def _test(node: _Node, values: Any, text: str) -> Any:
 
 
 def _is_among(values: Any, wanted: tuple[Literal, ...]) -> Any:
-    """Say which values equal one of some literals, in one pass; null where there is no value."""
+    """Say which values equal one of some literals, of many in one pass; null where there is no value."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -302,10 +307,14 @@ def _is_among(values: Any, wanted: tuple[Literal, ...]) -> Any:
     if _is_whole(values.type):  # a number that is not whole, or too large for the column, equals none
         literals = [number for number in map(_whole, literals) if number is not None and _holds(values.type, number)]
     elif pa.types.is_floating(values.type):
-        values = pc.add(values, pa.scalar(0.0))  # -0.0 equals 0.0, and is not found among what holds it
         literals = [float(value) + 0.0 for value in literals]
-    found = pc.is_in(values, value_set=pa.array(literals, values.type))
-    return pc.if_else(pc.is_valid(values), found, pa.scalar(None, pa.bool_()))
+    members = pa.array(literals, values.type)
+    if 0 < len(members) <= (_FEW if _is_number(values.type) else _FEW_TEXTS):
+        return reduce(pc.or_, (pc.equal(values, member) for member in members))
+    if pa.types.is_floating(values.type):
+        values = pc.add(values, pa.scalar(0.0))  # -0.0 equals 0.0, and is not found among what holds it
+    found = pc.is_in(values, value_set=members)
+    return pc.if_else(pc.is_valid(values), found, pa.scalar(None, pa.bool_())) if values.null_count else found
 
 
 def _alike(values: Any, value: Literal) -> tuple[Any, Any]:
@@ -353,24 +362,42 @@ def _parsed(values: Any, node: _Node, text: str) -> tuple[Any, Any]:
     """Read a column of text as numbers, as cells of a CSV file are; an empty one is none.
 
     Returns:
-        The whole numbers, exactly, null elsewhere; and the others as float64, null where there is a whole one.
+        The whole numbers, exactly, and the others as float64, each null where the other is not; None for one that is
+        not needed: where float64 holds every number exactly there are others alone.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     trimmed = pc.utf8_trim_whitespace(values)
-    none = pa.scalar(None, values.type)
-    filled = pc.if_else(pc.equal(trimmed, ""), none, trimmed)
-    is_whole = pc.match_substring_regex(filled, f"^[+-]?[0-9]{{1,{_DIGITS}}}$")
-    whole = pc.replace_substring_regex(pc.if_else(is_whole, filled, none), r"^\+", "")
+    filled = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, values.type), trimmed)
     try:
-        return _as_whole(whole), pc.cast(pc.if_else(is_whole, none, filled), pa.float64())
+        numbers = pc.cast(filled, pa.float64())
     except pa.ArrowInvalid as error:
         other = next(each for each in pc.unique(filled).to_pylist() if not _is_read(each))
         raise InputError(
             f"filter {text!r}: the column {node.column!r} holds text such as {other!r}, it is compared with the number "
             f"{node.values[0]!r}. Compare it with text between quotes."
         ) from error
+    if not pc.any(pc.greater_equal(pc.abs(numbers), _EXACT)).as_py():
+        return None, numbers
+    if pc.all(pc.equal(numbers, pc.floor(numbers))).as_py():  # else the cast fails at each cell that is not whole
+        try:
+            return pc.cast(filled, pa.int64()), None
+        except pa.ArrowInvalid:
+            pass
+    return _halves(filled, numbers)
+
+
+def _halves(cells: Any, numbers: Any) -> tuple[Any, Any]:
+    """Split text that is numbers into whole ones of at most 38 digits and the others, their float64; as `_parsed`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    is_whole = pc.match_substring_regex(cells, f"^[+-]?[0-9]{{1,{_DIGITS}}}$")
+    if not pc.any(is_whole).as_py():
+        return None, numbers
+    whole = pc.replace_substring_regex(pc.if_else(is_whole, cells, pa.scalar(None, cells.type)), r"^\+", "")
+    return _as_whole(whole), pc.if_else(is_whole, pa.scalar(None, pa.float64()), numbers)
 
 
 def _as_whole(cells: Any) -> Any:
