@@ -427,6 +427,12 @@ def test_a_cursor_is_read_as_it_was_written(generation, rank, item, text):
         Cursor.read(text)
 
 
+def test_a_cursor_of_an_earlier_bindsearch_is_called_that(index):
+    with pytest.raises(MismatchError, match=r"of an earlier bindsearch.* the first page again") as caught:
+        index.search(query(), 4, shape=Shape(after="i5e0c11aa-g7-3f51eb85-r10-d256-1234567890"))
+    assert caught.value.exit_code == 5
+
+
 # ---- percentiles -----------------------------------------------------------------------------------------------------
 
 

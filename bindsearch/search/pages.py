@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _WRITTEN = re.compile(r"i([0-9a-f]{8})-g([0-9]{1,18})-([0-9a-f]{8})-r([0-9]{1,9})-([0-9]{1,19})")
+_WRITTEN_BEFORE = re.compile(r"i[0-9a-f]{8}-g[0-9]{1,18}-[0-9a-f]{8}-r[0-9]{1,9}-d[0-9]{1,9}-[0-9]{1,19}")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,13 @@ class Cursor:
 
         Raises:
             InputError: it is no cursor.
+            MismatchError: an earlier bindsearch wrote it, of a list that was ranked otherwise.
         """
+        if _WRITTEN_BEFORE.fullmatch(text.strip()):
+            raise MismatchError(
+                f"--after {text!r:.80}: the cursor is of an earlier bindsearch, whose list was ranked otherwise. Ask "
+                "for the first page again, without --after."
+            )
         match = _WRITTEN.fullmatch(text.strip())
         if match is None:
             raise InputError(f"--after {text!r:.80}: not a cursor. Each hit has one: bindsearch query --paged --json")
