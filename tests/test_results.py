@@ -97,6 +97,35 @@ def test_near_duplicates_stand_behind_the_best_of_them(seed, count, threshold):
     np.testing.assert_array_equal(behind[: count // 2 + 1], again[0])
 
 
+@pytest.mark.parametrize("threshold", [-0.2, 0.3, 0.95])
+def test_a_longer_list_arranges_the_beginning_likewise_to_the_last_bit(threshold):
+    """Over several blocks of rows, of which a shorter list ends in the middle of one."""
+    rng = np.random.default_rng(7)
+    rows = rng.standard_normal((700, 48)).astype(np.float32)
+    rows[350:] = rows[:350] + 0.1 * rng.standard_normal((350, 48)).astype(np.float32)
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True))[rng.permutation(700)]
+    behind, cosines = hide_duplicates(rows, threshold)
+    kept: list[int] = []
+    for place, row in enumerate(rows):  # the plain way
+        near = rows[kept] @ row if kept else np.array([-1.0])
+        if near.max() > threshold:
+            assert behind[place] == kept[int(np.argmax(near))]
+            assert cosines[place] == pytest.approx(near.max(), abs=1e-6)
+        else:
+            assert behind[place] == place
+            kept.append(place)
+    scores = np.sort(rng.random(700).astype(np.float32))[::-1]
+    order = order_diverse(scores, rows, depths.pools(depths.steps_of(700), 150), 0.5)
+    for few in (1, 127, 128, 129, 300, 699):
+        again = hide_duplicates(rows[:few], threshold)
+        np.testing.assert_array_equal(again[0], behind[:few])
+        np.testing.assert_array_equal(again[1], cosines[:few])
+    for few in (1, 40, 65, 149):
+        depth = min(depths.first_depth(few), 700)
+        fewer = order_diverse(scores[:depth], rows[:depth], depths.pools(depths.steps_of(depth), few), 0.5)
+        assert fewer.tolist() == order[:few].tolist()
+
+
 def mmr_values(scores, rows, chosen, balance):
     """Give place -> value of each answer that is not chosen yet, by the definition, in float64."""
     wide = rows.astype(np.float64)
@@ -642,6 +671,15 @@ def test_an_arranged_range_says_where_it_was_bounded(index):
     assert hits.notes == (f"{len(index)} items score at least -1; these are of the best 30",)
     with pytest.raises(InputError, match="a range is given whole"):
         index.search_range(query(), 0.1, shape=Shape(paged=True))
+
+
+def test_a_diverse_range_is_bounded_lower_and_says_so(index, monkeypatch):
+    monkeypatch.setitem(ask.__globals__, "DIVERSE_RANGE_LIMIT", 20)
+    asked = [("item", "file03#t=0,5")]
+    hits = ask(index, asked, load=lambda: None, shape=Shape(min_score=-1.0, diversity=0.7)).hits[0]
+    assert len(hits) == 20
+    assert hits.notes == (f"{len(index)} items score at least -1; these are the best 20",)
+    assert len(ask(index, asked, load=lambda: None, shape=Shape(min_score=-1.0, duplicates=0.9999)).hits[0]) > 20
 
 
 def test_spans_and_duplicates_say_among_how_many_items_they_were_looked_for(approximate, index):

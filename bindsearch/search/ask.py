@@ -31,7 +31,7 @@ from bindsearch.row_table import read_npy
 from bindsearch.search.absent import absent_values
 from bindsearch.search.arrange import PLAIN, Shape
 from bindsearch.search.hits import Hits
-from bindsearch.search.index import RANGE_LIMIT
+from bindsearch.search.index import DIVERSE_RANGE_LIMIT, RANGE_LIMIT
 from bindsearch.search.ranking import AS_TUNED, Effort
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ def ask(
         load: gives the space; called only if something must be encoded.
         many: queries.jsonl, or "-" for stdin; then `wanted` is empty.
         k: as in `SearchIndex.search`; a query of a file may name its own. None: 10, or, with a
-            least score and no pages, every item that reaches it.
+            least score and no pages, every item that reaches it, up to `RANGE_LIMIT`, or where answers are to differ
+            `DIVERSE_RANGE_LIMIT`; a note says where there are more.
         where: likewise.
         modality: likewise.
         exclude_self: as in `SearchIndex.search`.
@@ -144,10 +145,11 @@ def ask(
     for options in dict.fromkeys(asked):
         places = [place for place, own in enumerate(asked) if own == options]
         here = [queries[place] for place in places]
+        limit = RANGE_LIMIT if shape.diversity is None else DIVERSE_RANGE_LIMIT
         if options[0] is None and shape.min_score is not None and not shape.is_paged:
             found = [
                 index.search_range(
-                    *(each, shape.min_score, RANGE_LIMIT, *options[1:]), exclude_self=exclude_self, shape=shape
+                    *(each, shape.min_score, limit, *options[1:]), exclude_self=exclude_self, shape=shape
                 )
                 for each in here
             ]

@@ -1,4 +1,8 @@
-"""Answers that differ: near duplicates hidden behind the best of them, and maximal marginal relevance."""
+"""Answers that differ: near duplicates hidden behind the best of them, and maximal marginal relevance.
+
+A BLAS rounds a row's product by where it stands among how many. So rows are multiplied in blocks of one shape, filled
+up with zeros, in which each row has the place that it has in the list: its cosines do not depend on how long that is.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from bindsearch.errors import InputError
 
 if TYPE_CHECKING:
     from bindsearch.types import FloatArray, IntArray
+
+_BLOCK = 128
 
 
 def hide_duplicates(rows: FloatArray, threshold: float) -> tuple[IntArray, FloatArray]:
@@ -31,20 +37,51 @@ def hide_duplicates(rows: FloatArray, threshold: float) -> tuple[IntArray, Float
     """
     if not -1 < threshold <= 1:
         raise InputError(f"near duplicates: expected a cosine above -1 and at most 1, got {threshold:g}.")
-    count = rows.shape[0]
-    behind = np.arange(count, dtype=np.int64)
-    cosines = np.ones(count, dtype=np.float32)
+    behind = np.arange(rows.shape[0], dtype=np.int64)
+    cosines = np.ones(rows.shape[0], dtype=np.float32)
+    shown = np.zeros_like(_blocks(rows))
     kept: list[int] = []
-    shown = np.empty_like(rows)
-    for place in range(count):
-        near = shown[: len(kept)] @ rows[place]
-        best = int(np.argmax(near)) if kept else -1
-        if best >= 0 and near[best] > threshold:
-            behind[place], cosines[place] = kept[best], near[best]
-        else:
-            shown[len(kept)] = rows[place]
-            kept.append(place)
+    for number, block in enumerate(_blocks(rows)):
+        before, first = len(kept), number * _BLOCK
+        near, place_of = _nearest_shown(block, shown, before)
+        own = np.matmul(block, block.T.copy())
+        for place in range(first, min(first + _BLOCK, rows.shape[0])):
+            at = place - first
+            best, cosine = (kept[place_of[at]], near[at]) if before else (place, np.float32(-np.inf))
+            if new := kept[before:]:
+                among = own[at, np.array(new) - first]
+                nearest = int(np.argmax(among))
+                if among[nearest] > cosine:
+                    best, cosine = new[nearest], among[nearest]
+            if cosine > threshold:
+                behind[place], cosines[place] = best, cosine
+            else:
+                shown[len(kept) // _BLOCK, len(kept) % _BLOCK] = rows[place]
+                kept.append(place)
     return behind, cosines
+
+
+def _nearest_shown(block: FloatArray, shown: FloatArray, count: int) -> tuple[FloatArray, IntArray]:
+    """Find the nearest of the first `count` rows of some blocks, (b, _BLOCK, d), to each row of another block.
+
+    Returns:
+        (_BLOCK,) float32 cosines and (_BLOCK,) int64 places among these rows, the first of equal ones; no rows where
+        `count` is 0.
+    """
+    if not count:
+        return np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
+    products = np.matmul(block, shown[: -(-count // _BLOCK)].transpose(0, 2, 1))  # (b, _BLOCK, _BLOCK)
+    near = products.transpose(1, 0, 2).reshape(_BLOCK, -1)[:, :count]
+    places = np.argmax(near, axis=1)
+    return near[np.arange(_BLOCK), places], places
+
+
+def _blocks(rows: FloatArray) -> FloatArray:
+    """Lay (n, d) rows into blocks (b, _BLOCK, d), the last one filled up with zeros; a copy."""
+    count, dim = rows.shape
+    filled = np.zeros((-(-count // _BLOCK) * _BLOCK, dim), dtype=np.float32)
+    filled[:count] = rows
+    return filled.reshape(-1, _BLOCK, dim)
 
 
 def order_diverse(scores: FloatArray, rows: FloatArray, pools: IntArray, balance: float) -> IntArray:
@@ -67,15 +104,16 @@ def order_diverse(scores: FloatArray, rows: FloatArray, pools: IntArray, balance
     """
     if not 0 <= balance <= 1:
         raise InputError(f"diversity: expected a balance from 0 to 1, got {balance:g}.")
-    relevance = balance * scores.astype(np.float64)
-    nearest = np.full(scores.size, -np.inf)
-    left = np.ones(scores.size, dtype=bool)
+    count = int(pools[-1]) if pools.size else 0
+    blocks = _blocks(rows[:count])
+    relevance = balance * scores[:count].astype(np.float64)
+    nearest = np.full(count, -np.inf, dtype=np.float32)
+    left = np.ones(count, dtype=bool)
     chosen: list[int] = []
     for pool in pools.tolist():
-        value = relevance[:pool] - (1 - balance) * nearest[:pool] if chosen else relevance[:pool]
+        value = relevance[:pool] - (1 - balance) * nearest[:pool].astype(np.float64) if chosen else relevance[:pool]
         best = int(np.argmax(np.where(left[:pool], value, -np.inf))) if chosen else 0
         chosen.append(best)
         left[best] = False
-        cosines = np.einsum("nd,d->n", rows, rows[best])  # a BLAS rounds a row by where it stands among how many
-        nearest = np.maximum(nearest, cosines.astype(np.float64))
+        np.maximum(nearest, np.matmul(blocks, rows[best]).reshape(-1)[:count], out=nearest)
     return np.array(chosen, dtype=np.int64)

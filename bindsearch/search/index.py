@@ -39,6 +39,10 @@ RANGE_LIMIT = 10_000
 """Most answers of a range search that are kept in memory, unless more are asked for."""
 
 
+DIVERSE_RANGE_LIMIT = 4096
+"""The same where a command orders a whole range by unlikeness, which takes time as the square of it."""
+
+
 def open_index(path: str | Path | None = None) -> SearchIndex:
     """Open an index to search in.
 
