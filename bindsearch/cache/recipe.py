@@ -34,7 +34,8 @@ class Tuning:
     """How exactly an approximate index must serve its cache; see `tuning.tune_snapshot`.
 
     Attributes:
-        queries: source of held-out queries, embedded where nobody names any, as "world:validation:0..400#text,audio".
+        queries: source of held-out queries, as "world:validation:0..400#text,audio": embedded in the recipe's space
+            where nobody names any and the cached rows are of that space.
         overlap: share of the true neighbours to find at least.
         error: largest 1 - cosine, over held-out queries, between an embedding as moved and as exact search moves it.
         count: held-out queries a modality.
