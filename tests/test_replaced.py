@@ -55,6 +55,20 @@ def test_killed_before_they_are_deleted_they_are_passed_over(cache, monkeypatch)
     assert load_background(IndexFolder.open(cache).snapshot) is not None
 
 
+@pytest.mark.parametrize("made", ["index", "cache"])
+def test_a_cache_that_is_open_keeps_its_numbers(cache, tmp_path, made):
+    found, index = VisualCache.open(cache), open_index(cache)
+    before = found.info()
+    if made == "index":
+        build_index(FakeStore(70, seed=3, modalities=("image",)), cache, force=True)
+    else:
+        build_cache(cache, Inputs((str(tmp_path / "rows.npy"),), space_id="toy@0123456789ab"), force=True)
+    assert found.enhancement == WEIGHED.enhancement and found.info() == before
+    assert VisualCache.open(cache).enhancement == Enhancement()
+    late = VisualCache.open(index)  # over the old rows, whose record is gone: not with the new one's
+    assert "built_from" not in late.info()
+
+
 def test_a_build_that_fails_keeps_them(cache):
     def refuse(snapshot):
         raise KeyboardInterrupt

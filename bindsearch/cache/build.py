@@ -177,7 +177,7 @@ def build_kept(
     folder = build_index(
         Kept(source, mask), output, recipe.index, force, judge=judge, progress=progress, queries=queries
     )
-    record = replace(record_of(recipe, name, found), measured=measured, generation=folder.manifest.generation)
+    record = replace(record_of(recipe, name, found), measured=measured, generation=folder.manifest.first_generation)
     if folder.count != record.kept:
         raise InputError(f"{name}: changed while it was read: {record.kept} rows were to be kept, {folder.count} came.")
     record.save(output)
