@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from fake_store import FakeStore
 
+from bindsearch.cache import VisualCache
 from bindsearch.cache.recipe import Tuning
+from bindsearch.cache.tuning import retune_cache
 from bindsearch.cli import run
 from bindsearch.errors import InputError
 from bindsearch.index.budget import Budget
@@ -141,3 +143,13 @@ def test_advice_can_be_typed_and_asks_for_the_same_again(tmp_path, kind, monkeyp
     monkeypatch.setattr("bindsearch.index.plan.retune", retune_index)
     monkeypatch.setattr("bindsearch.cache.tuning.retune_cache", retune_cache)
     assert run(words) == InputError("").exit_code
+
+
+def test_a_caches_info_says_when_its_record_is_of_other_items(index, capsys):
+    retune_cache(index.path, tuning=Tuning("", 0.8, 0.1, 60))
+    assert VisualCache.open(index.path).info()["advice"] == []
+    index.reload()
+    index.add(clustered(60, 7, "new"))
+    assert run(["cache", "info", str(index.path)]) == 0
+    typed = f"bindsearch cache tune {index.path} --overlap 0.8 --error 0.1 --held-out 60"
+    assert f"60 items changed since search settings were measured on 600: {typed}" in capsys.readouterr().out

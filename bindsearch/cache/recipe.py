@@ -108,7 +108,8 @@ class CacheRecord:
         others: items of other modalities, left out.
         kept: items that went into the cache.
         generation: the first of the index that it was written for; 1 also of records of earlier versions.
-        measured: of an approximate index, a modality of held-out queries each; see `tuning.tune_snapshot`.
+        measured: of an approximate index, a modality of held-out queries each; see `tuning.tune_snapshot`. It stays as
+            it was when the cache was built or last tuned, whatever changes: `index.tuned.holds` says whether it holds.
     """
 
     recipe: CacheRecipe

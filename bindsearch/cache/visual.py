@@ -133,13 +133,13 @@ class VisualCache:
         return Enhancement() if self._record is None else self._record.recipe.enhancement
 
     def info(self) -> dict[str, Any]:
-        """Say what the cache holds, what it was made of, and what memory it takes."""
+        """Say what the cache holds, what it was made of, what memory it takes, and whether it wants tuning again."""
         facts: dict[str, Any] = {"cache": self.rows.name, "images": len(self), "dim": self.rows.dim}
         if self.index is None:
             return facts
         manifest, record = self.index.manifest, self._record
         about = self.index.folder.info()
-        names = ("space_id", "backend", "row_dtype", "size_bytes")
+        names = ("space_id", "backend", "row_dtype", "size_bytes", "advice")
         facts |= {name: about[name] for name in names}
         facts["other_items"] = manifest.count - len(self)
         facts["rows_bytes"] = manifest.count * manifest.dim * np.dtype(manifest.row_dtype).itemsize
