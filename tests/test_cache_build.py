@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from bindsearch.cache import VisualCache
 from bindsearch.cache.build import Inputs, build_cache
 from bindsearch.cache.foreign import check_type, export_faiss, import_faiss
-from bindsearch.cache.recipe import RECORD, CacheRecipe, CacheRecord, read_recipe
+from bindsearch.cache.recipe import RECORD, CacheRecipe, CacheRecord, Tuning, read_recipe
 from bindsearch.cli import run
 from bindsearch.errors import (
     DecodeError,
@@ -256,6 +256,38 @@ def test_an_import_by_a_recipe_is_cut_and_tuned_as_a_build_is(tmp_path):
     assert imported.kept == made.kept == len(VisualCache.open(tmp_path / "a")) == 250
     assert imported.measured["image"]["queries"] == made.measured["image"]["queries"] == 20
     assert VisualCache.open(tmp_path / "a").index.manifest.tuned["settings"]
+
+
+def test_a_recipes_queries_do_not_ask_rows_of_another_space(tmp_path, monkeypatch, caplog):
+    from bindsearch.cache import build as build_module
+
+    monkeypatch.setattr(build_module, "_embed", lambda *_: pytest.fail("embedded queries of another space"))
+    path = write_faiss(tmp_path / "knn.index", features(n=600, dim=64, copies=0))
+    how = ["--recipe", str(ROOT / "indexes" / "visual-cache.json"), "--space-id", "imagebind-huge@0123456789ab"]
+    assert run(["cache", "import", str(path), "-o", str(tmp_path / "cache"), *how]) == 0
+    assert CacheRecord.load(tmp_path / "cache").measured["image"]["source"] == "rows of the index"
+    assert not (tmp_path / "cache.queries").exists()
+    assert "tuned on its own image rows" in caplog.text
+
+
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_a_recipes_queries_are_embedded_where_its_space_is_the_rows(tmp_path, at_hand):
+    from bindsearch.errors import WeightsError
+    from bindsearch.models.spaces import load_space
+
+    def load(name):
+        assert name == "tiny:7"
+        if not at_hand:
+            raise WeightsError("tiny:7: not fetched")
+        return load_space(name)
+
+    space = load_space("tiny:7")
+    path = write_faiss(tmp_path / "knn.index", features(n=100, dim=space.dim, copies=0))
+    tuning = Tuning("world:validation:0..25#text", 0.5, 0.5, 20)
+    recipe = CacheRecipe(space="tiny:7", index=Recipe("rabitq"), tuning=tuning)
+    record, _ = import_faiss(path, tmp_path / "cache", space.space_id, recipe, inputs=Inputs(load=load, workers=0))
+    assert list(record.measured) == (["text"] if at_hand else ["image"])
+    assert (tmp_path / "cache.queries").exists() == at_hand
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_store import FakeStore
 
+from bindsearch.cache import VisualCache
+from bindsearch.cache.recipe import Tuning
+from bindsearch.cache.tuning import retune_cache
 from bindsearch.cli import run
+from bindsearch.errors import InputError
 from bindsearch.index.budget import Budget
 from bindsearch.index.build import build_index
 from bindsearch.index.folder import IndexFolder
@@ -16,6 +23,7 @@ from bindsearch.index.plan import retune
 from bindsearch.index.recipe import NO_MARGIN, Recipe
 from bindsearch.index.sizes import stored_read_bytes
 from bindsearch.index.tuned import after_change, holds
+from bindsearch.index.upkeep import tuning_advice
 from bindsearch.registry import INDEXES
 
 ASKED = Budget.parse(0.8, None, None)
@@ -71,7 +79,7 @@ def test_figures_of_other_items_are_not_shown(index, capsys):
     assert index.manifest.tuned["settings"] == {
         name: max(value, before["settings"].get(name, 0)) for name, value in own.items()
     } | {name: NO_MARGIN for name in before["settings"] if name.endswith("_margin")}
-    typed = f"bindsearch index tune {path} --recall 0.8"
+    typed = f"bindsearch index tune {path} --recall 0.8 --held-out 100"
     assert index.info()["advice"] == [f"tune: 3,000 items changed since search settings were measured on 600: {typed}"]
     assert run(["index", "info", path]) == 0
     said = capsys.readouterr().out
@@ -106,4 +114,42 @@ def test_advice_says_what_was_asked_and_on_whose_queries(tmp_path):
     retune(folder, ASKED, [clustered(40, 3, "asked")], count=40)
     folder.remove(folder.snapshot.ids()[:20])
     (said,) = folder.info()["advice"]
-    assert said.endswith(f"bindsearch index tune {folder.path} --recall 0.8 --queries EMBEDDINGS")
+    assert said.endswith(f"bindsearch index tune {folder.path} --recall 0.8 --held-out 40 --queries EMBEDDINGS")
+
+
+@pytest.mark.parametrize("kind", ["index", "cache"])
+def test_advice_can_be_typed_and_asks_for_the_same_again(tmp_path, kind, monkeypatch):
+    """Also a budget, how many queries, and paths with blanks."""
+    if kind == "index":
+        asked = asdict(Budget.parse(0.9, "800MiB", "12.5ms")) | {"held_out": 60}
+    else:
+        asked = {"recall": 0.995, "error": 1e-4, "held_out": 60}
+    tuned = {"asked": asked, "rows": 100, "changed": 50}
+    tuned["modalities"] = {"text": {"source": "my runs/a"}, "audio": {"source": "my runs/a + b"}}
+    folder = build_index(clustered(100, 0, "old"), tmp_path / "my index", Recipe("ivf-rabitq", "float16"))
+    (said,) = tuning_advice(replace(folder.manifest, tuned=tuned), str(folder.path))
+    words = shlex.split(said.partition(": bindsearch ")[2])
+    assert words[:3] == [kind, "tune", str(folder.path)]
+
+    def retune_index(found, budget, queries, count):
+        assert (budget, queries, count) == (Budget.parse(0.9, "800MiB", "12.5ms"), named, 60)
+        raise InputError("as asked")
+
+    def retune_cache(found, queries, tuning):
+        assert (found, queries, tuning) == (folder.path, named, Tuning("", 0.995, 1e-4, 60))
+        raise InputError("as asked")
+
+    named = (Path("b"), Path("my runs/a"))
+    monkeypatch.setattr("bindsearch.index.plan.retune", retune_index)
+    monkeypatch.setattr("bindsearch.cache.tuning.retune_cache", retune_cache)
+    assert run(words) == InputError("").exit_code
+
+
+def test_a_caches_info_says_when_its_record_is_of_other_items(index, capsys):
+    retune_cache(index.path, tuning=Tuning("", 0.8, 0.1, 60))
+    assert VisualCache.open(index.path).info()["advice"] == []
+    index.reload()
+    index.add(clustered(60, 7, "new"))
+    assert run(["cache", "info", str(index.path)]) == 0
+    typed = f"bindsearch cache tune {index.path} --overlap 0.8 --error 0.1 --held-out 60"
+    assert f"60 items changed since search settings were measured on 600: {typed}" in capsys.readouterr().out

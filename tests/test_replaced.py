@@ -14,6 +14,7 @@ from bindsearch.cache.recipe import RECORD, CacheRecipe, CacheRecord, Enhancemen
 from bindsearch.index import build as build_module
 from bindsearch.index.build import build_index, reindex
 from bindsearch.index.folder import IndexFolder
+from bindsearch.index.merge import merge_indexes
 from bindsearch.search import open_index
 from bindsearch.search.calibrate import FILE, load_background
 
@@ -55,6 +56,20 @@ def test_killed_before_they_are_deleted_they_are_passed_over(cache, monkeypatch)
     assert load_background(IndexFolder.open(cache).snapshot) is not None
 
 
+@pytest.mark.parametrize("made", ["index", "cache"])
+def test_a_cache_that_is_open_keeps_its_numbers(cache, tmp_path, made):
+    found, index = VisualCache.open(cache), open_index(cache)
+    before = found.info()
+    if made == "index":
+        build_index(FakeStore(70, seed=3, modalities=("image",)), cache, force=True)
+    else:
+        build_cache(cache, Inputs((str(tmp_path / "rows.npy"),), space_id="toy@0123456789ab"), force=True)
+    assert found.enhancement == WEIGHED.enhancement and found.info() == before
+    assert VisualCache.open(cache).enhancement == Enhancement()
+    late = VisualCache.open(index)  # over the old rows, whose record is gone: not with the new one's
+    assert "built_from" not in late.info()
+
+
 def test_a_build_that_fails_keeps_them(cache):
     def refuse(snapshot):
         raise KeyboardInterrupt
@@ -73,6 +88,21 @@ def test_a_cache_built_in_place_of_one_has_its_own_record(cache, tmp_path):
     assert CacheRecord.load(cache, first) == record
     open_index(cache).add(FakeStore(9, seed=4, prefix="more", modalities=("image",)))
     assert VisualCache.open(cache).info()["built_from"] == record.source  # changes are no replacement
+
+
+@pytest.mark.parametrize("way", ["build", "merge"])
+def test_a_build_that_was_killed_before_it_was_there_is_nothing_to_replace(tmp_path, way):
+    path, parts = tmp_path / "index", [tmp_path / "a", tmp_path / "b"]
+    for number, part in enumerate(parts):
+        build_index(FakeStore(20, seed=number, prefix=part.name), part)
+    (path / "segments" / "000001-killed").mkdir(parents=True)
+    made = build_index(FakeStore(20), path) if way == "build" else merge_indexes(parts, path).folder
+    assert (made.manifest.generation, made.manifest.first_generation) == (2, 1)
+    (path / "index.json").unlink()
+    (path / RECORD).write_text("{}")  # of an index whose manifest is lost
+    made = build_index(FakeStore(20), path) if way == "build" else merge_indexes(parts, path).folder
+    assert made.manifest.first_generation == made.manifest.generation == 3
+    assert not (path / RECORD).exists()
 
 
 def test_what_never_replaced_anything_is_of_the_formats_before(cache):

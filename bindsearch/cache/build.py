@@ -22,7 +22,7 @@ from bindsearch.cache.duplicates import find_duplicates
 from bindsearch.cache.features import FeatureSource, layout_of
 from bindsearch.cache.recipe import CacheRecipe, CacheRecord
 from bindsearch.cache.tuning import tune_snapshot
-from bindsearch.errors import InputError, MissingInputError
+from bindsearch.errors import InputError, MissingInputError, WeightsError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.build import build_index
 from bindsearch.index.commit import check_output
@@ -61,7 +61,7 @@ class Inputs:
         workers: processes that decode; None: one a CPU, at most 8.
         max_bad: share of bad inputs above which nothing is built.
         queries: stores of embeddings like those that the cache will move, to tune an approximate index on; empty: the
-            recipe's.
+            recipe's where its space is the rows', else the rows themselves.
     """
 
     sources: tuple[str, ...] = ()
@@ -167,7 +167,7 @@ def build_kept(
         mask[np.flatnonzero(mask)[recipe.keep :]] = False
         found["kept"] = recipe.keep
     measured: dict[str, Any] = {}
-    queries = inputs.queries if INDEXES[recipe.index.backend].exact else _queries(inputs, output, recipe, force)
+    queries = inputs.queries if INDEXES[recipe.index.backend].exact else _queries(source, inputs, output, recipe, force)
 
     def judge(snapshot: Snapshot) -> dict[str, Any]:
         tuned, facts = tune_snapshot(snapshot, recipe, queries)
@@ -177,7 +177,7 @@ def build_kept(
     folder = build_index(
         Kept(source, mask), output, recipe.index, force, judge=judge, progress=progress, queries=queries
     )
-    record = replace(record_of(recipe, name, found), measured=measured, generation=folder.manifest.generation)
+    record = replace(record_of(recipe, name, found), measured=measured, generation=folder.manifest.first_generation)
     if folder.count != record.kept:
         raise InputError(f"{name}: changed while it was read: {record.kept} rows were to be kept, {folder.count} came.")
     record.save(output)
@@ -235,10 +235,19 @@ def open_embeddings(
     return _embedded(inputs, output, recipe, force, grow)
 
 
-def _queries(inputs: Inputs, output: Path, recipe: CacheRecipe, force: bool) -> tuple[Path, ...]:
-    """Give the stores of held-out queries: those named, else the recipe's, embedded beside the cache."""
+def _queries(source: VectorSource, inputs: Inputs, output: Path, recipe: CacheRecipe, force: bool) -> tuple[Path, ...]:
+    """Give the stores of held-out queries: those named, else the recipe's, embedded beside the cache.
+
+    None where the recipe's space, which they would be embedded in, is not the source's or not at hand.
+    """
     if inputs.queries or not recipe.tuning.queries or inputs.load is None:
         return inputs.queries
+    try:
+        space_id = inputs.load(recipe.space).space_id
+    except WeightsError:
+        return ()
+    if space_id != source.manifest.space_id:
+        return ()
     folder = output.with_name(output.name + ".queries")
     _embed((recipe.tuning.queries,), folder, replace(inputs, embed_progress=False), recipe.space, force)
     return (folder,)

@@ -34,7 +34,8 @@ class Tuning:
     """How exactly an approximate index must serve its cache; see `tuning.tune_snapshot`.
 
     Attributes:
-        queries: source of held-out queries, embedded where nobody names any, as "world:validation:0..400#text,audio".
+        queries: source of held-out queries, as "world:validation:0..400#text,audio": embedded in the recipe's space
+            where nobody names any and the cached rows are of that space.
         overlap: share of the true neighbours to find at least.
         error: largest 1 - cosine, over held-out queries, between an embedding as moved and as exact search moves it.
         count: held-out queries a modality.
@@ -106,8 +107,9 @@ class CacheRecord:
         repeated: of these, left out as near duplicates.
         others: items of other modalities, left out.
         kept: items that went into the cache.
-        generation: of the index that it was written for; 1 also of records of earlier versions.
-        measured: of an approximate index, a modality of held-out queries each; see `tuning.tune_snapshot`.
+        generation: the first of the index that it was written for; 1 also of records of earlier versions.
+        measured: of an approximate index, a modality of held-out queries each; see `tuning.tune_snapshot`. It stays as
+            it was when the cache was built or last tuned, whatever changes: `index.tuned.holds` says whether it holds.
     """
 
     recipe: CacheRecipe
@@ -130,11 +132,12 @@ class CacheRecord:
 
     @classmethod
     def load(cls, folder: Path, first_generation: int = 1) -> CacheRecord | None:
-        """Read what `save` wrote; None where there is none, or only that of an index which was replaced.
+        """Read what `save` wrote; None where there is none, or only that of another index.
 
         Args:
             folder: of the index.
-            first_generation: of its manifest; a record of an earlier one is another index's.
+            first_generation: of its manifest; a record of an earlier one is of an index that this one replaced, of a
+                later one of an index that has replaced it.
 
         Raises:
             MismatchError: it is damaged, or of another format.
@@ -147,7 +150,7 @@ class CacheRecord:
             if not isinstance(data, dict) or (data.get("format"), data.get("format_version")) != (FORMAT, 1):
                 raise InputError(f"{path}: expected format {FORMAT!r} {FORMAT_VERSION}.")
             found = from_json_dict(cls, data, str(path))
-            return found if found.generation >= first_generation else None
+            return found if found.generation == first_generation else None
         except ValueError as error:
             raise MismatchError(f"{path}: cannot be read ({error}). Build the cache again, or delete it.") from error
 

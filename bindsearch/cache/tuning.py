@@ -95,7 +95,7 @@ def tune_snapshot(
     tuned_facts = {
         "k": numbers.cache_size,
         "confidence": CONFIDENCE,
-        "asked": {"recall": recipe.tuning.overlap, "error": recipe.tuning.error},
+        "asked": {"recall": recipe.tuning.overlap, "error": recipe.tuning.error, "held_out": recipe.tuning.count},
         "settings": most_demanding((each.chosen or each.best).settings for each in found.values()),
         "modalities": {modality: each.to_json(numbers.cache_size) for modality, each in found.items()},
         "read_bytes": stored_read_bytes(snapshot.manifest),

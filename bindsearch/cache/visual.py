@@ -75,6 +75,7 @@ class VisualCache:
     def __init__(self, rows: CachedRows, index: SearchIndex | None = None) -> None:
         """Use `open` or `of_vectors`; or bring rows of one's own, such as those searched on an accelerator."""
         self.rows, self.index = rows, index
+        self._record = None if index is None else CacheRecord.load(index.path, index.manifest.first_generation)
 
     @classmethod
     def open(cls, index: str | Path | SearchIndex, modality: str | None = "image") -> VisualCache:
@@ -129,24 +130,16 @@ class VisualCache:
     @property
     def enhancement(self) -> Enhancement:
         """What to blend with, where nobody says: the recipe's numbers, else the reference's."""
-        record = self._record
-        return Enhancement() if record is None else record.recipe.enhancement
-
-    @property
-    def _record(self) -> CacheRecord | None:
-        """What the index was made of as a cache, where it says."""
-        if self.index is None:
-            return None
-        return CacheRecord.load(self.index.path, self.index.manifest.first_generation)
+        return Enhancement() if self._record is None else self._record.recipe.enhancement
 
     def info(self) -> dict[str, Any]:
-        """Say what the cache holds, what it was made of, and what memory it takes."""
+        """Say what the cache holds, what it was made of, what memory it takes, and whether it wants tuning again."""
         facts: dict[str, Any] = {"cache": self.rows.name, "images": len(self), "dim": self.rows.dim}
         if self.index is None:
             return facts
         manifest, record = self.index.manifest, self._record
         about = self.index.folder.info()
-        names = ("space_id", "backend", "row_dtype", "size_bytes")
+        names = ("space_id", "backend", "row_dtype", "size_bytes", "advice")
         facts |= {name: about[name] for name in names}
         facts["other_items"] = manifest.count - len(self)
         facts["rows_bytes"] = manifest.count * manifest.dim * np.dtype(manifest.row_dtype).itemsize

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bindsearch.errors import InputError, MismatchError, MissingInputError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.centring import Centring, measure_means
-from bindsearch.index.commit import check_output, commit, creating, forget_beside, last_generation
+from bindsearch.index.commit import check_output, commit, creating, first_of, forget_beside, last_generation
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.heldout import check_queries, query_means
 from bindsearch.index.identity import Identity
@@ -186,7 +186,7 @@ def _write(
         source=name,
         built_with=versions(),
         generation=generation,
-        first_generation=generation,
+        first_generation=first_of(output, generation),
         centring=None if centring is None else centring.save(output),
         recipe=recipe,
         row_dtype=recipe.row_dtype if recipe else "float32",

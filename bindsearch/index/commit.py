@@ -125,6 +125,11 @@ def sweep(folder: Path, manifest: Manifest) -> None:
             path.unlink()
 
 
+def first_of(folder: Path, generation: int) -> int:
+    """Give the `Manifest.first_generation` of an index that is about to be built: 1 where it replaces nothing."""
+    return generation if any((folder / name).exists() for name in ("index.json", *BESIDE)) else 1
+
+
 def forget_beside(folder: Path) -> None:
     """Delete what was kept beside an index that is now replaced.
 

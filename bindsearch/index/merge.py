@@ -13,7 +13,7 @@ import numpy as np
 from bindsearch.errors import InputError, MismatchError, MissingInputError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.change import conform, joint_schema, living, same_rows
-from bindsearch.index.commit import check_output, commit, creating, last_generation
+from bindsearch.index.commit import check_output, commit, creating, first_of, forget_beside, last_generation
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.segment import write_segment
@@ -99,10 +99,11 @@ def merge_indexes(
             count=entry.rows,
             modalities=modalities,
             generation=generation,
-            first_generation=generation,
+            first_generation=first_of(output, generation),
             centring=None if means is None else means.save(output),
         )
         commit(output, state)
+        forget_beside(output)
     return Merged(IndexFolder.open(output), sum(each.manifest.count for each in snapshots) - entry.rows)
 
 

@@ -327,7 +327,7 @@ def measure(
     tuned = {
         "k": K,
         "confidence": CONFIDENCE,
-        "asked": asdict(budget),
+        "asked": {**asdict(budget), "held_out": count},
         "settings": most_demanding((each.chosen or each.best).settings for each in found.values()),
         "modalities": {modality: each.to_json(K) for modality, each in found.items()},
         "read_bytes": memory,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import numpy as np
 
 from bindsearch.index.manifest import Manifest, SegmentEntry
@@ -70,16 +74,22 @@ def tuning_advice(manifest: Manifest, here: str) -> list[str]:
         return []
     asked = tuned.get("asked", {})
     how = "cache tune" if "error" in asked else "index tune"
-    numbers = f" --overlap {asked['recall']} --error {asked['error']:g}" if "error" in asked else ""
-    if not numbers and "recall" in asked:
-        numbers = f" --recall {asked['recall']:g}"
     sources = {each.get("source", "") for each in tuned.get("modalities", {}).values()} - {OWN_ROWS}
     named = sorted({name or "EMBEDDINGS" for source in sources for name in source.split(" + ")})
-    queries = "".join(f" --queries {name}" for name in named)
+    typed = shlex.join([here, *_options(asked), *(word for name in named for word in ("--queries", name))])
     return [
         f"tune: {tuned['changed']:,} items changed since search settings were measured on {tuned['rows']:,}: "
-        f"bindsearch {how} {here}{numbers}{queries}"
+        f"bindsearch {how} {typed}"
     ]
+
+
+def _options(asked: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what was asked of a tuning as options of `index tune` or, with an error, of `cache tune`."""
+    names = {"recall": "--overlap" if "error" in asked else "--recall", "error": "--error", "held_out": "--held-out"}
+    names |= {"memory_bytes": "--memory", "latency_ms": "--latency"}
+    for name, option in names.items():
+        if asked.get(name) is not None:
+            yield from (option, f"{asked[name]:.15g}")
 
 
 def rows_beside(manifest: Manifest) -> int:
