@@ -5,14 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import av
 import numpy as np
@@ -186,23 +180,6 @@ def test_several_processes_write_the_same(tmp_path):
     write_world(40, tmp_path / "two", **call, workers=2)
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two and len(one) == 83
-
-
-def test_an_interrupt_while_processes_start_is_quiet(tmp_path):
-    """Ctrl-C reaches every process of the terminal; those that are still importing must not print what they were at."""
-    words = ["world", "write", "400", "-o", str(tmp_path), "--modalities", "image", "--workers", "2", "--quiet"]
-    call = subprocess.Popen(
-        [sys.executable, "-m", "bindsearch", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    started = Path(f"/proc/{call.pid}/task/{call.pid}/children")
-    while len(started.read_text("ascii").split()) < 2 and call.poll() is None:  # the tracker of resources is the first
-        time.sleep(0.002)
-    time.sleep(0.3)  # imports take a second
-    os.killpg(call.pid, signal.SIGINT)
-    _, said = call.communicate(timeout=120)
-    assert call.returncode == 130
-    assert "Traceback" not in said
-    assert said.startswith("interrupted"), said
 
 
 @pytest.mark.parametrize(
