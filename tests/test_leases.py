@@ -312,7 +312,7 @@ def test_one_that_sleeps_loses_its_shard_and_finds_it_done(driver, sources, whol
 
 
 def test_a_signal_ends_one_and_the_other_finishes(driver, sources, whole, tmp_path):
-    members = [{"sources": sources, "place": f"{number}/2", "pace_s": 0.02} for number in (1, 2)]
+    members = [{"sources": sources, "place": f"{number}/2", "pace_s": 0.05} for number in (1, 2)]
     answers = driver.run(tmp_path / "out", members, {"member": 0, "items": 30, "signal": signal.SIGTERM})
     assert [answer["code"] for answer in answers] == [130, 0]
     assert contents(tmp_path / "out") == whole
