@@ -233,9 +233,9 @@ def _in_processes(world: World, folder: Path, todo: Sequence[range], workers: in
 
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_be_worker) as pool:
-        with blocked(_PARENTS):  # inherited: `_be_worker` ignores them, but imports come before it
-            futures = {pool.submit(write_block, world, folder, numbers): len(numbers) for numbers in todo}
         try:
+            with blocked(_PARENTS):  # inherited: `_be_worker` ignores them, but imports come before it
+                futures = {pool.submit(write_block, world, folder, numbers): len(numbers) for numbers in todo}
             for future in as_completed(futures):
                 future.result()
                 tell(futures[future])
