@@ -39,9 +39,10 @@ def hide_duplicates(rows: FloatArray, threshold: float) -> tuple[IntArray, Float
         raise InputError(f"near duplicates: expected a cosine above -1 and at most 1, got {threshold:g}.")
     behind = np.arange(rows.shape[0], dtype=np.int64)
     cosines = np.ones(rows.shape[0], dtype=np.float32)
-    shown = np.zeros_like(_blocks(rows))
+    blocks = _blocks(rows)
+    shown = np.zeros_like(blocks)
     kept: list[int] = []
-    for number, block in enumerate(_blocks(rows)):
+    for number, block in enumerate(blocks):
         before, first = len(kept), number * _BLOCK
         near, place_of = _nearest_shown(block, shown, before)
         own = np.matmul(block, block.T.copy())
