@@ -21,11 +21,12 @@ import pytest
 
 from bindsearch.errors import InputError, MissingInputError, UnknownNameError, WeightsError
 from bindsearch.models import fetch
-from bindsearch.models.download import Patience, Wanted, download
-from bindsearch.models.manifest import load_manifest
+from bindsearch.models.download import Patience, Wanted, download, quoted
+from bindsearch.models.manifest import FILE, load_manifest
 from bindsearch.models.recipe import Recipe
 from bindsearch.models.releases import Release
-from bindsearch.models.spaces import load_space
+from bindsearch.models.spaces import bundled_folder, load_space
+from bindsearch.models.weights import verify
 
 ROOT = Path(__file__).parent.parent
 QUICK = Patience(timeout_s=5.0, attempts=3, backoff_s=0.01)
@@ -380,6 +381,47 @@ def test_a_release_becomes_a_space(server: Server, release: Release, tmp_path: P
     with pytest.raises(InputError, match=r"is here in float32\. Make bfloat16 .*models convert"):
         fetch.fetch_release("tiny", release, folder, dtype="bfloat16", patience=QUICK)
     assert len(server.asked) == asked
+
+
+@pytest.mark.parametrize("damage", ["a missing tower", "a short tower", "a broken record"])
+def test_a_damaged_space_is_fetched_again(server: Server, release: Release, tmp_path: Path, damage: str) -> None:
+    folder = fetch.fetch_release("tiny", release, tmp_path / "tiny", dtype="bfloat16", patience=QUICK)
+    if damage == "a broken record":
+        (folder / FILE).write_text("{")
+    elif damage == "a missing tower":
+        (folder / "text.safetensors").unlink()
+    else:
+        (folder / "text.safetensors").write_bytes(b"short")
+    told: list[str] = []
+    fetch.fetch_release("tiny", release, folder, say=told.append, patience=QUICK)
+    assert str(folder) in told[0]
+    assert "again" in told[0]
+    assert verify(folder)["dtype"] == ("float32" if damage == "a broken record" else "bfloat16")
+    assert len(server.asked) == 2
+
+
+def test_what_cannot_be_converted_is_refused_before_the_download(
+    server: Server, release: Release, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"unknown dtype 'fp32' for converted weights. Known: float32, bfloat16"):
+        fetch.fetch_release("tiny", release, tmp_path / "tiny", dtype="fp32", patience=QUICK)
+    folder = tmp_path / "imagebind-huge"
+    shutil.copytree(bundled_folder("bindsearch-mini"), folder)
+    with pytest.raises(InputError, match="holds the space 'bindsearch-mini', which 'imagebind-huge' would replace"):
+        fetch.fetch_release("imagebind-huge", release, folder, patience=QUICK)
+    assert server.asked == []
+    assert load_manifest(folder).name == "bindsearch-mini"
+
+
+def test_urls_are_quoted_and_malformed_ones_refused_at_once(server: Server, tmp_path: Path, told: list[str]) -> None:
+    assert quoted("http://h:80/a%20b/c d/ö.pth?k=v w&l=%2F") == "http://h:80/a%20b/c%20d/%C3%B6.pth?k=v%20w&l=%2F"
+    assert quoted("https://bücher.example/x#part") == "https://xn--bcher-kva.example/x"
+    odd = replace(wanted(server, tmp_path), url=server.url.replace("weights", "größe und gewichte"))
+    assert download(odd, told.append, patience=QUICK).path.read_bytes() == BODY
+    for url in ("http:///x.pth", "http://[::1/x.pth", "http://host:port/x.pth", "http://my host/x.pth", "weights.pth"):
+        with pytest.raises(InputError, match="expected an http or https URL"):
+            download(replace(odd, url=url, target=tmp_path / "none.pth"), told.append, patience=QUICK)
+    assert told == []
 
 
 def test_a_file_at_hand_is_checked_converted_and_left(

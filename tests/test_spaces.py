@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bindsearch.cli import run
 from bindsearch.errors import InputError, MismatchError, ShapeError, UnknownNameError, UnsupportedError, WeightsError
 from bindsearch.models import spaces, weights
 from bindsearch.models.bind import TOWERS
+from bindsearch.models.manifest import Parent
 from bindsearch.models.space import Space
 from bindsearch.models.spaces import info, list_spaces, load_space, path
 from bindsearch.registry import MODALITIES, SPACES
+from bindsearch.store.identity import Identity
 
 ROOT = Path(__file__).parent.parent
 OPEN_CLIP = "open_clip:ViT-S-32-alt/random:3"
@@ -301,6 +306,79 @@ def test_a_space_in_the_cache_has_a_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert path("mine") == folder
     row = next(row for row in list_spaces() if row["name"] == "mine")
     assert (row["status"], row["modalities"], row["folder"]) == ("at hand", list(MODALITY_NAMES), str(folder))
+
+
+def test_a_damaged_space_in_the_cache_is_a_row_of_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BINDSEARCH_CACHE_DIR", str(tmp_path))
+    whole = saved_tiny(tmp_path / "whole", 9)
+    for name, text in (("broken", "{"), ("later", '{"format": "bindsearch-space/2"}'), ("imagebind-huge", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / spaces.FILE).write_text(text)
+    shutil.copytree(whole, tmp_path / "short")
+    (tmp_path / "short" / "text.safetensors").unlink()
+    rows = {row["name"]: row for row in list_spaces()}
+    assert rows["whole"]["status"] == "at hand"
+    for name, why in (
+        ("broken", "not valid JSON"),
+        ("later", "expected format"),
+        ("short", "text.safetensors: missing"),
+        ("imagebind-huge", "not valid JSON"),
+    ):
+        assert rows[name]["status"].startswith(f"damaged: {tmp_path / name}")
+        assert why in rows[name]["status"]
+        assert rows[name]["modalities"] == []
+    assert run(["models", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if line.startswith("whole ")).split()[1:4] == ["at", "hand", "image,"]
+    assert max(len(line) for line in lines if "damaged" not in line) < 120, "sentences widen no other row"
+
+
+def test_a_joined_space_in_the_cache_is_listed_with_all_that_it_encodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BINDSEARCH_CACHE_DIR", str(tmp_path))
+    manifest = spaces.tiny_manifest(0)
+    alone = replace(manifest.architecture, towers={"depth": manifest.architecture.tower("depth")})
+    parent = Parent("tiny:0", manifest.space_id, "image", manifest.tower_id("vision"))
+    bound = replace(manifest, name="mine", architecture=alone, towers={}, parent=parent)
+    depth = weights.getters(spaces.drawn_tower(manifest, 0, "depth"))
+    weights.save_space(tmp_path / "mine", bound, {"depth": depth})
+    row = next(row for row in list_spaces() if row["name"] == "mine")
+    assert row["modalities"] == list(load_space("mine").modalities) == list(MODALITY_NAMES)
+
+
+def test_a_folder_is_not_converted_over_the_cached_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BINDSEARCH_CACHE_DIR", str(tmp_path / "cache"))
+    mini = spaces.bundled_folder("bindsearch-mini")
+    assert run(["models", "convert", str(mini), "--dtype", "bfloat16", "-q"]) == 2
+    assert "Name it: -o FOLDER" in capsys.readouterr().err
+    assert not (tmp_path / "cache" / "imagebind-huge").exists()
+    shutil.copytree(mini, tmp_path / "cache" / "imagebind-huge")  # as it was done before
+    with pytest.raises(MismatchError, match=r"expected the space 'imagebind-huge', got bindsearch-mini@"):
+        load_space("imagebind-huge")
+    assert "got bindsearch-mini@" in info("imagebind-huge")["status"]
+    assert run(["models", "verify", "imagebind-huge"]) == 5
+    row = next(row for row in list_spaces() if row["name"] == "imagebind-huge")
+    assert "got bindsearch-mini@" in row["status"]
+
+
+def test_a_folder_that_is_named_from_here_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved_tiny(tmp_path / "here" / "mine", 9)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    space = load_space("mine")
+    name = Identity.of_space(space, ["text"]).space_name
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_space(name).space_id == space.space_id
+    assert space.embed("text", ["a dog"]).shape == (1, 32)
+    with pytest.raises(UnknownNameError, match="where it has moved: --space FOLDER"):
+        load_space(str(tmp_path / "there" / "mine"))
 
 
 def test_a_plugin_is_a_space(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -26,10 +28,10 @@ from bindsearch.llm.checkpoints import read_torch
 from bindsearch.models import tower_file, weights
 from bindsearch.models.bind import build_tower
 from bindsearch.models.keys import DERIVED, checkpoint_key, tower_key
-from bindsearch.models.manifest import FILE, load_manifest
+from bindsearch.models.manifest import FILE, Parent, load_manifest
 from bindsearch.models.recipe import Recipe
 from bindsearch.models.releases import releases
-from bindsearch.models.spaces import load_space
+from bindsearch.models.spaces import bundled_folder, load_space
 
 ROOT = Path(__file__).parent.parent
 SCALES = {"text": 100.0, "audio": 20.0, "depth": 5.0, "thermal": 10.0, "imu": 5.0}
@@ -174,8 +176,7 @@ def test_another_mask_and_numbers_that_are_not_finite_are_refused(checkpoint: Pa
     path = changed(checkpoint, tmp_path / "nan.pth", lambda state: state[key].fill_(float("nan")))
     with pytest.raises(WeightsError, match=r"trunk.blocks.1.mlp.fc1.bias holds values that are not finite"):
         weights.convert(path, tmp_path / "space", architecture="tiny")
-    assert not (tmp_path / "space" / FILE).exists()
-    assert not [p for p in (tmp_path / "space").iterdir() if p.suffix == ".tmp"]
+    assert not (tmp_path / "space").exists(), "nothing was written"
 
 
 class Bomb:
@@ -282,6 +283,79 @@ def test_a_space_replaced_halfway_is_no_space(
     monkeypatch.setattr(weights, "save_manifest", real)
     write()
     weights.verify(other)
+
+
+def test_a_refused_conversion_leaves_the_space_that_was_there(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    key = checkpoint_key("vision", "head.proj.weight")  # of the tower that is written last
+    nan = changed(checkpoint, tmp_path / "nan.pth", lambda state: state[key][0].fill_(float("nan")))
+    whole = changed(checkpoint, tmp_path / "whole.pth", lambda state: state.update({key: state[key].int()}))
+    for path, dtype, kind, message in (
+        (checkpoint, "fp16", InputError, "unknown dtype 'fp16' .* Known: float32, bfloat16"),
+        (checkpoint, "float16", InputError, "unknown dtype 'float16'"),  # would change the ids
+        (nan, "bfloat16", WeightsError, "vision: head.proj.weight holds values that are not finite"),
+        (whole, "bfloat16", WeightsError, rf"{key}: expected floating-point numbers, got torch.int32"),
+    ):
+        with pytest.raises(kind, match=message):
+            weights.convert(path, folder, dtype=dtype, architecture="tiny")
+    with pytest.raises(InputError, match=r"holds the space 'tiny', which 'imagebind-huge' would replace"):
+        weights.check_target(folder, "imagebind-huge")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_full_disk_leaves_the_space_that_was_there(checkpoint: Path, folder: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(WeightsError, match=r"audio.safetensors: cannot be written: File too large"):
+            weights.convert(checkpoint, folder, dtype="bfloat16", architecture="tiny")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert weights.verify(folder)["dtype"] == "float32"
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_a_space_is_recast_to_what_keeps_its_ids(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"unknown dtype 'float16' for converted weights. Known: float32, bfloat16"):
+        weights.recast(folder, tmp_path / "other", "float16")
+    assert not (tmp_path / "other").exists()
+    mini = bundled_folder("bindsearch-mini")  # kept in float16, which its ids hash
+    assert load_manifest(mini).dtype == "float16"
+    for dtype in ("float16", "bfloat16"):
+        weights.recast(mini, tmp_path / dtype, dtype)
+        assert ids(tmp_path / dtype) == ids(mini)
+    with pytest.raises(InputError, match=r"holds the space 'bindsearch-mini', which 'tiny' would replace"):
+        weights.recast(folder, tmp_path / "bfloat16", "bfloat16")
+    assert load_manifest(tmp_path / "bfloat16").name == "bindsearch-mini"
+
+
+def test_a_joined_space_is_recast_beside_its_parent(folder: Path, tmp_path: Path) -> None:
+    manifest = load_manifest(folder)
+    tower = weights.load_tower(folder, manifest, "depth", torch.float32, torch.device("cpu"))
+    bound = replace(
+        manifest,
+        name="mine",
+        architecture=replace(manifest.architecture, towers={"depth": manifest.architecture.tower("depth")}),
+        towers={},
+        parent=Parent("../space", manifest.space_id, "image", manifest.tower_id("vision")),
+    )
+    weights.save_space(tmp_path / "joined", bound, {"depth": weights.getters(tower)})
+    weights.recast(tmp_path / "joined", tmp_path / "far" / "away" / "half", "bfloat16")
+    one, other = load_space(tmp_path / "joined"), load_space(tmp_path / "far" / "away" / "half")
+    assert (one.space_id, one.modalities) == (other.space_id, other.modalities)
+    assert one.tower_id("depth") == other.tower_id("depth")
+
+
+def test_what_killed_conversions_left_is_removed(checkpoint: Path, folder: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    audio = folder / "audio.safetensors"
+    dead, alive = (tower_file._temporary(audio, pid) for pid in (gone.pid, os.getppid()))
+    elsewhere = folder / f"audio.safetensors.another-host.{gone.pid}.tmp"
+    for path in (dead, alive, elsewhere):
+        path.write_bytes(b"half")
+    weights.convert(checkpoint, folder, architecture="tiny")
+    assert [path for path in (dead, alive, elsewhere) if path.exists()] == [alive, elsewhere]
 
 
 def _interrupted(*_: object) -> None:

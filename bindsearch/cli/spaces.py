@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bindsearch.cli.options import JsonOption, QuietOption, make_group, print_facts, print_json, say
-from bindsearch.errors import MissingInputError
+from bindsearch.errors import InputError, MissingInputError
 
 models_app = make_group("Spaces and their weights: list, info, fetch, convert, verify, path.")
 
@@ -24,7 +24,8 @@ def models_list(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(rows)
         return
-    width, status = (max(len(str(row[name])) for row in rows) for name in ("name", "status"))
+    width = max(len(row["name"]) for row in rows)
+    status = max(len(row["status"]) for row in rows if row["modalities"])  # others are whole sentences
     for row in rows:
         typer.echo(f"{row['name']:<{width}}  {row['status']:<{status}}  {', '.join(row['modalities'])}")
 
@@ -78,7 +79,9 @@ def models_fetch(
 @models_app.command("convert")
 def models_convert(
     checkpoint: Annotated[Path, typer.Argument(help="imagebind_huge.pth, as released, or a converted folder.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: the cache.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder; default for a checkpoint: the cache.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     quiet: QuietOption = False,
 ) -> None:
@@ -86,6 +89,8 @@ def models_convert(
     from bindsearch.models import weights
     from bindsearch.models.spaces import path
 
+    if output is None and checkpoint.is_dir():
+        raise InputError(f"{checkpoint}: a folder needs a place for the converted one. Name it: -o FOLDER")
     folder = output or path("imagebind-huge")
     weights.convert(checkpoint, folder, dtype=dtype, progress=not quiet)
     typer.echo(str(folder))
@@ -94,7 +99,9 @@ def models_convert(
 @models_app.command("verify")
 def models_verify(name: NameArgument, as_json: JsonOption = False) -> None:
     """Read every byte of a space's weights and compare sizes, checksums and tower ids."""
-    from bindsearch.models.spaces import path
+    from bindsearch.models.spaces import load_space, path
     from bindsearch.models.weights import verify
 
-    print_facts(verify(path(name)), as_json)
+    folder = path(name)
+    load_space(name)  # refuses a folder that holds another space than its name says
+    print_facts(verify(folder), as_json)

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import ssl
+import string
 import time
 import urllib.error
 import urllib.parse
@@ -119,16 +120,36 @@ def download(
         The file, whole and checked.
 
     Raises:
-        InputError: the URL is not http or https.
+        InputError: the URL is not http or https, or malformed.
         WeightsError: no connection, refused by the server, no space (what has arrived is kept for resuming), or the
             wrong size or checksum (the file is kept apart as .bad).
     """
-    if urllib.parse.urlsplit(wanted.url).scheme not in ("http", "https"):
-        raise InputError(f"{wanted.url}: expected an http or https URL; for a file that you have, use --from FILE.")
+    quoted(wanted.url)
     wanted.target.parent.mkdir(parents=True, exist_ok=True)
     if not wanted.target.is_file():
         _receive(wanted, say, progress, patience or Patience())
     return check(wanted, say, progress)
+
+
+def quoted(url: str) -> str:
+    """Write a URL in the characters that a request may hold: what already is, stays.
+
+    Raises:
+        InputError: it is malformed, or not http or https.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.netloc.encode("idna").decode("ascii")
+        whole = bool(parts.hostname) and parts.port != 0 and all(" " < each < "\x7f" for each in host)
+    except ValueError:  # a port that is no number, brackets that do not match, a host that no name can be
+        whole = False
+    if not whole or parts.scheme not in ("http", "https"):
+        raise InputError(
+            f"{url}: expected an http or https URL, such as https://host/weights.pth; for a file that you have, use "
+            "--from FILE."
+        )
+    path, query = (urllib.parse.quote(part, safe=string.punctuation) for part in (parts.path, parts.query))
+    return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))
 
 
 def check(wanted: Wanted, say: Callable[[str], None], progress: bool = False) -> Fetched:
@@ -228,7 +249,7 @@ def _one_connection(wanted: Wanted, start: int, say: Callable[[str], None], prog
         headers["Range"] = f"bytes={start}-"
         if version.get("etag"):
             headers["If-Range"] = version["etag"]
-    request = urllib.request.Request(wanted.url, headers=headers)  # noqa: S310 - the scheme was checked
+    request = urllib.request.Request(quoted(wanted.url), headers=headers)  # noqa: S310 - the scheme was checked
     try:
         response = urllib.request.urlopen(request, timeout=timeout_s)  # noqa: S310
     except urllib.error.HTTPError as error:

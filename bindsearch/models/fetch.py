@@ -13,7 +13,7 @@ from bindsearch.errors import InputError, MissingInputError, WeightsError
 from bindsearch.models.download import Fetched, Patience, Wanted, download, silent
 from bindsearch.models.manifest import FILE, load_manifest
 from bindsearch.models.releases import Release, release_of
-from bindsearch.models.weights import convert, sha256_of
+from bindsearch.models.weights import check_dtype, check_target, convert, load_whole, sha256_of
 
 BYTES_KEPT = {"float32": 1.0, "bfloat16": 0.5}
 """Converted size over the size of the checkpoint."""
@@ -61,6 +61,7 @@ def fetch_space(
 
     Raises:
         UnknownNameError: no released weights of that name.
+        InputError: another dtype; the cache holds another space under that name.
         MissingInputError: `source` does not exist.
         WeightsError: offline; no connection; no space; wrong size, checksum or contents.
     """
@@ -86,13 +87,15 @@ def fetch_release(
 
     Two processes that ask at once download once: the second waits, and finds the folder.
     """
+    check_dtype(dtype or "float32")
     downloads = folder.parent / "downloads"
     facts = (release.size_bytes, release.sha256, release.sha256_origin)
     wanted = Wanted(release.url, downloads / release.file, *facts, name)
     with _locked(wanted.beside(".lock"), say):
+        check_target(folder, name)
         if source is None and _is_here(name, folder, dtype, say):
             return folder
-        dtype = dtype or "float32"
+        dtype = dtype or _dtype_here(folder)
         if source is not None:
             checked = check_file(source, release, progress)
         elif setting("offline") and not wanted.target.is_file():
@@ -111,14 +114,18 @@ def fetch_release(
 
 
 def _is_here(name: str, folder: Path, dtype: str | None, say: Callable[[str], None]) -> bool:
-    """Say whether the space is at hand as wanted.
+    """Say whether the space is at hand as wanted, and whole as far as the sizes of its files tell.
 
     Raises:
         InputError: it is at hand in float32, from which bfloat16 is made without a download.
     """
     if not (folder / FILE).is_file():
         return False
-    here = load_manifest(folder).dtype
+    try:
+        here = load_whole(folder).dtype
+    except WeightsError as error:
+        say(str(error))
+        return False
     if dtype in (None, here):
         say(f"{folder}: {name} is here already, {here}. Check it: bindsearch models verify {name}")
         return True
@@ -128,6 +135,15 @@ def _is_here(name: str, folder: Path, dtype: str | None, say: Callable[[str], No
             f"bindsearch models convert {folder} -o FOLDER --dtype {dtype}"
         )
     return False
+
+
+def _dtype_here(folder: Path) -> str:
+    """Give the type that a damaged space was converted to; float32 where no manifest says so."""
+    try:
+        here = load_manifest(folder).dtype
+    except WeightsError:
+        return "float32"
+    return here if here in BYTES_KEPT else "float32"
 
 
 def check_file(source: Path, release: Release, progress: bool = False) -> Fetched:
@@ -173,7 +189,7 @@ def _check_room(wanted: Wanted, folder: Path, dtype: str) -> None:
     part = wanted.beside(".part")
     here = wanted.target if wanted.target.is_file() else part
     arrived = here.stat().st_size if here.is_file() else 0
-    need = wanted.size_bytes - arrived + int(wanted.size_bytes * BYTES_KEPT.get(dtype, 1.0))
+    need = wanted.size_bytes - arrived + int(wanted.size_bytes * BYTES_KEPT[dtype])
     free = shutil.disk_usage(folder.parent).free
     if free < need:
         raise WeightsError(

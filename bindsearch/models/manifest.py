@@ -212,12 +212,16 @@ def encoding_numbers(architecture: ArchitectureConfig, tower: str) -> dict[str, 
     return numbers
 
 
+def relative_to(folder: Path, space: Path) -> str:
+    """Write where a space lies as a parent's location in the manifest of a folder: both may move together."""
+    return os.path.relpath(space.resolve(), folder.resolve())
+
+
 def load_manifest(folder: Path) -> SpaceManifest:
     """Read a folder's space.json.
 
     Raises:
-        WeightsError: it is missing, or of a format that this version does not read.
-        InputError: it is damaged.
+        WeightsError: it is missing, damaged, or of a format that this version does not read.
     """
     path = folder / FILE
     if not path.is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +105,8 @@ def _open(name: str) -> Opened:
         return open_folder(folder)
     head, _, argument = name.partition(":")
     if head not in SPACES:
-        raise UnknownNameError("space", name, SPACES.names(), f"A folder with {FILE} is a space as well.")
+        hint = f"A folder with {FILE} is a space as well; where it has moved: --space FOLDER."
+        raise UnknownNameError("space", name, SPACES.names(), hint)
     family: Family = SPACES[head]
     return family.open(argument)
 
@@ -128,6 +129,7 @@ def open_folder(folder: Path) -> Opened:
     Raises:
         WeightsError: it is no folder of a space.
     """
+    folder = folder.absolute()  # what is recorded of it is found from every working folder
     manifest = load_manifest(folder)
 
     def load(name: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
@@ -238,7 +240,13 @@ def _open_huge(argument: str) -> Opened:
             f"{release.licence}): bindsearch models fetch imagebind-huge; or bring {release.file}: "
             f"bindsearch models fetch imagebind-huge --from {release.file}"
         )
-    return replace(open_folder(folder), location="imagebind-huge")
+    opened = open_folder(folder)
+    if opened.card.name != "imagebind-huge":
+        raise MismatchError(
+            f"{folder}: expected the space 'imagebind-huge', got {opened.card.space_id}. Move that folder away (a "
+            "space can be named by its folder), then: bindsearch models fetch imagebind-huge"
+        )
+    return replace(opened, location="imagebind-huge")
 
 
 def _no_argument(name: str, argument: str) -> None:
@@ -298,26 +306,32 @@ def path(name: str) -> Path:
 
 
 def list_spaces() -> list[dict[str, Any]]:
-    """List the registered spaces and those in the cache: name, status, modalities and folder of each."""
-    rows = []
-    for name in SPACES:
-        family: Family = SPACES[name]
-        folder = family.folder()
-        modalities = list(family.modalities)
-        if folder is not None and (folder / FILE).is_file():
-            modalities = list(_manifest(folder).all_modalities())
-        rows.append(
-            {
-                "name": name,
-                "status": family.status(),
-                "modalities": modalities,
-                "folder": None if folder is None else str(folder),
-            }
-        )
-    for folder in _cached():
-        modalities = list(_manifest(folder).all_modalities())
-        rows.append({"name": folder.name, "status": "at hand", "modalities": modalities, "folder": str(folder)})
-    return rows
+    """List the registered spaces and those in the cache: name, status, modalities and folder of each.
+
+    The status of one that cannot be opened is "damaged: " and why; it has no modalities then.
+    """
+    families: dict[str, Family] = {name: SPACES[name] for name in SPACES}
+    known = [(name, each, each.folder()) for name, each in families.items()]
+    return [
+        *(_row(name, each.status(), folder, partial(each.open, ""), each.modalities) for name, each, folder in known),
+        *(_row(folder.name, "at hand", folder, partial(open_folder, folder)) for folder in _cached()),
+    ]
+
+
+def _row(
+    name: str, status: str, folder: Path | None, opens: Callable[[], Opened], modalities: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Describe a space in a list, `modalities` where it has no files to tell."""
+    from bindsearch.models.weights import load_whole
+
+    if folder is not None and (folder / FILE).is_file():
+        try:
+            load_whole(folder)
+            modalities = tuple(opens().card.towers)
+        except BindSearchError as error:
+            status, modalities = f"damaged: {error}", ()
+    where = None if folder is None else str(folder)
+    return {"name": name, "status": status, "modalities": list(modalities), "folder": where}
 
 
 def _cached() -> Iterator[Path]:
@@ -325,11 +339,6 @@ def _cached() -> Iterator[Path]:
     base = cache_dir()
     if base.is_dir():
         yield from (entry for entry in sorted(base.iterdir()) if (entry / FILE).is_file() and entry.name not in SPACES)
-
-
-@cache
-def _manifest(folder: Path) -> SpaceManifest:
-    return load_manifest(folder)
 
 
 def info(name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,13 +43,57 @@ def _digest_tensor(digest: hashlib._Hash, key: str, tensor: torch.Tensor) -> Non
     import torch
 
     digest.update(f"{key}\0{list(tensor.shape)}\0".encode())
-    values = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
-    digest.update(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    digest.update(_bytes_of(tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor))
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def counts_for_id(key: str) -> bool:
     """Say whether a key's values decide embeddings; logit scales do not."""
     return not key.startswith("scale.")
+
+
+def check_finite(where: str, key: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor, of any shape and dtype, that holds NaN or infinite values.
+
+    Raises:
+        WeightsError: naming the tensor.
+    """
+    import torch
+
+    if not bool(torch.isfinite(tensor).all()):
+        raise WeightsError(f"{where}: {key} holds values that are not finite; nothing was written.")
+
+
+def _temporary(path: Path, pid: int | str) -> Path:
+    """Name what a process of this machine writes a file under until it is complete."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}.{pid}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the unfinished towers that processes of this machine left in a folder when they were killed."""
+    for left in folder.glob("*.tmp"):
+        tower, pid = left.name.partition(".")[0], left.name.split(".")[-2]
+        ours = left == _temporary(folder / f"{tower}.safetensors", pid)
+        if ours and pid.isdecimal() and not _is_running(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    """Say whether a process of this machine still runs; True where that cannot be known."""
+    if os.name == "nt":  # there, signal 0 is no question
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def write_tower(
@@ -69,28 +114,25 @@ def write_tower(
         InputError: unknown dtype.
         WeightsError: the disk is full, or a tensor is not finite.
     """
-    import torch
-
     if dtype not in STORED:
         raise InputError(f"unknown dtype {dtype!r} for weights. Known: {', '.join(STORED)}.")
     header, offset = _header(tensors, dtype)
     file_digest, id_digest = hashlib.sha256(), hashlib.sha256()
     log_scale: float | None = None
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path, os.getpid())
     try:
         with temporary.open("wb") as file:
             file.write(header)
             file_digest.update(header)
             for key in sorted(tensors):
                 source = tensors[key]()
-                if not bool(torch.isfinite(source).all()):
-                    raise WeightsError(f"{path.name}: {key} holds values that are not finite; nothing was written.")
-                kept = source.to(_stored_dtype(key, source, dtype)).contiguous()
+                check_finite(path.name, key, source)
+                kept = source.to(_stored_dtype(key, source, dtype))
                 if counts_for_id(key):
                     _digest_tensor(id_digest, key, kept)  # what is in the file, so that verify finds the same id
                 else:
                     log_scale = float(source)
-                stored = kept.reshape(-1).view(torch.uint8).numpy().data
+                stored = _bytes_of(kept)
                 file.write(stored)
                 file_digest.update(stored)
             file.flush()

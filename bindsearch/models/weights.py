@@ -13,28 +13,44 @@ from typing import TYPE_CHECKING, Any
 from bindsearch.errors import InputError, MissingInputError, WeightsError, reason_of
 from bindsearch.models.architecture import load_architecture, load_preprocess
 from bindsearch.models.keys import DERIVED, checkpoint_key, tower_key
-from bindsearch.models.manifest import FILE, SpaceManifest, load_manifest, save_manifest
-from bindsearch.models.tower_file import Getter, content_id, counts_for_id, write_tower
+from bindsearch.models.manifest import FILE, Parent, SpaceManifest, load_manifest, relative_to, save_manifest
+from bindsearch.models.tower_file import (
+    Getter,
+    check_finite,
+    content_id,
+    counts_for_id,
+    remove_leftovers,
+    write_tower,
+)
 
 if TYPE_CHECKING:
     import torch
 
     from bindsearch.models.bind import Tower
 
+CONVERTED = ("float32", "bfloat16")
+"""What weights are converted to: ids stay. Float16 rounds before `content_id` does, which gives other ids."""
 _SHOWN = 12
 _CHUNK_BYTES = 1 << 22
 
 
 def save_space(
-    folder: Path, manifest: SpaceManifest, towers: Mapping[str, Mapping[str, Getter]], dtype: str = "float32"
+    folder: Path,
+    manifest: SpaceManifest,
+    towers: Mapping[str, Mapping[str, Getter]],
+    dtype: str = "float32",
+    progress: bool = False,
 ) -> SpaceManifest:
     """Write a space: one file a tower, then space.json as the commit point.
+
+    A space that was there stays one until the first of its towers is replaced.
 
     Args:
         folder: made where it is missing. Towers that it holds already and that are not in `towers` stay.
         manifest: without records of the towers that are written.
         towers: tower -> key -> a function that gives the tensor; for a module in memory see `getters`.
         dtype: what the files hold: "float32", "bfloat16" or "float16".
+        progress: a bar on stderr.
 
     Returns:
         The manifest that was written.
@@ -42,10 +58,13 @@ def save_space(
     Raises:
         InputError, WeightsError: as `write_tower`.
     """
+    from tqdm import tqdm
+
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     records = dict(manifest.towers)
-    for name, tensors in towers.items():
-        records[name] = write_tower(folder / f"{name}.safetensors", tensors, dtype, _no_space(folder))
+    for name in tqdm(sorted(towers), desc=folder.name, unit="tower", disable=not progress):
+        records[name] = write_tower(folder / f"{name}.safetensors", towers[name], dtype, _no_space(folder))
     written = replace(manifest, towers=records, dtype=dtype)
     save_manifest(written, folder)
     return written
@@ -110,7 +129,9 @@ def _mapped(
             check_keys(found, wanted, str(path))
             return {key: file.get_tensor(key) for key in keys}
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: cannot be read as safetensors ({error}). Fetch or convert it again.") from error
+        raise WeightsError(
+            f"{path}: cannot be read as safetensors ({error}). Delete it, then fetch or convert it again."
+        ) from error
 
 
 def check_size(folder: Path, manifest: SpaceManifest, name: str) -> Path:
@@ -129,6 +150,45 @@ def check_size(folder: Path, manifest: SpaceManifest, name: str) -> Path:
     if size != record.size_bytes:
         raise WeightsError(f"{path}: expected {record.size_bytes} bytes, got {size}. Fetch or convert it again.")
     return path
+
+
+def load_whole(folder: Path) -> SpaceManifest:
+    """Read a folder's space.json and compare the towers' sizes with it; reads no tower, see `verify`.
+
+    Raises:
+        WeightsError: it is no folder of a space, or a tower's file is missing or of another size.
+    """
+    manifest = load_manifest(folder)
+    for name in manifest.towers:
+        check_size(folder, manifest, name)
+    return manifest
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse a type that weights are not converted to.
+
+    Raises:
+        InputError: naming those that they are.
+    """
+    if dtype not in CONVERTED:
+        raise InputError(f"unknown dtype {dtype!r} for converted weights. Known: {', '.join(CONVERTED)}.")
+
+
+def check_target(folder: Path, name: str) -> None:
+    """Refuse to write a space over another one; what is no space, or a damaged one, may be replaced.
+
+    Raises:
+        InputError: naming both.
+    """
+    try:
+        there = load_manifest(folder).name
+    except WeightsError:
+        return
+    if there != name:
+        raise InputError(
+            f"{folder}: holds the space {there!r}, which {name!r} would replace. Name another folder (models convert "
+            "-o FOLDER), or move that one away."
+        )
 
 
 def check_keys(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: str) -> None:
@@ -191,7 +251,7 @@ def convert(
     Args:
         checkpoint: the released file (torch's zip format), or the folder of a converted space, see `recast`.
         folder: made where it is missing; files of an earlier conversion are replaced.
-        dtype: "float32" or "bfloat16".
+        dtype: "float32" or "bfloat16"; for the folder of a space as `recast` says.
         progress: a bar on stderr.
         source: what is known of the checkpoint, recorded in space.json; its size and SHA-256 are added.
         architecture: whose names and shapes the checkpoint must have; also the space's name.
@@ -201,14 +261,16 @@ def convert(
 
     Raises:
         MissingInputError: no such file.
-        WeightsError: not a checkpoint, or not exactly the 1,311 keys and shapes of ImageBind; disk full.
+        InputError: another dtype; or `folder` holds another space.
+        WeightsError: not a checkpoint, or not exactly the 1,311 keys and shapes of ImageBind, in finite floating-point
+            numbers; disk full. What `folder` held stays until the first tower is replaced.
     """
-    from tqdm import tqdm
-
     from bindsearch.models.releases import releases
 
     if checkpoint.is_dir():
         return recast(checkpoint, folder, dtype, progress)
+    check_dtype(dtype)
+    check_target(folder, architecture)
     if not checkpoint.is_file():
         raise MissingInputError(f"{checkpoint}: no such file. Bring imagebind_huge.pth, or: bindsearch models fetch.")
     state = read_checkpoint(checkpoint)
@@ -221,6 +283,9 @@ def convert(
         if ours in DERIVED:
             _check_mask(tensor, f"{checkpoint}: {key}")
         else:
+            if not tensor.is_floating_point():
+                raise WeightsError(f"{checkpoint}: {key}: expected floating-point numbers, got {tensor.dtype}.")
+            check_finite(f"{checkpoint}: {tower}", ours, tensor)
             towers.setdefault(tower, {})[ours] = _getter(tensor)
     known = releases()
     facts = {"file": checkpoint.name, "size_bytes": checkpoint.stat().st_size, **(source or {})}
@@ -232,15 +297,7 @@ def convert(
         source=facts,
         licence=known[architecture].licence if architecture in known else "",
     )
-    (folder / FILE).unlink(missing_ok=True)  # while towers are replaced, the folder is no space
-    folder.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(sorted(towers), desc="convert", unit="tower", disable=not progress)
-    records = {}
-    for tower in bar:
-        records[tower] = write_tower(folder / f"{tower}.safetensors", towers[tower], dtype)
-    written = replace(manifest, towers=records, dtype=dtype)
-    save_manifest(written, folder)
-    return written
+    return save_space(folder, manifest, towers, dtype, progress)
 
 
 def recast(space: Path, folder: Path, dtype: str, progress: bool = False) -> SpaceManifest:
@@ -256,32 +313,37 @@ def recast(space: Path, folder: Path, dtype: str, progress: bool = False) -> Spa
         The manifest that was written.
 
     Raises:
-        InputError: the same folder, or float32 of bfloat16 files, which would only be larger.
+        InputError: the same folder; one that holds another space; another dtype, such as float32 of bfloat16 files,
+            which would only be larger.
         WeightsError: a file is missing or damaged; disk full.
     """
-    from tqdm import tqdm
-
     from bindsearch.models.bind import build_tower
 
     manifest = load_manifest(space)
+    if dtype != manifest.dtype:
+        check_dtype(dtype)
     if folder.resolve() == space.resolve():
         raise InputError(f"{folder}: the space itself. Name another folder: -o FOLDER")
     if dtype == "float32" and manifest.dtype != dtype:
-        raise InputError(f"{space}: holds {manifest.dtype}; float32 of it would be larger and no better.")
-    towers = {}
-    for name in tqdm(sorted(manifest.towers), desc="recast", unit="tower", disable=not progress):
+        raise InputError(
+            f"{space}: holds {manifest.dtype}; float32 of it would be larger and no better. Type --dtype bfloat16"
+        )
+    check_target(folder, manifest.name)
+    towers: dict[str, dict[str, Getter]] = {}
+    for name in manifest.towers:
         shapes = {
             key: tuple(value.shape) for key, value in build_tower(manifest.architecture, name).state_dict().items()
         }
         tensors = _mapped(space, manifest, name, shapes)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / manifest.towers[name].file
-        towers[name] = write_tower(
-            path, {key: _getter(tensor) for key, tensor in tensors.items()}, dtype, _no_space(folder)
-        )
-    written = replace(manifest, towers=towers, dtype=dtype)
-    save_manifest(written, folder)
-    return written
+        towers[name] = {key: _getter(tensor) for key, tensor in tensors.items()}
+    parent = None if manifest.parent is None else _seen_from(folder, manifest.parent, space)
+    return save_space(folder, replace(manifest, parent=parent), towers, dtype, progress)
+
+
+def _seen_from(folder: Path, parent: Parent, space: Path) -> Parent:
+    """Give a parent as the manifest of another folder names it: a folder beside the space keeps its place."""
+    beside = space / parent.location
+    return replace(parent, location=relative_to(folder, beside)) if (beside / FILE).is_file() else parent
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
@@ -352,7 +414,9 @@ def verify(folder: Path, report: Callable[[str], None] | None = None) -> dict[st
         path = check_size(folder, manifest, name)
         got = sha256_of(path)
         if got != record.sha256:
-            raise WeightsError(f"{path}: expected sha256 {record.sha256}, got {got}. Fetch or convert it again.")
+            raise WeightsError(
+                f"{path}: expected sha256 {record.sha256}, got {got}. Delete it, then fetch or convert it again."
+            )
         shapes = {
             key: tuple(value.shape) for key, value in build_tower(manifest.architecture, name).state_dict().items()
         }

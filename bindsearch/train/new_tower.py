@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from bindsearch.models.architecture import (
 )
 from bindsearch.models.bind import Tower, build_tower
 from bindsearch.models.foreign_stems import FeaturesStem, TimmStem, backbone_levels, backbone_width, build_backbone
-from bindsearch.models.manifest import FILE, Parent, SpaceManifest, load_manifest, tower_of
+from bindsearch.models.manifest import FILE, Parent, SpaceManifest, load_manifest, relative_to, tower_of
 from bindsearch.models.spaces import Space, bundled_folder
 from bindsearch.models.weights import getters, save_space
 from bindsearch.registry import MODALITIES
@@ -193,7 +192,7 @@ def write_joined_space(
     anchor, source = facts
     location = space.location
     if (Path(location) / FILE).is_file():
-        location = os.path.relpath(Path(location).resolve(), folder.resolve())
+        location = relative_to(folder, Path(location))
     manifest = SpaceManifest(
         name=name,
         architecture=plan.architecture,
