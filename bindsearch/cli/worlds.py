@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bindsearch.cli.disk import file_to_write
-from bindsearch.cli.options import QuietOption, make_group, say
+from bindsearch.cli.options import QuietOption, make_group, say, split_list
 from bindsearch.errors import InputError
 
 world_app = make_group("Procedural worlds: scenes rendered into every modality, paired.")
@@ -48,7 +48,7 @@ def world_write(
         seed=seed if seed is not None else int(split_seeds(split, 1, start)[0]),
         size_px=size_px,
         kind=kind,
-        modalities=modalities.split(",") if modalities is not None else tuple(SUFFIXES),
+        modalities=split_list(modalities) if modalities is not None else tuple(SUFFIXES),
         language=language,
         workers=EmbedOptions(workers=setting("workers", workers)).worker_count(),
         progress=not quiet,
