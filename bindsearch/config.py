@@ -1,8 +1,8 @@
 """Numbers as data: frozen dataclasses to and from JSON, content hashes, and the user's settings.
 
 A setting is looked up in this order: flag, environment `BINDSEARCH_<NAME>`, `bindsearch.toml` in the working folder,
-`bindsearch.toml` in the user's configuration folder, default. A blank value counts as none. A name that is no setting
-is refused in a file, and warned of in the environment, where others may have put it.
+`bindsearch.toml` in the user's configuration folder, default. A blank value counts as none. Folders may begin
+with ~. A name that is no setting is refused in a file, and warned of in the environment, where others may have put it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _PREFIX = "BINDSEARCH_"
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "y": True, "t": True}
 _WORDS |= {"0": False, "false": False, "no": False, "off": False, "n": False, "f": False}
+_FOLDERS = ("index", "cache_dir")
 DEFAULTS: dict[str, Any] = {
     "space": "bindsearch-mini",
     "index": None,
@@ -141,7 +142,7 @@ def setting_with_origin(name: str, flag: Any = None) -> tuple[Any, str]:
         return _from_text(name, os.environ[variable], variable), variable
     for path in config_files():
         table = _read_toml(path)
-        if table.get(name, "") != "":
+        if str(table.get(name, "")).strip():
             return _from_table(name, table[name], path), str(path)
     return DEFAULTS[name], "default"
 
@@ -172,7 +173,15 @@ def _from_text(name: str, text: str, where: str) -> Any:
             return int(text)
         except ValueError as error:
             raise InputError(f"{where}: expected a whole number, got {text!r}.") from error
-    return text
+    return _from_home(text, where) if name in _FOLDERS else text
+
+
+def _from_home(path: str, where: str) -> str:
+    """Put the home folder in the place of a leading ~: no shell has done so."""
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise InputError(f"{where}: no home folder is known for {path!r}. Write the whole path.") from error
 
 
 def _from_table(name: str, value: Any, path: Path) -> Any:
@@ -192,8 +201,12 @@ def _from_table(name: str, value: Any, path: Path) -> Any:
 
 def config_files() -> tuple[Path, ...]:
     """List the configuration files that are looked at, first wins; they need not exist."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return (Path("bindsearch.toml"), home / "bindsearch" / "bindsearch.toml")
+    here = Path("bindsearch.toml")
+    try:
+        home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    except RuntimeError:  # no HOME, and a user that the system has no name for, as in some containers
+        return (here,)
+    return (here, home / "bindsearch" / "bindsearch.toml")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -202,7 +215,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
     for name in table:
@@ -212,10 +225,18 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def cache_dir() -> Path:
-    """Give the folder of fetched and converted weights: setting `cache_dir`, else the user's cache folder."""
+    """Give the folder of fetched and converted weights: setting `cache_dir`, else the user's cache folder.
+
+    Raises:
+        InputError: neither is known.
+    """
     chosen = setting("cache_dir")
     if chosen:
-        return Path(chosen).expanduser()
+        return Path(chosen)
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("bindsearch"))
+    try:
+        return Path(platformdirs.user_cache_dir("bindsearch")).expanduser()
+    except RuntimeError as error:
+        what = "no home folder is known, so there is no place for the cache"
+        raise InputError(f"{what}. Name a folder for it: set BINDSEARCH_CACHE_DIR.") from error

@@ -9,11 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bindsearch.config import cache_dir, config_files, setting_with_origin
+from bindsearch.errors import BindSearchError
 
 WHEELS = (
     *(
@@ -70,12 +72,28 @@ def examine() -> list[Finding]:
     Returns:
         Findings in the order in which a person wants to read them.
     """
-    return [*machine(), *_wheels(), *_devices(), *_openmp(), *_caches(), *_spaces()]
+    parts: dict[str, Callable[[], Iterable[Finding]]] = {
+        "machine": machine,
+        "wheel": _wheels,
+        "device": _devices,
+        "openmp": _openmp,
+        "cache": _caches,
+        "setting": _settings,
+        "space": _spaces,
+    }
+    findings: list[Finding] = []
+    for topic, part in parts.items():
+        try:
+            for finding in part():
+                findings.append(finding)  # kept where a later one fails
+        except (BindSearchError, OSError) as error:
+            findings.append(Finding(topic, "the rest", "cannot be looked at", str(error)))
+    return findings
 
 
 def problems(findings: list[Finding]) -> list[str]:
-    """List what is wrong, in words."""
-    return [finding.problem for finding in findings if finding.problem]
+    """List what is wrong, in words, each once."""
+    return list(dict.fromkeys(finding.problem for finding in findings if finding.problem))
 
 
 def machine() -> list[Finding]:
@@ -200,17 +218,24 @@ def _openmp() -> list[Finding]:
     return [Finding("openmp", "runtimes", f"{value} (torch and {faiss} loaded)", clash)]
 
 
-def _caches() -> list[Finding]:
+def _caches() -> Iterator[Finding]:
     folder = cache_dir()
-    lines = [Finding("cache", "bindsearch", f"{folder} ({_size(folder)})")]
-    lines.append(Finding("cache", "texts", _texts()))
-    parent = next(path for path in (folder, *folder.parents) if path.exists())
-    lines.append(Finding("cache", "free disk", f"{shutil.disk_usage(parent).free / 2**30:.1f} GiB"))
-    lines.extend(Finding("setting", "file", f"{path}") for path in config_files() if path.is_file())
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if there.is_dir():
+        yield Finding("cache", "bindsearch", f"{folder} ({_size(folder)})")
+    else:
+        fix = f"Name a folder: set BINDSEARCH_CACHE_DIR (it comes from {setting_with_origin('cache_dir')[1]})."
+        problem = f"{there}: is a file, the cache is a folder. {fix}"
+        yield Finding("cache", "bindsearch", f"{folder} (a file is in the way)", problem)
+    yield Finding("cache", "texts", _texts())
+    yield Finding("cache", "free disk", f"{shutil.disk_usage(there).free / 2**30:.1f} GiB")
+
+
+def _settings() -> Iterator[Finding]:
+    yield from (Finding("setting", "file", f"{path}") for path in config_files() if path.is_file())
     for name in ("space", "index", "device", "offline"):
         value, origin = setting_with_origin(name)
-        lines.append(Finding("setting", name, f"{value} (from {origin})"))
-    return lines
+        yield Finding("setting", name, f"{value} (from {origin})")
 
 
 def _texts() -> str:
@@ -232,10 +257,13 @@ def _size(folder: Path) -> str:
     return f"{size_bytes / 2**20:.1f} MiB"
 
 
-def _spaces() -> list[Finding]:
+def _spaces() -> Iterator[Finding]:
     from bindsearch.models.spaces import list_spaces
 
-    return [Finding("space", str(row["name"]), _space_line(row)) for row in list_spaces()]
+    for row in list_spaces():
+        status = str(row["status"])
+        problem = f"space {row['name']}: {status}" if status.startswith("damaged") else ""
+        yield Finding("space", str(row["name"]), _space_line(row), problem)
 
 
 def _space_line(row: dict[str, Any]) -> str:

@@ -11,8 +11,9 @@ import pytest
 
 from bindsearch.bench import BenchOptions, run_bench
 from bindsearch.bench.rates import BATCH, _random_space
-from bindsearch.bench.run import number
+from bindsearch.bench.run import Report, _busy, number
 from bindsearch.bench.timing import rate_figure, seconds_of, time_figure
+from bindsearch.cli import run
 from bindsearch.errors import InputError, UnknownNameError
 
 
@@ -95,6 +96,42 @@ def test_what_cannot_be_measured_is_a_note(tmp_path, monkeypatch):
     assert [each.name for each in found.figures][-1] == "memory, copy"
 
 
+def test_a_started_process_that_fails_is_a_note_and_is_told_the_device(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(
+        f"""#!/bin/sh
+echo "$*" >> {tmp_path}/asked
+case "$*" in *--text*) echo warning >&2; echo "error: no such device" >&2; exit 2;; esac
+""",
+        encoding="utf-8",
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr("bindsearch.bench.start._write_index", lambda folder, space: (folder / "index", True))
+    found = run_bench(BenchOptions("tiny", "cpu", ("float32",), 0.5, ("start",)))
+    assert [each.name for each in found.figures] == ["import torch", "--help", "query by a vector"]
+    assert found.notes[-1].endswith(
+        "starting processes: not measured: query by words, first time: exit code 2: error: no such device"
+    )
+    words = [line for line in (tmp_path / "asked").read_text(encoding="utf-8").splitlines() if "--text" in line]
+    assert len(words) == 1 and words[0].endswith("--space tiny --device cpu")
+
+
+def test_a_busy_machine_is_said_of_rates_and_of_times(monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (8.0, 8.0, 8.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert _busy() == "The machine was busy when this began (load 8.0 on 2 cores): left alone it is faster."
+    monkeypatch.setattr("os.getloadavg", lambda: (0.1, 8.0, 8.0))
+    assert _busy() == ""
+
+
+def test_names_in_a_list_may_have_blanks_around_them(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("bindsearch.bench.run_bench", lambda options, _: asked.append(options) or Report({}, options))
+    assert run(["bench", "--only", "limits, start", "--dtype", "float32, fast", "--space", "tiny"]) == 0
+    assert (asked[0].parts, asked[0].dtypes) == (("limits", "start"), ("float32", "fast"))
+
+
 def test_what_cannot_be_meant_is_refused():
     with pytest.raises(UnknownNameError, match="limit"):
         BenchOptions(parts=("limit",))
@@ -102,6 +139,8 @@ def test_what_cannot_be_meant_is_refused():
         BenchOptions(seconds=0)
     with pytest.raises(UnknownNameError, match="tiny"):
         run_bench(BenchOptions("tinny", parts=("rates",)))
+    with pytest.raises(UnknownNameError, match="tiny"):
+        run_bench(BenchOptions("tinny", parts=("index",)))  # which measures no space
 
 
 def test_medians_rates_and_budgets():

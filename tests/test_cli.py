@@ -181,6 +181,39 @@ def test_doctor_knows_which_extra_brings_what(monkeypatch: pytest.MonkeyPatch) -
     assert lines["duckdb"] == "not installed; where it is needed: pip install 'bindsearch[sql]'"
 
 
+def examined(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[doctor.Finding]:
+    """Examine this machine with a cache folder, but for what takes seconds."""
+    monkeypatch.setenv("BINDSEARCH_CACHE_DIR", str(cache))
+    for part in ("_wheels", "_devices", "_openmp"):
+        monkeypatch.setattr(doctor, part, list)
+    return doctor.examine()
+
+
+def test_doctor_goes_on_where_a_part_cannot_be_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "space.json").write_text('{"format": ', encoding="utf-8")
+    monkeypatch.setenv("BINDSEARCH_OFFLINE", "maybe")
+    found = examined(monkeypatch, tmp_path)
+    assert {"machine", "cache", "setting", "space"} <= {finding.topic for finding in found}
+    said = doctor.problems(found)
+    assert len(said) == 2
+    assert said[0].startswith("BINDSEARCH_OFFLINE: expected true or false")
+    assert f"{tmp_path}/broken/space.json: not valid JSON" in said[1]
+    row = {"name": "old", "status": "damaged: /c/old/space.json: not valid JSON. Fetch it again.", "modalities": []}
+    monkeypatch.setattr("bindsearch.models.spaces.list_spaces", lambda: [row])
+    assert doctor.problems(list(doctor._spaces())) == [f"space old: {row['status']}"]
+
+
+def test_doctor_says_that_a_file_is_no_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("words", encoding="utf-8")
+    for cache in (file, file / "cache"):
+        found = examined(monkeypatch, cache)
+        said = f"{file}: is a file, the cache is a folder. Name a folder: set BINDSEARCH_CACHE_DIR"
+        assert [each.partition(" (")[0] for each in doctor.problems(found)] == [said]
+        assert {"texts", "free disk"} <= {finding.name for finding in found if finding.topic == "cache"}
+
+
 def test_docs_are_fresh() -> None:
     done = subprocess.run([sys.executable, ROOT / "tools" / "make_docs.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

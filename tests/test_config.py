@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import pwd
 from pathlib import Path
 
 import pytest
 
-from bindsearch.config import readable_json, setting, setting_with_origin
-from bindsearch.errors import InputError
+from bindsearch.config import cache_dir, config_files, readable_json, setting, setting_with_origin
+from bindsearch.errors import InputError, MissingInputError
+from bindsearch.search import open_index
 from bindsearch.types import to_text
 
 
@@ -17,7 +19,7 @@ def written(tmp_path, monkeypatch):
     """Write bindsearch.toml into an empty working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
-    for name in ("WORKERS", "OFFLINE", "DEVICE", "TEXT_CACHE_MB"):
+    for name in ("WORKERS", "OFFLINE", "DEVICE", "TEXT_CACHE_MB", "INDEX", "SPACE", "CACHE_DIR"):
         monkeypatch.delenv(f"BINDSEARCH_{name}", raising=False)
     return lambda text: Path("bindsearch.toml").write_text(text, encoding="utf-8")
 
@@ -93,6 +95,46 @@ def test_a_blank_value_is_none(written, monkeypatch):
     assert setting_with_origin("offline") == (True, "bindsearch.toml")
     assert [setting_with_origin(name) for name in ("index", "workers", "cache_dir")] == [(None, "default")] * 3
     assert setting_with_origin("text_cache_mb") == (256, "default")
+
+
+def test_blanks_alone_in_a_file_are_none(written):
+    written('index = "  "\nspace = "\t"')
+    assert setting_with_origin("index") == (None, "default")
+    assert setting_with_origin("space") == ("bindsearch-mini", "default")
+
+
+def test_a_file_may_begin_with_the_mark_that_editors_write(written):
+    written('\ufeffdevice = "cpu"')
+    assert setting_with_origin("device") == ("cpu", "bindsearch.toml")
+
+
+def test_folders_may_be_named_from_the_home_folder(written, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    written('index = "~/idx"\ncache_dir = "~/cache"')
+    assert setting("index") == str(tmp_path / "home" / "idx")
+    assert cache_dir() == tmp_path / "home" / "cache"
+    with pytest.raises(MissingInputError, match=rf"{tmp_path}/home/idx: does not exist.*comes from bindsearch\.toml"):
+        open_index()
+    monkeypatch.setenv("BINDSEARCH_INDEX", "~nobody-of-this-name/idx")
+    with pytest.raises(InputError, match=r"BINDSEARCH_INDEX: no home folder is known for '~nobody-of.*Write the whole"):
+        setting("index")
+
+
+def test_without_a_home_folder_the_users_file_is_left_out(written, monkeypatch):
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    written('device = "cpu"')
+    monkeypatch.setattr(Path, "home", fail)
+    assert len(config_files()) == 2  # XDG_CONFIG_HOME names the place
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    assert config_files() == (Path("bindsearch.toml"),)
+    assert setting("device") == "cpu"
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(InputError, match=r"no home folder is known.*BINDSEARCH_CACHE_DIR"):
+        cache_dir()
 
 
 def test_a_misspelt_variable_is_warned_of_once(written, monkeypatch, caplog):

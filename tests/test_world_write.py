@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -269,6 +270,21 @@ def test_views_that_cannot_be(tmp_path, seeds, name, size_px, words):
         view_scenes(seeds, tmp_path / name, size_px=size_px)
 
 
+def test_a_jpeg_that_would_be_too_tall_is_refused_before_anything_is_drawn(tmp_path, monkeypatch):
+    import bindsearch.world.view as viewing
+
+    views = [SimpleNamespace(image=np.zeros((size, 8, 3), dtype=np.uint8)) for size in (626, 640)]
+    monkeypatch.setattr(viewing, "render_views", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(InputError, match=r"640 take 66,860\. Type --size 626, name 97 scenes, or .*png"):
+        view_scenes(range(100), tmp_path / "tall.jpg", size_px=640)
+    monkeypatch.setattr(viewing, "cells", lambda view: [("narrow", Image.new("RGB", (8, view.image.shape[0] + 18)))])
+    for count, view in ((100, views[0]), (97, views[1])):  # what is advised
+        monkeypatch.setattr(viewing, "render_views", lambda *_, count=count, view=view: [view] * count)
+        path = view_scenes(range(count), tmp_path / "fits.JPG", size_px=view.image.shape[0])
+        with Image.open(path) as picture:
+            assert picture.height == 60 + count * (view.image.shape[0] + 28) <= 65500
+
+
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +309,14 @@ def test_commands(tmp_path, capsys):
     assert "1 to 100 scenes, got 110" in capsys.readouterr().err
     assert run([*asked, "--split", "test", "--start", str(2**40 - 2)]) == 2
     assert "a split has scenes 0 to" in capsys.readouterr().err
+    assert run(["world", "write", str(10**14), "-o", out]) == 2
+    assert f"scenes 0 to {10**14 - 1} are asked for, a split has" in (said := capsys.readouterr().err)
+    assert "Type fewer scenes." in said
+    assert run(["world", "write", "1", "-o", out, "--start", str(2**40)]) == 2
+    assert "Type a smaller --start." in capsys.readouterr().err
+    for own, kind in (("setting", "subject"), ("full", "setting")):
+        assert run(["world", "view", f"5,kind={own}", "--kind", kind, "-o", str(tmp_path / "no.png")]) == 2
+        assert f"5,kind={own}: asks for scenes of kind {own}, --kind for {kind}." in capsys.readouterr().err
     assert run(["world", "view", "dog", "-o", str(tmp_path / "v.png")]) == 2
     assert "expected whole numbers of scenes" in capsys.readouterr().err
     assert run(["embed", "world:9..3", "-o", str(tmp_path / "e"), "--space", "tiny"]) == 2

@@ -127,7 +127,8 @@ def run_bench(options: BenchOptions, say: Callable[[str, int, int], None] | None
         if say is not None:
             say(name, place, len(steps))
         try:
-            figures.extend(measure())
+            for figure in measure():
+                figures.append(figure)  # kept where a later one fails
         except (BindSearchError, ImportError, OSError) as error:
             notes.append(f"{name}: not measured: {error}")
     if say is not None:
@@ -143,8 +144,9 @@ def _steps(options: BenchOptions, notes: list[str]) -> Iterator[Step]:
     import torch
 
     from bindsearch.bench import limits, rates, scan, start
-    from bindsearch.models.spaces import load_space
+    from bindsearch.models.spaces import info, load_space
 
+    info(options.space)  # refuses a name that is none, whatever is measured
     opened = [load_space("tiny", device=options.device, dtype=dtype) for dtype in options.dtypes]
     device, dtypes = torch.device(opened[0].device), tuple(dict.fromkeys(each.dtype for each in opened))
     share = options.seconds / 60.0
@@ -177,7 +179,7 @@ def _steps(options: BenchOptions, notes: list[str]) -> Iterator[Step]:
                     ),
                 )
     if "start" in options.parts:
-        yield "starting processes", lambda: start.start_figures(started, max(1, round(2 * share)))
+        yield "starting processes", lambda: start.start_figures(started, options.device, max(1, round(2 * share)))
     if "index" in options.parts:
         yield "searching", lambda: scan.scan_figures(6.0 * share)
 
@@ -218,4 +220,4 @@ def _busy() -> str:
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load < 0.3 * cores:
         return ""
-    return f"The machine was busy when this began (load {load:.1f} on {cores} cores): the figures are too low."
+    return f"The machine was busy when this began (load {load:.1f} on {cores} cores): left alone it is faster."

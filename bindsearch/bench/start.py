@@ -13,17 +13,22 @@ from pathlib import Path
 import numpy as np
 
 from bindsearch.bench.timing import Figure, time_figure
+from bindsearch.errors import BindSearchError
 
 WORDS = "a dog on the beach"
 ROWS = 1000
 
 
-def start_figures(space: str, runs: int) -> Iterator[Figure]:
+def start_figures(space: str, device: str, runs: int) -> Iterator[Figure]:
     """Time processes: an import for comparison, then commands as a person types them.
 
     Args:
         space: what `load_space` takes; its text tower is asked where it has one.
+        device: what they are told to compute on.
         runs: of each, after one that is not counted.
+
+    Raises:
+        BindSearchError: a process failed; what was measured before it is given.
     """
     with tempfile.TemporaryDirectory(prefix="bindsearch-bench-") as name:
         folder = Path(name)
@@ -31,7 +36,7 @@ def start_figures(space: str, runs: int) -> Iterator[Figure]:
         python = [sys.executable, "-c"]
         own = [sys.executable, "-m", "bindsearch"]
         query = [*own, "query", str(index), "--json"]
-        words = ["--text", WORDS, "--space", space]
+        words = ["--text", WORDS, "--space", space, "--device", device]
         cases: dict[str, tuple[list[str], dict[str, str]]] = {
             "import torch": ([*python, "import torch"], {}),
             "--help": ([*own, "--help"], {}),
@@ -42,8 +47,8 @@ def start_figures(space: str, runs: int) -> Iterator[Figure]:
             cases["query by words, asked before"] = ([*query, *words], {"BINDSEARCH_TEXT_CACHE_MB": "8"})
         for title, (command, settings) in cases.items():
             environment = {"BINDSEARCH_CACHE_DIR": _weights_home(folder), **settings}
-            _run(command, environment)
-            times = [_run(command, environment) for _ in range(runs)]
+            _run(title, command, environment)
+            times = [_run(title, command, environment) for _ in range(runs)]
             cpu = sorted(each[1] for each in times)[len(times) // 2]
             yield time_figure("start", title, "s", [each[0] for each in times], note=f"{cpu:.2f} s of CPU time")
 
@@ -78,10 +83,15 @@ def _write_index(folder: Path, space: str) -> tuple[Path, bool]:
     return folder / "index", "text" in loaded.modalities
 
 
-def _run(command: list[str], settings: dict[str, str]) -> tuple[float, float]:
+def _run(title: str, command: list[str], settings: dict[str, str]) -> tuple[float, float]:
     """Run a process; gives its wall-clock and CPU seconds."""
     before, began = os.times(), time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **settings})
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, errors="replace", env={**os.environ, **settings}
+    )
     after, ended = os.times(), time.perf_counter()
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise BindSearchError(f"{title}: exit code {done.returncode}: {said[-1]}")
     cpu = after.children_user - before.children_user + after.children_system - before.children_system
     return ended - began, cpu

@@ -17,6 +17,7 @@ from bindsearch.cli.options import (
     open_space,
     print_json,
     say,
+    split_list,
 )
 
 config_app = make_group("Settings: flag > BINDSEARCH_<NAME> > bindsearch.toml > default.")
@@ -79,9 +80,9 @@ def bench(
     options = BenchOptions(
         space=setting("space", space),
         device=setting("device", device),
-        dtypes=tuple(dtype.split(",")) if dtype else BenchOptions.dtypes,
+        dtypes=split_list(dtype) if dtype else BenchOptions.dtypes,
         seconds=seconds,
-        parts=tuple(only.split(",")) if only else PARTS,
+        parts=split_list(only) if only else PARTS,
     )
 
     def progress(name: str, place: int, count: int) -> None:

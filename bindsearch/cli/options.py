@@ -65,6 +65,11 @@ def make_group(help_text: str, cls: type[TyperGroup] = WholeHelp) -> typer.Typer
     return typer.Typer(help=help_text, no_args_is_help=True, cls=cls, rich_markup_mode=None)
 
 
+def split_list(text: str) -> tuple[str, ...]:
+    """Split an option that lists names; blanks around them are none of theirs."""
+    return tuple(part.strip() for part in text.split(","))
+
+
 def say(text: str) -> None:
     """Talk to the person, on stderr."""
     typer.echo(text, err=True)

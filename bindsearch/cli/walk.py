@@ -23,6 +23,7 @@ from bindsearch.cli.options import (
     print_json,
     ready_to_embed,
     say,
+    split_list,
     with_options,
 )
 from bindsearch.errors import InputError
@@ -116,7 +117,7 @@ def embed(
     if modalities is not None:
         from bindsearch.makers import narrow
 
-        sources = [narrow(source, modalities.split(",")) for source in sources or ()]
+        sources = [narrow(source, split_list(modalities)) for source in sources or ()]
     given = {"space": space, "device": device, "dtype": dtype, "speed": speed, "preset": preset, "workers": workers}
     given |= {"item-limit": item_limit_s, "silence": silence_s, "max-bad": 1.0}
     loaded = open_space(space, own_device(device, place), dtype, preset, speed)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bindsearch.cli.disk import file_to_write
-from bindsearch.cli.options import QuietOption, make_group, say
+from bindsearch.cli.options import QuietOption, make_group, say, split_list
 from bindsearch.errors import InputError
 
 world_app = make_group("Procedural worlds: scenes rendered into every modality, paired.")
@@ -40,14 +40,15 @@ def world_write(
     if seed is not None and (start or split != "demo"):
         raise InputError("--seed names a scene by itself. Leave away --split and --start, or --seed.")
     if start + n > SPLIT_SIZE:
-        raise InputError(f"--start {start}: a split has scenes 0 to {SPLIT_SIZE - 1}. Type a smaller one.")
+        what = f"scenes {start} to {start + n - 1} are asked for, a split has scenes 0 to {SPLIT_SIZE - 1}"
+        raise InputError(f"{what}. Type {'fewer scenes' if start < SPLIT_SIZE else 'a smaller --start'}.")
     write_world(
         n,
         output,
         seed=seed if seed is not None else int(split_seeds(split, 1, start)[0]),
         size_px=size_px,
         kind=kind,
-        modalities=modalities.split(",") if modalities is not None else tuple(SUFFIXES),
+        modalities=split_list(modalities) if modalities is not None else tuple(SUFFIXES),
         language=language,
         workers=EmbedOptions(workers=setting("workers", workers)).worker_count(),
         progress=not quiet,
@@ -77,6 +78,8 @@ def world_view(
     if len(kinds) > 1:
         raise InputError(f"one view shows one kind of scene, got {', '.join(sorted(kinds))}. Write a view each.")
     for written, address in zip(scenes, asked, strict=True):
+        if kind and ",kind=" in written and address.kind != kind:
+            raise InputError(f"{written}: asks for scenes of kind {address.kind}, --kind for {kind}. Type one of them.")
         if (address.size, address.language, address.modalities) != (SIZE_PX, "english", MODALITIES):
             raise InputError(f"{written}: a view shows all modalities and both languages, and --size is its size.")
     if (count := sum(len(address.seeds) for address in asked)) > MOST:

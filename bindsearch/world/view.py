@@ -30,6 +30,8 @@ _GAP_PX, _EDGE_PX, _HEAD_PX, _BAR_PX = 10, 20, 30, 18
 _PAPER, _CARD, _INK, _SOFT, _LINE = "#f6f6f4", "#ffffff", "#1d1f23", "#6a6f78", "#d9dbdf"
 _AXES = ("#c8453d", "#3f8a2f", "#2f6fde")
 _NOTHING = (150, 150, 156)
+_TALLEST_PX = 65500
+"""Of a JPEG: what libjpeg writes at most."""
 _COLOURS = 128  # of a PNG: a third of the bytes, and no difference to the eye
 
 
@@ -109,7 +111,7 @@ def view_scenes(seeds: Sequence[int], path: str | Path, kind: str = "full", size
         The path. Folders on the way are made.
 
     Raises:
-        InputError: another ending, no seed, more than 100, or a size that cannot be.
+        InputError: another ending, no seed, more than 100, a size that cannot be, or a JPEG that would be too tall.
     """
     path = Path(path)
     if path.suffix.lower() not in ENDINGS:
@@ -119,6 +121,8 @@ def view_scenes(seeds: Sequence[int], path: str | Path, kind: str = "full", size
         raise InputError(f"{what}. To have more of them: bindsearch world write")
     if size_px % 2 or not 96 <= size_px <= 1024:
         raise InputError(f"size: expected an even number of pixels from 96 to 1024, got {size_px}.")
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        _check_fits_jpeg(len(seeds), size_px, path)
     from PIL.Image import Dither
 
     views = render_views(sample(np.array(seeds, dtype=np.uint64), kind), size_px)
@@ -135,6 +139,24 @@ def view_scenes(seeds: Sequence[int], path: str | Path, kind: str = "full", size
 # ---- the sheet -------------------------------------------------------------------------------------------------------
 
 
+def _sheet_height(count: int, size_px: int) -> int:
+    """Say how many pixels tall a sheet of `count` scenes is."""
+    return 2 * _EDGE_PX + _HEAD_PX + count * (size_px + _BAR_PX + _GAP_PX) - _GAP_PX
+
+
+def _check_fits_jpeg(count: int, size_px: int, path: Path) -> None:
+    """Refuse a sheet that is taller than a JPEG can be, before anything is rendered."""
+    height = _sheet_height(count, size_px)
+    if height <= _TALLEST_PX:
+        return
+    most = (_TALLEST_PX - _sheet_height(0, size_px)) // (size_px + _BAR_PX + _GAP_PX)
+    size = ((_TALLEST_PX - _sheet_height(count, 0)) // count) // 2 * 2
+    raise InputError(
+        f"{path}: a JPEG has at most {_TALLEST_PX:,} rows of pixels, {count} scenes of size {size_px} take {height:,}. "
+        f"Type --size {size}, name {most} scenes, or end the name in .png."
+    )
+
+
 def contact_sheet(views: Sequence[SceneView]) -> Image:
     """Draw a row a scene: what it is, its captions, then a cell a modality."""
     from PIL import Image, ImageDraw
@@ -143,7 +165,7 @@ def contact_sheet(views: Sequence[SceneView]) -> Image:
     widths = [cell.width for _, cell in rows[0]]
     left = [_EDGE_PX + sum(widths[:place]) + place * _GAP_PX for place in range(len(widths))]
     tall = rows[0][0][1].height + _GAP_PX
-    size = (left[-1] + widths[-1] + _EDGE_PX, 2 * _EDGE_PX + _HEAD_PX + len(rows) * tall - _GAP_PX)
+    size = (left[-1] + widths[-1] + _EDGE_PX, _sheet_height(len(rows), views[0].image.shape[0]))
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
     for place, (name, _) in enumerate(rows[0]):
