@@ -141,27 +141,32 @@ def _nearer_own(a: Real, b: Real, mean_a: Real, mean_b: Real) -> float:
 def _align(
     a: tuple[Real, NDArray[np.int64]], b: tuple[Real, NDArray[np.int64]], mean_cosine: float
 ) -> dict[str, float | int]:
-    """Measure true pairs: every item of one with every item of the other that has the same number."""
-    order = np.argsort(b[1], kind="stable")
-    numbers = b[1][order]
-    first, last = np.searchsorted(numbers, a[1], "left"), np.searchsorted(numbers, a[1], "right")
-    count = np.where(a[1] >= 0, last - first, 0)
-    matched = int(count.sum())
+    """Measure true pairs: every item of one with every item of the other that has the same number.
+
+    The cosines of a group add up to the product of its two sums: memory grows with the items, not with the pairs.
+    """
+    (numbers_a, counts_a, sums_a), (numbers_b, counts_b, sums_b) = _grouped(*a), _grouped(*b)
+    _, in_a, in_b = np.intersect1d(numbers_a, numbers_b, assume_unique=True, return_indices=True)
+    matched = int(counts_a[in_a] @ counts_b[in_b])
     if not matched:
         return {"matched": 0}
-    left = np.repeat(np.arange(len(a[1])), count)
-    right = order[
-        np.concatenate([np.arange(begin, end) for begin, end, n in zip(first, last, count, strict=True) if n])
-    ]
-    cosine = (a[0][left] * b[0][right]).sum(axis=1)
+    total = float((sums_a[in_a] * sums_b[in_b]).sum())
+    cosine = total / matched
     everything = len(a[1]) * len(b[1])
-    other = (mean_cosine * everything - cosine.sum()) / max(everything - matched, 1)
     return {
         "matched": matched,
-        "alignment": _plain((2 - 2 * cosine).mean()),
-        "cosine_matched": _plain(cosine.mean()),
-        "cosine_other": _plain(other),
+        "alignment": _plain(2 - 2 * cosine),
+        "cosine_matched": _plain(cosine),
+        "cosine_other": _plain((mean_cosine * everything - total) / max(everything - matched, 1)),
     }
+
+
+def _grouped(rows: Real, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], Real]:
+    """Give each number from 0 on, (g,) ascending, how many rows have it, (g,), and their sum, (g, d)."""
+    order = np.argsort(numbers, kind="stable")[np.count_nonzero(numbers < 0) :]
+    found, first, counts = np.unique(numbers[order], return_index=True, return_counts=True)
+    sums = np.add.reduceat(rows[order], first) if found.size else rows[:0]
+    return found, counts, np.asarray(sums)
 
 
 def _sample(rows: Real, seed: int) -> Real:

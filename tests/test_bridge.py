@@ -15,8 +15,9 @@ from bindsearch.cli import run
 from bindsearch.errors import MismatchError, MissingInputError
 from bindsearch.index.build import build_index
 from bindsearch.index.identity import Identity
+from bindsearch.index.recipe import Recipe
 from bindsearch.query import Embedding
-from bindsearch.search import open_index
+from bindsearch.search import SearchIndex, open_index
 
 NUMBERS = Enhancement(5, 30.0, 0.4)
 
@@ -88,6 +89,48 @@ def test_what_cannot_carry_is_refused(index, tmp_path):
         bridge_to(index, open_index(tmp_path / "alien"))
     with pytest.raises(MismatchError, match="alien@0123456789ab"):
         bridge_to(index)(ask(8, space="alien@0123456789ab"))
+
+
+class Gapped(FakeStore):
+    """Modalities in narrow cones of their own, as in a real space."""
+
+    def __init__(self, n=1500, dim=16):
+        super().__init__(n, dim)
+        kinds = self.table["modality"].to_pylist()
+        cones = {name: 4 * np.eye(dim)[place] for place, name in enumerate(("image", "audio", "text"))}
+        self.vectors = (self.vectors + np.stack([cones[kind] for kind in kinds])).astype(np.float32)
+
+
+def test_beside_other_items_the_nearest_images_are_found(tmp_path):
+    """The backend's own search ends among the texts, which lie nearer to a text than any image does."""
+    store = Gapped()
+    mixed = VisualCache.open(SearchIndex(build_index(store, tmp_path / "mixed", Recipe("hnsw", build={"M": 8}))))
+    alone = VisualCache.of_vectors(store.units[::3])
+    texts = store.units[2:900:3]
+    np.testing.assert_allclose(mixed.enhance(texts), alone.enhance(texts), atol=1e-6)
+    np.testing.assert_array_equal(mixed.retrieve(texts).ids, store.ids[::3][alone.retrieve(texts).ids])
+    np.testing.assert_array_equal(mixed.rows.ids(), store.ids[::3])
+    carried = bridge_to(mixed.index)(Embedding.of_vector(texts[:1], "text", Identity(SPACE), "text"))
+    np.testing.assert_allclose(carried.vector, alone.enhance(texts[:1]), atol=1e-6)
+
+
+def test_exact_reaches_the_bridge(tmp_path, capsys):
+    """Also where the images are an approximate index of their own, which no filter makes exact."""
+    store = FakeStore(1500, 16, modalities=("image",))
+    folder = build_index(store, tmp_path / "images", Recipe("hnsw", build={"M": 2, "efConstruction": 4}))
+    index, query = SearchIndex(folder), ask(3)
+    expected = VisualCache.of_vectors(store.units).enhance(query.vector, 5, 30.0, 0.4)
+    np.testing.assert_allclose(bridge_to(index, None, NUMBERS, exact=True)(query).vector, expected, atol=1e-6)
+    assert np.abs(bridge_to(index, None, NUMBERS)(query).vector - expected).max() > 1e-3
+    np.save(tmp_path / "q.npy", query.vector)
+    base = ["query", str(folder.path), "--vector", str(tmp_path / "q.npy"), "--bridge", "--json", "--exact", "-k", "1"]
+    assert run(base) == 0
+    numbers = Enhancement()
+    moved = VisualCache.open(folder.path).enhance(
+        query.vector, numbers.cache_size, numbers.inverse_temperature, numbers.weight, exact=True
+    )
+    score = json.loads(capsys.readouterr().out)[0]["score"]
+    assert score == pytest.approx(float((store.units @ moved[0]).max()), abs=1e-6)
 
 
 def test_query_with_a_bridge(index, tmp_path, capsys):

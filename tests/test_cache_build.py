@@ -368,3 +368,69 @@ def test_commands(tmp_path, capsys):
     assert run(["cache", "export", cache, "-o", str(tmp_path / "x.index"), "--rows", "pq"]) == 2
     assert run(["cache", "info", str(tmp_path / "nowhere")]) == 3
     assert run(["cache", "enhance", cache]) == 2
+
+
+# ---- refused before the work -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "says"),
+    [
+        (["--backend", "faiss-flatt"], 2, "Did you mean 'faiss-flat'"),
+        (["--near-duplicate", "0.5"], 2, "near_duplicate: expected a cosine from 0.98"),
+        (["--queries", "nowhere"], 3, "nowhere: no embeddings there"),
+        (["--queries", "STORE"], 5, "toy@0123456789ab"),
+        (["--recipe", "WEIGHT"], 2, "weight: expected a number from 0 to 1, got 1.5"),
+        (["--recipe", "SIZE"], 2, "cache_size: expected at least 1, got 0"),
+        (["--recipe", "MODALITY"], 2, "Did you mean 'image'"),
+        (["--recipe", "QUERIES"], 3, "lost: no such file or folder"),
+    ],
+)
+def test_nothing_is_embedded_where_the_rest_cannot_be_meant(tmp_path, real_store, capsys, wrong, code, says):
+    contents = {
+        "WEIGHT": {"cache": {"enhancement": {"weight": 1.5}}},
+        "MODALITY": {"cache": {"modality": "imge"}},
+        "SIZE": {"cache": {"enhancement": {"cache_size": 0}}},
+        "QUERIES": {"cache": {"tuning": {"queries": str(tmp_path / "lost")}}, "recipe": {"backend": "rabitq"}},
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    names = {"STORE": str(real_store), **{name: str(tmp_path / name) for name in contents}}
+    options = [names.get(each, each) for each in wrong]
+    base = ["cache", "build", "world:0..2", "-o", str(tmp_path / "cache"), "--space", "tiny:7", "--workers", "0", "-q"]
+    assert run([*base, *options]) == code
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "cache.embeddings").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_embeddings_of_another_space_than_the_one_named_are_refused(tmp_path, real_store, capsys):
+    build = ["cache", "build", str(real_store), "-o", str(tmp_path / "cache"), "-q"]
+    assert run([*build, "--space", "tiny:7"]) == 5
+    said = capsys.readouterr().err
+    assert "made with space toy@0123456789ab, tiny:7 is asked for" in said
+    (tmp_path / "r.json").write_text('{"cache": {"space": "tiny:7"}}', encoding="utf-8")
+    assert run([*build, "--recipe", str(tmp_path / "r.json")]) == 5
+    assert not (tmp_path / "cache").exists()
+    assert run(build) == 0
+
+
+def test_files_of_features_are_built_from_one_by_one(tmp_path, capsys):
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", features())
+    assert run(["cache", "build", str(tmp_path / "a.npy"), str(tmp_path / "b.npy"), "-o", str(tmp_path / "c")]) == 2
+    said = capsys.readouterr().err
+    assert "bindsearch index merge CACHE1 CACHE2" in said
+    assert "--modality" not in said
+
+
+def test_enhance_makes_the_folder_of_its_file(tmp_path):
+    build_cache(tmp_path / "cache", Inputs((str(_rows_file(tmp_path)),), space_id=SPACE))
+    out = tmp_path / "new" / "deep" / "moved.npy"
+    assert run(["cache", "enhance", str(tmp_path / "cache"), "--vectors", str(tmp_path / "x.npy"), "-o", str(out)]) == 0
+    assert np.load(out).shape == (200, 24)
+
+
+def _rows_file(folder):
+    np.save(folder / "x.npy", features())
+    return folder / "x.npy"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +90,30 @@ def test_tuning_anew_builds_nothing(built, capsys):
     assert again["audio"]["largest_error"] <= 1e-3
     assert CacheRecord.load(path).measured == again
     assert {each: each.stat().st_mtime_ns for each in path.rglob("vectors.npy")} == before
+
+
+def test_tuning_anew_without_options_takes_what_the_record_says(built, tmp_path, caplog):
+    """Its queries and how exactly; it took pictures of its own, and forgot what was asked for."""
+    path, _, sounds, asked = built
+    cache = tmp_path / "cache"
+    shutil.copytree(path, cache)
+    wanted = Tuning("world:validation:0..60#audio", 0.8, 1e-2, 60)
+    retune_cache(cache, [asked], wanted)
+    assert run(["cache", "tune", str(cache)]) == 0
+    record = CacheRecord.load(cache)
+    assert record.recipe.tuning == wanted
+    assert {name: (each["queries"], each["source"]) for name, each in record.measured.items()} == {
+        "audio": (60, str(asked))
+    }
+    assert run(["cache", "tune", str(cache), "--error", "0.02", "--held-out", "40"]) == 0
+    assert CacheRecord.load(cache).recipe.tuning == replace(wanted, error=0.02, count=40)
+    # moved away from where it was tuned: its recipe's queries lie beside it
+    gone = {name: {**each, "source": "gone"} for name, each in record.measured.items()}
+    replace(record, measured=gone).save(cache)
+    beside = store(tmp_path / "cache.queries", sounds[300:], "audio")
+    assert run(["cache", "tune", str(cache)]) == 0
+    assert CacheRecord.load(cache).measured["audio"]["source"] == str(beside)
+    assert not caplog.records
 
 
 def test_what_few_queries_cannot_confirm_is_reached_by_looking_farther(built, caplog):

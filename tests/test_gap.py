@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -93,6 +94,41 @@ def test_several_items_a_pair_and_none():
     assert pair["matched"] == 0 and "alignment" not in pair
     with pytest.raises(InputError, match="one image alone"):
         measure_gap(Rows(vectors[1:], kinds[1:], {"key": list("bcdef")}, "toy@0", "toy", "toy"))
+
+
+def labelled(n, d=64, labels=("dog", "cat", None)):
+    """Items of two modalities with few labels, of which some have none; one label is of one modality alone."""
+    rng = np.random.default_rng(8)
+    rows = unit(rng.standard_normal((2 * n, d)) + np.repeat(np.eye(d)[:2], n, axis=0)).astype(np.float32)
+    kinds = np.array(["image"] * n + ["text"] * n)
+    values = [labels[place] for place in rng.integers(0, len(labels), 2 * n)]
+    values[0] = "owl"
+    return Rows(rows, kinds, {"key": [f"k{place}" for place in range(2 * n)], "label": values}, "toy@0", "toy", "toy")
+
+
+def test_figures_of_labels_are_those_of_all_their_pairs():
+    rows = labelled(70)
+    labels = np.array([value or "" for value in rows.columns["label"]])
+    a, b = (rows.vectors[rows.where(name)].astype(float) for name in ("image", "text"))
+    same = (labels[:70, None] == labels[None, 70:]) & (labels[:70, None] != "")
+    result = measure_gap(rows, "label")
+    for state, left, right in (("stored", a, b), ("centred", centred(a), centred(b))):
+        (pair,) = result[state]["pairs"]
+        cosines = left @ right.T
+        assert pair["matched"] == same.sum()
+        assert pair["cosine_matched"] == pytest.approx(cosines[same].mean(), rel=1e-5)
+        assert pair["cosine_other"] == pytest.approx(cosines[~same].mean(), rel=1e-5)
+        assert pair["alignment"] == pytest.approx((2 - 2 * cosines[same]).mean(), rel=1e-5)
+
+
+def test_memory_grows_with_the_items_and_not_with_their_pairs():
+    rows = labelled(1000, labels=("dog",))
+    tracemalloc.start()
+    (pair,) = measure_gap(rows, "label")["stored"]["pairs"]
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert pair["matched"] == 999 * 1000
+    assert peak_bytes < 128 << 20  # the rows of the pairs side by side are 0.5 GB each
 
 
 def test_the_drawing_is_a_principal_plane():

@@ -22,7 +22,10 @@ from bindsearch.search.centred import centre_query
 
 
 def bridge_to(
-    index: SearchIndex, cache: SearchIndex | None = None, enhancement: Enhancement | None = None
+    index: SearchIndex,
+    cache: SearchIndex | None = None,
+    enhancement: Enhancement | None = None,
+    exact: bool = False,
 ) -> Callable[[Embedding], Embedding]:
     """Give a function that carries queries towards images before they are searched for.
 
@@ -30,6 +33,7 @@ def bridge_to(
         index: that will be asked.
         cache: whose images are looked at; None: the index's own.
         enhancement: what to blend with; None: as the cache's recipe says, with at most as many images as there are.
+        exact: whether the images are proven to be the nearest.
 
     Returns:
         Query -> query. One whose terms are images alone comes back as it is.
@@ -58,7 +62,7 @@ def bridge_to(
             return query
         found.check(query)
         placed = centre_query(query, snapshot)
-        near = found.retrieve(placed.vector, size, numbers.inverse_temperature)
+        near = found.retrieve(placed.vector, size, numbers.inverse_temperature, exact=exact)
         total = sum(term.weight * term.vector.astype(np.float64) for term in placed.terms)
         label = f"{size} cached images"
         other = Embedding.of_vector(near.features, label, identity, "image", centring=own)

@@ -20,17 +20,20 @@ import numpy as np
 
 from bindsearch.cache.duplicates import find_duplicates
 from bindsearch.cache.features import FeatureSource, layout_of
-from bindsearch.cache.recipe import CacheRecipe, CacheRecord
+from bindsearch.cache.recipe import CacheRecipe, CacheRecord, queries_beside
 from bindsearch.cache.tuning import tune_snapshot
-from bindsearch.errors import InputError, MissingInputError, WeightsError
+from bindsearch.errors import InputError, MismatchError, MissingInputError, WeightsError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.build import build_index
 from bindsearch.index.commit import check_output
+from bindsearch.index.heldout import check_queries
+from bindsearch.index.identity import Identity
+from bindsearch.index.source import identity_of, open_source
 from bindsearch.listing import Listing
 from bindsearch.makers import maker_of, narrow
 from bindsearch.registry import INDEXES
 from bindsearch.sources import each_source
-from bindsearch.store import EmbeddingStore
+from bindsearch.store import UNKNOWN, EmbeddingStore
 from bindsearch.store.reader import listed_sources
 
 if TYPE_CHECKING:
@@ -129,14 +132,16 @@ def build_cache(
         What was seen, left out and kept; it lies beside the index too.
 
     Raises:
-        MissingInputError: no source, or nothing of the modality in it.
+        MissingInputError: no source, or nothing of the modality in it; no embeddings where `inputs.queries` names some.
+        UnknownNameError: no such backend.
         InputError: `output` holds an index and force is not set; a source or a recipe that cannot be meant; embeddings
             beside the output are of other sources.
-        MismatchError: sources of another space than the recipe's.
+        MismatchError: sources or queries of another space than the recipe's.
         TooManyBadError: more of the media are bad than `inputs.max_bad` allows.
     """
     output, recipe = Path(output), recipe or CacheRecipe()
     check_output(output, force)
+    _check_rest(output, inputs, recipe, force)
     gathered = _gathered(output, inputs, recipe, force, progress)
     return build_kept(output, gathered, inputs, recipe, force, progress)
 
@@ -184,6 +189,15 @@ def build_kept(
     return record
 
 
+def _check_rest(output: Path, inputs: Inputs, recipe: CacheRecipe, force: bool) -> None:
+    """Refuse what is read only after the images are embedded, which may take hours: the backend and the queries."""
+    approximate = not INDEXES[recipe.index.backend].exact
+    for store in inputs.queries:
+        open_source(store)
+    if approximate and recipe.tuning.queries and not inputs.queries and inputs.load is not None:
+        _check_holds((recipe.tuning.queries,), queries_beside(output), force)
+
+
 def _gathered(
     output: Path, inputs: Inputs, recipe: CacheRecipe, force: bool, progress: Progress
 ) -> tuple[VectorSource, str, dict[str, int], NDArray[np.bool_]]:
@@ -221,18 +235,37 @@ def open_embeddings(
 
     Raises:
         InputError: a source that cannot be meant, such as an index or a FAISS file; embeddings of other sources.
+        MismatchError: embeddings or queries of another space than the recipe's.
     """
-    first = Path(inputs.sources[0])
-    if len(inputs.sources) == 1 and first.exists():
-        if (first / "index.json").is_file():
-            raise InputError(f"{first}: is an index, which serves as a cache as it is: bindsearch cache info {first}")
-        if first.suffix in (".index", ".faiss"):
-            raise InputError(f"{first}: is a FAISS file. Type: bindsearch cache import {first} -o {output}")
-        if (first / "manifest.json").is_file():
-            return EmbeddingStore.open(first), str(first)
-        if layout := layout_of(first):
-            return FeatureSource(first, layout, inputs.space_id, recipe.modality), str(first)
+    for each in map(Path, inputs.sources):
+        if (each / "index.json").is_file():
+            raise InputError(f"{each}: is an index, which serves as a cache as it is: bindsearch cache info {each}")
+        if each.is_file() and each.suffix in (".index", ".faiss"):
+            raise InputError(f"{each}: is a FAISS file. Type: bindsearch cache import {each} -o {output}")
+        source = _vectors_of(each, inputs, recipe, alone=len(inputs.sources) == 1)
+        if source is not None and len(inputs.sources) > 1:
+            raise InputError(
+                f"{each}: holds embeddings, which a cache is built of alone. Build one of each source, then join them: "
+                f"bindsearch index merge CACHE1 CACHE2 -o {output}"
+            )
+        if source is not None:
+            _check_space(source, str(each), inputs, recipe)
+            check_queries(source, inputs.queries)
+            return source, str(each)
     return _embedded(inputs, output, recipe, force, grow)
+
+
+def _vectors_of(path: Path, inputs: Inputs, recipe: CacheRecipe, alone: bool) -> VectorSource | None:
+    """Open a folder of embeddings or a file of features; None where a path is neither, but media.
+
+    A Parquet file that is not `alone` is a list of media, as for `bindsearch embed`.
+    """
+    if (path / "manifest.json").is_file():
+        return EmbeddingStore.open(path)
+    layout = layout_of(path)
+    if layout is None or (layout == "parquet" and not alone):
+        return None
+    return FeatureSource(path, layout, inputs.space_id, recipe.modality)
 
 
 def _queries(source: VectorSource, inputs: Inputs, output: Path, recipe: CacheRecipe, force: bool) -> tuple[Path, ...]:
@@ -242,15 +275,34 @@ def _queries(source: VectorSource, inputs: Inputs, output: Path, recipe: CacheRe
     """
     if inputs.queries or not recipe.tuning.queries or inputs.load is None:
         return inputs.queries
-    try:
-        space_id = inputs.load(recipe.space).space_id
-    except WeightsError:
+    if _space_id(inputs, recipe) != source.manifest.space_id:
         return ()
-    if space_id != source.manifest.space_id:
-        return ()
-    folder = output.with_name(output.name + ".queries")
+    folder = queries_beside(output)
     _embed((recipe.tuning.queries,), folder, replace(inputs, embed_progress=False), recipe.space, force)
     return (folder,)
+
+
+def _space_id(inputs: Inputs, recipe: CacheRecipe) -> str | None:
+    """Give the id of the space that a recipe names, else of the default; None where its weights are not at hand."""
+    try:
+        return None if inputs.load is None else str(inputs.load(recipe.space).space_id)
+    except WeightsError:
+        return None
+
+
+def _check_space(source: VectorSource, name: str, inputs: Inputs, recipe: CacheRecipe) -> None:
+    """Refuse embeddings of another space than a recipe names; of features that do not say theirs nobody knows.
+
+    Raises:
+        MismatchError: naming both.
+    """
+    made = str(source.manifest.space_id)
+    wanted = None if recipe.space is None or made == UNKNOWN else _space_id(inputs, recipe)
+    if wanted not in (None, made):
+        raise MismatchError(
+            f"{name}: made with space {made}, {recipe.space} is asked for, which is {wanted}. Name no space, "
+            f"or embed the images with that one: bindsearch cache build IMAGES -o CACHE --space {recipe.space}"
+        )
 
 
 def _embedded(
@@ -274,6 +326,24 @@ def _embed(
 
     if inputs.load is None:
         raise InputError(f"{named[0]}: must be embedded, and no space was given.")
+    holds_others = _check_holds(named, folder, force, grow)
+    made_in = inputs.load(space)
+    for store in inputs.queries:
+        fix = "Embed the queries with that space."
+        Identity(str(made_in.space_id)).merged(identity_of(*open_source(store)), str(folder), str(store), fix)
+    if holds_others:
+        shutil.rmtree(folder)
+    options = EmbedOptions(workers=inputs.workers, max_bad=inputs.max_bad)
+    run_embed(named, folder, made_in, options=options, progress=inputs.embed_progress).check_bad()
+
+
+def _check_holds(named: tuple[str, ...], folder: Path, force: bool, grow: tuple[str, ...] = ()) -> bool:
+    """Say whether a folder holds embeddings of others than some sources, to be deleted.
+
+    Raises:
+        InputError: it does, and `force` is not set; or a source cannot be meant.
+        MissingInputError: a source is not there.
+    """
     wanted = Listing(named).origins
     others = [name for name in listed_sources(folder) if name not in wanted and not name.startswith(grow)]
     if others and not force:
@@ -281,10 +351,7 @@ def _embed(
             f"{folder}: holds embeddings of {others[0]}, and {', '.join(wanted)} is asked for. "
             "Name another folder, --embeddings DIR, or delete this one (--force does where it was not named)."
         )
-    if others:
-        shutil.rmtree(folder)
-    options = EmbedOptions(workers=inputs.workers, max_bad=inputs.max_bad)
-    run_embed(named, folder, inputs.load(space), options=options, progress=inputs.embed_progress).check_bad()
+    return bool(others)
 
 
 def record_of(recipe: CacheRecipe, name: str, found: Mapping[str, int]) -> CacheRecord:

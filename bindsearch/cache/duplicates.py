@@ -32,6 +32,16 @@ _MOST_TOGETHER = 4096
 _SEED = 20261121
 
 
+def check_threshold(threshold: float | None) -> None:
+    """Refuse a least cosine of near duplicates that is out of its range, LOWEST to 1.
+
+    Raises:
+        InputError: naming both.
+    """
+    if threshold is not None and not LOWEST <= threshold <= 1:
+        raise InputError(f"near_duplicate: expected a cosine from {LOWEST} to 1, or null, got {threshold}.")
+
+
 def find_duplicates(rows: FloatArray, threshold: float | None, progress: Progress = no_progress) -> IntArray:
     """Find for each row an earlier one that it repeats.
 
@@ -46,8 +56,7 @@ def find_duplicates(rows: FloatArray, threshold: float | None, progress: Progres
     Raises:
         InputError: a threshold out of its range.
     """
-    if threshold is not None and not LOWEST <= threshold <= 1:
-        raise InputError(f"near_duplicate: expected a cosine from {LOWEST} to 1, or null, got {threshold}.")
+    check_threshold(threshold)
     witness = _same_bytes(rows)
     if threshold is None or rows.shape[0] < 2:
         return witness

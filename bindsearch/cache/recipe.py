@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bindsearch.cache.blend import CACHE_SIZE, INVERSE_TEMPERATURE, WEIGHT
+from bindsearch.cache.blend import CACHE_SIZE, INVERSE_TEMPERATURE, WEIGHT, check_blend
+from bindsearch.cache.duplicates import check_threshold
 from bindsearch.config import from_json_dict, to_json_dict
 from bindsearch.errors import InputError, MismatchError, MissingInputError
+from bindsearch.exchange.rows import check_modality
 from bindsearch.index.commit import CACHE_RECORD
 from bindsearch.index.recipe import Recipe
 from bindsearch.store.files import commit_json
@@ -27,6 +29,16 @@ class Enhancement:
     cache_size: int = CACHE_SIZE
     inverse_temperature: float = INVERSE_TEMPERATURE
     weight: float = WEIGHT
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing can be blended with.
+
+        Raises:
+            InputError: a `cache_size` below 1; others as of `check_blend`.
+        """
+        if self.cache_size < 1:
+            raise InputError(f"cache_size: expected at least 1, got {self.cache_size}.")
+        check_blend(self.inverse_temperature, self.weight)
 
 
 @dataclass(frozen=True)
@@ -88,8 +100,11 @@ class CacheRecipe:
         """Refuse what cannot be kept.
 
         Raises:
-            InputError: `keep` below 1, or a growing source without it.
+            InputError: `keep` below 1, a growing source without it, or a `near_duplicate` out of its range.
+            UnknownNameError: no such modality.
         """
+        check_modality(self.modality, "cache recipe")
+        check_threshold(self.near_duplicate)
         if self.keep is not None and self.keep < 1:
             raise InputError(f"cache recipe: keep expected at least 1, got {self.keep}.")
         if "{last}" in self.source and self.keep is None:
@@ -153,6 +168,11 @@ class CacheRecord:
             return found if found.generation == first_generation else None
         except ValueError as error:
             raise MismatchError(f"{path}: cannot be read ({error}). Build the cache again, or delete it.") from error
+
+
+def queries_beside(cache: Path) -> Path:
+    """Name the folder that a recipe's queries are embedded to, beside its cache."""
+    return cache.with_name(cache.name + ".queries")
 
 
 def read_recipe(path: str | Path) -> CacheRecipe:

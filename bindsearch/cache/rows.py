@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from bindsearch.errors import MismatchError, MissingInputError
+from bindsearch.search.ranking import Effort, Ranker
+from bindsearch.search.selectors import MaskCache, Scope, Selection, select
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from bindsearch.index.base import IndexBackend
     from bindsearch.index.recipe import SearchSettings
     from bindsearch.index.snapshot import Snapshot
     from bindsearch.types import FloatArray, IntArray
-
-    BoolArray = NDArray[np.bool_]
 
 
 class CachedRows(Protocol):
@@ -71,7 +69,9 @@ class IndexRows:
                 f"Type: bindsearch cache build IMAGES -o {self.name}"
             )
         self._count = count
-        self._masks = None if modality is None or count == snapshot.manifest.count else _masks(snapshot, modality)
+        self._selection: Selection | None = None
+        if modality is not None and count < snapshot.manifest.count:
+            self._selection = select(snapshot, Scope(modality=modality), MaskCache())
 
     def __len__(self) -> int:
         """Count the cached rows."""
@@ -85,8 +85,8 @@ class IndexRows:
     def search(
         self, queries: FloatArray, k: int, settings: SearchSettings | None = None, exact: bool = False
     ) -> tuple[FloatArray, IntArray]:
-        """Search as `Snapshot.search` does."""
-        return self.snapshot.search(queries, k, self._masks, settings, exact)
+        """Search as a query for this modality alone does: beside other items, on the routes of a filter."""
+        return Ranker(self.snapshot, self._selection, Effort(exact, settings)).rank(queries, k)
 
     def rows(self, ids: IntArray) -> FloatArray:
         """Give the stored rows of ids."""
@@ -94,12 +94,10 @@ class IndexRows:
 
     def ids(self) -> IntArray:
         """Give the ids of all cached rows, (n,) int64, in row order."""
-        masks = self._masks or [None] * len(self.snapshot.segments)
-        parts = [
-            segment.index.ids[segment.index.alive if mask is None else mask & segment.index.alive]
-            for segment, mask in zip(self.snapshot.segments, masks, strict=True)
-        ]
-        return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+        if self._selection is None:
+            return self.snapshot.ids()
+        masks = zip(self.snapshot.segments, self._selection.masks, strict=True)
+        return np.concatenate([segment.index.ids[mask] for segment, mask in masks])
 
     def check_plain(self) -> None:
         """Refuse a centred index, whose rows do not lie where the space puts pictures.
@@ -170,10 +168,3 @@ class BackendRows:
     def rows(self, ids: IntArray) -> FloatArray:
         """Give the stored rows of ids."""
         return self._backend.rows(ids)
-
-
-def _masks(snapshot: Snapshot, modality: str) -> list[BoolArray | None]:
-    """Tell the items of one modality: a mask a segment."""
-    import pyarrow.compute as pc
-
-    return [pc.equal(segment.column("modality"), modality).to_numpy() for segment in snapshot.segments]

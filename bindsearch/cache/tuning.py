@@ -9,14 +9,14 @@ itself a cached row is moved by the others alone: it would find itself, and weig
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bindsearch.cache.recipe import CacheRecipe, CacheRecord, Enhancement, Tuning
+from bindsearch.cache.recipe import CacheRecipe, CacheRecord, Enhancement, Tuning, queries_beside
 from bindsearch.cache.rows import IndexRows, OtherRows
 from bindsearch.cache.visual import VisualCache
 from bindsearch.index.commit import commit, writing
@@ -25,6 +25,7 @@ from bindsearch.index.heldout import held_out
 from bindsearch.index.knobs import Knobs
 from bindsearch.index.plan import knobs_of
 from bindsearch.index.sizes import stored_read_bytes
+from bindsearch.index.source import several
 from bindsearch.index.tune import CONFIDENCE, Sample, Tuned, Tuner, snapshot_search
 from bindsearch.index.tuned import most_demanding
 
@@ -136,14 +137,18 @@ def _raised(
 
 
 def retune_cache(
-    path: str | Path, queries: Embeddings | Sequence[Embeddings] = (), tuning: Tuning | None = None
+    path: str | Path,
+    queries: Embeddings | Sequence[Embeddings] = (),
+    tuning: Tuning | None = None,
+    changed: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Choose the settings of a cache that is there anew; rows and codes stay as they are.
 
     Args:
         path: the cache.
-        queries: as in `tune_snapshot`.
+        queries: as in `tune_snapshot`; none: those that it was tuned on before, as far as they are there.
         tuning: what to reach; None: as its recipe says.
+        changed: fields of `Tuning` that are to be otherwise.
 
     Returns:
         What was measured, a modality each; it stands in the cache's record, where there is one. Empty of an exact
@@ -154,8 +159,10 @@ def retune_cache(
         folder.reload()
         record = CacheRecord.load(folder.path, folder.manifest.first_generation)
         recipe = CacheRecipe() if record is None else record.recipe
-        recipe = replace(recipe, tuning=tuning or recipe.tuning)
-        tuned, measured = tune_snapshot(folder.snapshot, recipe, queries)
+        wanted: dict[str, Any] = dict(changed or {})
+        recipe = replace(recipe, tuning=replace(tuning or recipe.tuning, **wanted))
+        named = several(queries) or (() if record is None else _queries_of(folder.path, record))
+        tuned, measured = tune_snapshot(folder.snapshot, recipe, named)
         if not tuned:
             return {}
         manifest = folder.manifest
@@ -163,3 +170,14 @@ def retune_cache(
         if record is not None:
             replace(record, recipe=recipe, measured=measured).save(folder.path)
     return measured
+
+
+def _queries_of(cache: Path, record: CacheRecord) -> tuple[Path, ...]:
+    """Give the stores of queries that a cache was tuned on, else those of its recipe beside it, if they are there."""
+    sources = [name for found in record.measured.values() for name in str(found["source"]).split(" + ")]
+    beside = [queries_beside(cache)] if record.recipe.tuning.queries else []
+    for stores in (list(dict.fromkeys(map(Path, sources))), beside):
+        there = tuple(each for each in stores if (each / "manifest.json").is_file())
+        if there:
+            return there
+    return ()

@@ -84,6 +84,7 @@ def cache_build(
     made = replace(
         made,
         keep=keep or made.keep,
+        space=space or made.space,
         near_duplicate=near_duplicate if near_duplicate is not None else made.near_duplicate,
         index=replace(made.index, backend=backend or made.index.backend, row_dtype=row_dtype or made.index.row_dtype),
     )
@@ -91,7 +92,7 @@ def cache_build(
         tuple(sources or ()),
         embeddings,
         space_id,
-        lambda name: open_space(space or name, device, dtype, None),
+        lambda name: open_space(name, device, dtype, None),
         not quiet,
         setting("workers", workers),
         tuple(queries or ()),
@@ -111,16 +112,26 @@ def cache_build(
 def cache_tune(
     cache: CacheArgument,
     queries: QueriesOption = None,
-    overlap: Annotated[float, typer.Option(help="Share of the true neighbours to find at least.")] = 0.99,
-    error: Annotated[float, typer.Option(help="Largest 1 - cosine of a moved embedding to exact search's.")] = 1e-3,
-    held_out: Annotated[int, typer.Option("--held-out", min=20, help="Queries a modality to tune on.")] = 500,
+    overlap: Annotated[
+        float | None, typer.Option(help="Share of the true neighbours to find at least; at first 0.99.")
+    ] = None,
+    error: Annotated[
+        float | None, typer.Option(help="Largest 1 - cosine of a moved embedding to exact search's; at first 0.001.")
+    ] = None,
+    held_out: Annotated[
+        int | None, typer.Option("--held-out", min=20, help="Queries a modality to tune on; at first 500.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Choose an approximate cache's search settings anew, on embeddings like those that it will move."""
-    from bindsearch.cache.recipe import Tuning
+    """Choose an approximate cache's search settings anew, on embeddings like those that it will move.
+
+    What no option says is as when it was built or last tuned: how exactly, and on which queries if those are there.
+    """
     from bindsearch.cache.tuning import retune_cache
 
-    measured = retune_cache(cache, tuple(queries or ()), Tuning("", overlap, error, held_out))
+    given = {"overlap": overlap, "error": error, "count": held_out}
+    changed = {name: value for name, value in given.items() if value is not None}
+    measured = retune_cache(cache, tuple(queries or ()), changed=changed)
     if as_json:
         print_json(measured)
         return
@@ -212,6 +223,7 @@ def cache_enhance(
         import numpy as np
 
         written = output if output.suffix == ".npy" else output.with_name(f"{output.name}.npy")
+        written.parent.mkdir(parents=True, exist_ok=True)
         np.save(written, moved, allow_pickle=False)
         say(f"wrote {moved.shape[0]} embeddings to {written}")
     shown = found.explain(rows, numbers.cache_size, numbers.inverse_temperature, exact)

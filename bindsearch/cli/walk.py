@@ -250,7 +250,7 @@ def query(
         sql=sql,
         shape=shape,
         effort=Effort(exact),
-        bridge=_bridge(found, bridge, bridge_cache),
+        bridge=_bridge(found, bridge, bridge_cache, exact),
     )
     from bindsearch import render
 
@@ -266,14 +266,16 @@ def query(
         say(line)
 
 
-def _bridge(index: SearchIndex, wanted: bool, cache: Path | None) -> Callable[[Embedding], Embedding] | None:
+def _bridge(
+    index: SearchIndex, wanted: bool, cache: Path | None, exact: bool
+) -> Callable[[Embedding], Embedding] | None:
     """Give what carries queries over the modality gap, where that is asked for."""
     if not wanted and cache is None:
         return None
     from bindsearch.cache.bridge import bridge_to
     from bindsearch.search import open_index
 
-    return bridge_to(index, None if cache is None else open_index(cache))
+    return bridge_to(index, None if cache is None else open_index(cache), exact=exact)
 
 
 def _term_options() -> dict[str, str]:

@@ -163,7 +163,8 @@ class Planner:
         if not self.report.ignored:
             return "Nothing there has a name that says what it is."
         ignored = ", ".join(f"{count} {name}" for name, count in sorted(self.report.ignored.items()))
-        return f"Ignored: {ignored}. To read files whatever their suffix: --modality NAME."
+        how = "bindsearch embed SRC -o EMBEDDINGS --modality NAME"
+        return f"Ignored: {ignored}. To read files whatever their suffix: {how}"
 
     def _plan_items(self, listing: Listing, known: KnownUnits, writer: PlanWriter) -> tuple[int, set[str]]:
         """Plan each new or changed item; return how many items were listed, and the places that could not be read."""
