@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -170,6 +171,44 @@ def test_the_nearest_budget_that_a_refusal_names_is_planned(table):
         plan.make_plan(100_000, 16, Budget(0.9, None, 1.0), recipes)
     named = re.search(r"--latency (\S+)", str(caught.value)).group(1)
     assert plan.make_plan(100_000, 16, Budget.parse(0.9, None, named), recipes).order
+
+
+ADVICE = re.compile(r"((?:--\w+ \S+ )+)\(([^)]+)\)")
+
+
+@pytest.mark.parametrize("recall", [0.6, 0.95, 0.999, 1.0])
+@pytest.mark.parametrize("measured", [True, False])
+def test_every_budget_that_a_refusal_names_is_planned(recall, measured):
+    """With the measurements that come along: whoever follows the advice gets the candidate that it names."""
+    recipes = [each for each in plan.candidates() if not measured or growth.growth_of(each)]
+    memories, latencies = (None, "1KB", "5MB", "60MB", "300MB"), (None, "1us", "300us", "20ms")
+    followed = set()
+    for rows, memory, latency in itertools.product((300, 100_000), memories, latencies):
+        asked = {"--recall": str(recall), "--memory": memory, "--latency": latency}
+        try:
+            plan.make_plan(rows, 1024, Budget.parse(recall, memory, latency), recipes)
+        except BudgetError as error:
+            advice = ADVICE.findall(str(error).partition("Nearest that can: ")[2])
+            assert advice, error
+            for options, name in advice:
+                words = options.split()
+                named = asked | dict(zip(words[::2], words[1::2], strict=True))
+                budget = Budget.parse(float(named["--recall"]), named["--memory"], named["--latency"])
+                order = plan.make_plan(rows, 1024, budget, recipes).order
+                assert name in [each.name for each in order], error
+                followed |= set(words[::2])
+    assert followed >= ({"--memory", "--latency"} if measured else {"--memory"})
+
+
+def test_what_is_approximate_is_offered_below_recall_1(table):
+    with pytest.raises(BudgetError, match=r"Nearest that can: --recall 0\.99 \(ivf-rabitq float16\), by forecast\.$"):
+        plan.make_plan(1000, 16, Budget(1.0), [Recipe("ivf-rabitq", "float16")])
+    with pytest.raises(BudgetError, match=r"--latency \S+ \(bytes float16\), by forecast; or --recall 0\.99 \(ivf-"):
+        plan.make_plan(100_000, 16, Budget(1.0, None, 3.0))
+    found = plan.make_plan(1000, 16, Budget(1.0))
+    assert {each.recipe.backend: each.recall for each in found.forecasts}["ivf-rabitq"] == plan.NEARLY_ALL
+    assert re.search(r"ivf-rabitq float16 .* at overlap 0\.99$", found.to_text(), re.MULTILINE)
+    assert not re.search(r"bytes float16 .* at overlap", found.to_text())
 
 
 def test_recall_1_is_left_to_exact_indexes(table):
