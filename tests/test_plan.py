@@ -454,6 +454,61 @@ def test_a_recipe_from_a_file(on_disk, tmp_path, capsys, table):
     assert "expected" in capsys.readouterr().err
 
 
+def test_options_go_before_a_recipe(on_disk, tmp_path, capsys, table):
+    file, output = tmp_path / "mine.json", tmp_path / "index"
+    file.write_text(json.dumps({"recipe": {"backend": "bytes", "row_dtype": "float16"}, "budget": {"recall": 0.9}}))
+    words = ["index", str(on_disk[0]), "-o", str(output), "--recipe", str(file), "--held-out", "20"]
+    assert run([*words, "--backend", "flat", "--row-dtype", "float32", "--recall", "0.8", "--quiet"]) == 0
+    manifest = IndexFolder.open(output).manifest
+    assert manifest.recipe == Recipe("flat", "float32") and manifest.tuned["asked"]["recall"] == 0.8
+    for bad in (["--recall", "0"], ["--memory", ""], ["--latency", ""], ["--row-dtype", "float64"]):
+        for own in (words, words[:4]):
+            assert run([*own, *bad, "--dry-run"]) == 2
+            assert "expected" in capsys.readouterr().err, bad
+    assert run([*words, "--backend", "flatt", "--dry-run"]) == 2
+    assert "Did you mean 'flat'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"budget": {"memory": 500000000}}, "budget.memory: expected str, got 500000000"),
+        ({"budget": {"memory": "much"}}, "budget: --memory: expected bytes such as 2GB, 1.5GiB or 800MB, got 'much'"),
+        ({"budget": {"latency": 10}}, "budget.latency: expected str, got 10"),
+        ({"budget": {"recall": "high"}}, "budget.recall: expected float, got 'high'"),
+        ({"budget": {"recall": None}}, "budget.recall: expected float, got None"),
+        ({"budget": {"recall": 0}}, "budget: --recall: expected a share above 0 and up to 1, got 0.0"),
+        ({"budget": {"recal": 0.99}}, "budget: unknown field 'recal'. Known: latency, memory, recall"),
+        ({"budget": []}, "budget: expected an object with latency, memory, recall, got []"),
+        ({"budgets": {}}, "unknown field 'budgets'"),
+        ({"recipe": "flat"}, "recipe: expected an object with backend,"),
+        ({"recipe": {"backend": "flat", "build": []}}, "recipe.build: expected dict, got []"),
+        ({"recipe": {"backend": "ivf-pq", "build": {"nlist": "many"}}}, "nlist of 'ivf-pq' expected a whole number"),
+        ({"recipe": {"backend": "bytes", "build": {"head_width": "all"}}}, "head_width of 'bytes' expected a whole"),
+    ],
+)
+def test_a_recipe_file_is_read_field_by_field(on_disk, tmp_path, capsys, changed, said):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"recipe": {"backend": "flat"}} | changed))
+    assert run(["index", str(on_disk[0]), "-o", str(tmp_path / "index"), "--recipe", str(file), "--dry-run"]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--backend", "flat"], ["--row-dtype", "float16"], ["--backend", "bytes"], ["--recall", "0.9"]],
+    ids=" ".join,
+)
+def test_what_a_dry_run_plans_is_built(words, on_disk, tmp_path, capsys, table):
+    output = tmp_path / "index"
+    command = ["index", str(on_disk[0]), "-o", str(output), *words]
+    assert run([*command, "--dry-run", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["order"][0]
+    assert run([*command, "--held-out", "20", "--quiet"]) == 0
+    manifest = IndexFolder.open(output).manifest
+    assert f"{manifest.backend} {manifest.row_dtype}" == planned
+
+
 def test_recipes_that_come_along_can_be_read():
     folder = Path(__file__).parent.parent / "indexes"
     files = sorted(folder.glob("*.json"))

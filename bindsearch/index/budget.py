@@ -44,7 +44,8 @@ class Budget:
     @classmethod
     def parse(cls, recall: float, memory: str | None, latency: str | None) -> Budget:
         """Read a budget from the words of a command line; see `parse_bytes` and `parse_ms`."""
-        return cls(recall, parse_bytes(memory) if memory else None, parse_ms(latency) if latency else None)
+        memory_bytes = None if memory is None else parse_bytes(memory)
+        return cls(recall, memory_bytes, None if latency is None else parse_ms(latency))
 
 
 @dataclass(frozen=True)

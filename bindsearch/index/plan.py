@@ -19,7 +19,7 @@ import importlib.util
 import json
 import logging
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +184,7 @@ def make_plan(rows: int, dim: int, budget: Budget, recipes: Sequence[Recipe] | N
 
     Raises:
         BudgetError: none can meet it, by bytes that are known or by a time that is far off.
+        InputError: a recipe has numbers that its backend does not know.
     """
     recipes = candidates() if recipes is None else list(recipes)
     rates = machine_rates(with_codes=any(not INDEXES[each.backend].exact for each in recipes))
@@ -197,6 +198,7 @@ def make_plan(rows: int, dim: int, budget: Budget, recipes: Sequence[Recipe] | N
 
 def _forecast(recipe: Recipe, rows: int, dim: int, budget: Budget, rates: Rates) -> Forecast:
     """Forecast one candidate."""
+    INDEXES[recipe.backend].check_build(recipe.build)
     exact = bool(INDEXES[recipe.backend].exact)
     recall = budget.recall if exact or budget.recall < 1 else NEARLY_ALL
     growth = growth_of(recipe)
@@ -390,12 +392,31 @@ def retune(
     return tuned
 
 
+@dataclass(frozen=True)
+class _BudgetWords:
+    """A budget as a recipe file says it; see `Budget.parse`."""
+
+    recall: float = 0.95
+    memory: str | None = None
+    latency: str | None = None
+
+
+@dataclass(frozen=True)
+class _RecipeFile:
+    """What a recipe file may hold; `cache` is read by `cache.recipe`, `about` by people."""
+
+    recipe: Recipe
+    budget: _BudgetWords = field(default_factory=_BudgetWords)
+    about: str = ""
+    cache: dict[str, Any] = field(default_factory=dict)
+
+
 def read_recipe(path: Path) -> tuple[Recipe, Budget]:
     """Read a recipe file such as indexes/visual-cache.json: a recipe, and the budget that it is tuned for.
 
     Raises:
         MissingInputError: it is not there.
-        InputError: it is no such file.
+        InputError: it is no such file, or holds an unknown field or a value that cannot be meant.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -405,6 +426,8 @@ def read_recipe(path: Path) -> tuple[Recipe, Budget]:
         raise InputError(f"{path}: not valid JSON ({error}).") from error
     if not isinstance(data, dict) or "recipe" not in data:
         raise InputError(f'{path}: expected {{"recipe": {{"backend": ...}}, "budget": {{"recall": ...}}}}.')
-    recipe = from_json_dict(Recipe, data["recipe"], f"{path}: recipe")
-    wanted = data.get("budget", {})
-    return recipe, Budget.parse(float(wanted.get("recall", 0.95)), wanted.get("memory"), wanted.get("latency"))
+    found = from_json_dict(_RecipeFile, data, str(path))
+    try:
+        return found.recipe, Budget.parse(found.budget.recall, found.budget.memory, found.budget.latency)
+    except InputError as error:
+        raise InputError(f"{path}: budget: {error}") from error
