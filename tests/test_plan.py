@@ -397,6 +397,21 @@ def test_rates_are_measured_once_and_kept(tmp_path, monkeypatch):
     assert rates.machine_rates(with_codes=False) == RATES  # a broken cache is measured anew
 
 
+def test_a_plan_says_how_to_have_the_rates_measured_anew(on_disk, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BINDSEARCH_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(plan, "machine_rates", rates.machine_rates)
+    measured = iter([Rates(5.0, 2.0, 10.0), RATES])  # on a busy machine; on a quiet one
+    monkeypatch.setattr(rates, "measure_rates", lambda _: next(measured))
+    command = ["index", str(on_disk[0]), "-o", str(tmp_path / "index"), "--recall", "0.9", "--dry-run"]
+    assert run(command) == 0
+    (kept,) = tmp_path.glob("rates-*.json")
+    assert re.search(rf"rates of \d{{4}}-\d\d-\d\d.*{re.escape(f'delete {kept}')}", capsys.readouterr().err)
+    kept.unlink()
+    assert run([*command, "--json"]) == 0
+    done = capsys.readouterr()
+    assert json.loads(done.out)["rates"]["product"] == RATES.product and not done.err
+
+
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 

@@ -72,6 +72,7 @@ def index_build(
     from bindsearch.index.budget import Budget
     from bindsearch.index.build import build_index
     from bindsearch.index.plan import Wish, build_planned, plan_for
+    from bindsearch.index.rates import kept_note
     from bindsearch.index.recipe import Recipe
 
     budget, choices = _choices((recall, memory, latency), bool(queries), recipe, backend, row_dtype)
@@ -80,10 +81,11 @@ def index_build(
         plan = plan_for(embeddings, budget or Budget(), recipes)
         if dry_run and as_json:
             print_json(plan.to_json())
-        elif dry_run:
-            typer.echo(plan.to_text())
-        elif not quiet:
-            say(plan.to_text())
+        elif dry_run or not quiet:
+            (typer.echo if dry_run else say)(plan.to_text())
+            note = "" if quiet else kept_note()
+            if note:
+                say(note)
     if dry_run:
         return
     beside, progress = tuple(centre_with or ()), show_progress(quiet or as_json)
