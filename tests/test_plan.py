@@ -112,6 +112,12 @@ def test_a_refusal_names_the_candidate_that_misses_least():
     assert "bigger" not in text and "both" not in text
 
 
+def test_a_refusal_names_no_recall_of_0():
+    costs = [Cost("useless", 0.0004, 10, 1.0, measured=True), Cost("poor", 0.4, 2000, 9.0, measured=True)]
+    said = str(refuse(Budget(0.9, 1000, 2.0), costs, "x"))
+    assert "useless" not in said and said.endswith("Nearest that can: --memory 2KB --recall 0.4 --latency 9ms (poor).")
+
+
 # ---- forecasts -------------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +234,11 @@ def test_candidates_may_be_narrowed():
     assert [each.backend for each in plan.candidates(backend="bytes")] == ["bytes"]
     with pytest.raises(UnknownNameError, match="faiss-flat"):
         plan.candidates(backend="faiss-flatt")
+
+
+def test_a_graph_of_one_link_a_node_is_refused(tmp_path):
+    with pytest.raises(InputError, match="M of 'hnsw' expected a whole number from 2 on, got 1"):
+        build_index(FakeStore(30), tmp_path / "index", Recipe("hnsw", "float16", {"M": 1}))  # a crash of FAISS before
 
 
 @pytest.mark.parametrize(("rows", "dim"), [(40, 384), (700, 32)])
@@ -500,6 +511,7 @@ def test_options_go_before_a_recipe(on_disk, tmp_path, capsys, table):
         ({"recipe": {"backend": "flat", "build": []}}, "recipe.build: expected dict, got []"),
         ({"recipe": {"backend": "ivf-pq", "build": {"nlist": "many"}}}, "nlist of 'ivf-pq' expected a whole number"),
         ({"recipe": {"backend": "bytes", "build": {"head_width": "all"}}}, "head_width of 'bytes' expected a whole"),
+        ({"recipe": {"backend": "hnsw", "build": {"M": 1}}}, "M of 'hnsw' expected a whole number from 2 on, got 1"),
     ],
 )
 def test_a_recipe_file_is_read_field_by_field(on_disk, tmp_path, capsys, changed, said):

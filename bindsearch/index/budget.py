@@ -97,7 +97,7 @@ def refuse(budget: Budget, costs: Iterable[Cost], where: str) -> BudgetError:
     best: dict[tuple[str, ...], tuple[float, str]] = {}
     for cost in costs:
         misses = cost.misses(budget)
-        if not misses:
+        if not misses or not _floor(cost.recall):  # a recall of 0 cannot be asked for
             continue
         named = " ".join(f"{option} {value}" for option, value in misses.items())
         key, factor = tuple(misses), _excess(cost, budget)

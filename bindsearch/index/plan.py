@@ -133,7 +133,7 @@ class Plan:
     def to_text(self) -> str:
         """Write a table for people: one line a candidate, the one to build first marked."""
         lines = [f"{self.rows} rows x {self.dim}; forecast at overlap {self.budget.recall:g}, one query on one core"]
-        lines.append(f"  {'candidate':<22}{'memory':>9}{'disk':>9}{'build':>9}{'query':>9}")
+        lines.append(f"  {'candidate':<22}{'memory':>9}{'disk':>9}{'build':>9}{'query':>10}")
         for each in self.forecasts:
             mark = "->" if self.order and each is self.order[0] else " ·" if each in self.order else "  "
             memory = "?" if each.read_bytes is None else format_bytes(each.read_bytes)
@@ -141,7 +141,7 @@ class Plan:
             build = "?" if each.build_s is None else f"{each.build_s:.0f}s"
             query = "?" if each.latency_ms is None else format_ms(each.latency_ms)
             other = "" if each.recall == self.budget.recall else f"  at overlap {each.recall:g}"
-            lines.append(f"{mark} {each.name:<21}{memory:>9}{disk:>9}{build:>9}{query:>9}{other}")
+            lines.append(f"{mark} {each.name:<21}{memory:>9}{disk:>9}{build:>9}{query:>10}{other}")
         return "\n".join(lines)
 
 
