@@ -84,6 +84,8 @@ def from_json_dict(cls: type[C], data: dict[str, Any], where: str = "config") ->
     """
     hints = _type_hints(cls)  # type: ignore[arg-type]
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected an object with {', '.join(sorted(fields))}, got {data!r}.")
     unknown = sorted(set(data) - set(fields))
     if unknown:
         raise InputError(f"{where}: unknown field {unknown[0]!r}. Known: {', '.join(sorted(fields))}.")
@@ -99,7 +101,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is None:
             return None
         return _convert(next(arg for arg in args if arg is not type(None)), value, where)
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+    if dataclasses.is_dataclass(hint) and not isinstance(value, typing.cast(type, hint)):
         return from_json_dict(typing.cast(type, hint), value, where)
     if origin is tuple and isinstance(value, list | tuple):
         kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
@@ -108,8 +110,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return {key: _convert(args[1], part, f"{where}.{key}") for key, part in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and hint is not typing.Any and not isinstance(value, hint):
-        raise InputError(f"{where}: expected {hint.__name__}, got {value!r}.")
+    kind = origin or hint
+    if isinstance(kind, type) and kind is not typing.Any and not isinstance(value, kind):
+        raise InputError(f"{where}: expected {kind.__name__}, got {value!r}.")
     return value
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fake_store import SPACE, FakeStore, make_manifest
 
+from bindsearch.cache.bridge import bridge_to
 from bindsearch.cli import run
 from bindsearch.errors import InputError, MismatchError
 from bindsearch.evaluate import Rows
@@ -268,6 +269,23 @@ def test_adding_keeps_the_means(index, store):
     with pytest.raises(MismatchError, match="no mean of depth"):
         index.folder.add(gapped_store(n=12, seed=4, prefix="deep", modalities=("depth",)))
     assert len(IndexFolder.open(index.path).snapshot.ids()) == 74
+
+
+def test_towers_of_modalities_without_items_are_not_taken_over(index, store, tmp_path):
+    """Embeddings name the towers of modalities whose items were all bad; an addition takes those of its items."""
+    more = gapped_store(n=12, seed=3, prefix="later")
+    more.manifest.tower_ids["depth"] = f"depth:aa@{SPACE}"
+    more.manifest.preset_ids["depth"] = "default:depth"
+    assert index.add(more).added == 12
+    assert sorted(index.manifest.tower_ids) == sorted(index.manifest.preset_ids) == ["audio", "image", "text"]
+    query = query_of(store.vectors[:1], "audio")
+    assert len(index.search(bridge_to(index)(query), k=3)) == 3
+    plain = open_index(build_index(store, tmp_path / "plain").path)
+    plain.add(more)
+    other = gapped_store(n=12, seed=4, prefix="deep", modalities=("depth",))
+    other.manifest.tower_ids["depth"] = f"depth:bb@{SPACE}"
+    assert plain.add(other).added == 12
+    assert plain.manifest.tower_ids["depth"] == f"depth:bb@{SPACE}"
 
 
 def test_means_of_modalities_that_only_ask(store, tmp_path):

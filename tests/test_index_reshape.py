@@ -84,3 +84,14 @@ def test_add_and_reindex_say_what_they_did(tmp_path):
     code, out, _ = run("index", "verify", tmp_path / "index", "--json")
     found = json.loads(out)
     assert (code, found["count"], [part["rows"] for part in found["segments"]]) == (0, 2, [2])
+
+
+def test_reindex_of_a_plain_index_has_no_means_to_take(index, tmp_path):
+    before = IndexFolder.open(index).manifest
+    write_generation(tmp_path / "new", 1, [("image-00000", [row("a")], [])])
+    commit_store(tmp_path / "new")
+    said = r"is not centred.*Leave --centre-with away, or .* --force --centre"
+    with pytest.raises(BindSearchError, match=said) as error:
+        run("index", "reindex", index, tmp_path / "new", "--centre-with", tmp_path / "new", "-q")
+    assert error.value.exit_code == 2
+    assert IndexFolder.open(index).manifest == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -111,6 +112,12 @@ def test_a_refusal_names_the_candidate_that_misses_least():
     assert "bigger" not in text and "both" not in text
 
 
+def test_a_refusal_names_no_recall_of_0():
+    costs = [Cost("useless", 0.0004, 10, 1.0, measured=True), Cost("poor", 0.4, 2000, 9.0, measured=True)]
+    said = str(refuse(Budget(0.9, 1000, 2.0), costs, "x"))
+    assert "useless" not in said and said.endswith("Nearest that can: --memory 2KB --recall 0.4 --latency 9ms (poor).")
+
+
 # ---- forecasts -------------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +179,44 @@ def test_the_nearest_budget_that_a_refusal_names_is_planned(table):
     assert plan.make_plan(100_000, 16, Budget.parse(0.9, None, named), recipes).order
 
 
+ADVICE = re.compile(r"((?:--\w+ \S+ )+)\(([^)]+)\)")
+
+
+@pytest.mark.parametrize("recall", [0.6, 0.95, 0.999, 1.0])
+@pytest.mark.parametrize("measured", [True, False])
+def test_every_budget_that_a_refusal_names_is_planned(recall, measured):
+    """With the measurements that come along: whoever follows the advice gets the candidate that it names."""
+    recipes = [each for each in plan.candidates() if not measured or growth.growth_of(each)]
+    memories, latencies = (None, "1KB", "5MB", "60MB", "300MB"), (None, "1us", "300us", "20ms")
+    followed = set()
+    for rows, memory, latency in itertools.product((300, 100_000), memories, latencies):
+        asked = {"--recall": str(recall), "--memory": memory, "--latency": latency}
+        try:
+            plan.make_plan(rows, 1024, Budget.parse(recall, memory, latency), recipes)
+        except BudgetError as error:
+            advice = ADVICE.findall(str(error).partition("Nearest that can: ")[2])
+            assert advice, error
+            for options, name in advice:
+                words = options.split()
+                named = asked | dict(zip(words[::2], words[1::2], strict=True))
+                budget = Budget.parse(float(named["--recall"]), named["--memory"], named["--latency"])
+                order = plan.make_plan(rows, 1024, budget, recipes).order
+                assert name in [each.name for each in order], error
+                followed |= set(words[::2])
+    assert followed >= ({"--memory", "--latency"} if measured else {"--memory"})
+
+
+def test_what_is_approximate_is_offered_below_recall_1(table):
+    with pytest.raises(BudgetError, match=r"Nearest that can: --recall 0\.99 \(ivf-rabitq float16\), by forecast\.$"):
+        plan.make_plan(1000, 16, Budget(1.0), [Recipe("ivf-rabitq", "float16")])
+    with pytest.raises(BudgetError, match=r"--latency \S+ \(bytes float16\), by forecast; or --recall 0\.99 \(ivf-"):
+        plan.make_plan(100_000, 16, Budget(1.0, None, 3.0))
+    found = plan.make_plan(1000, 16, Budget(1.0))
+    assert {each.recipe.backend: each.recall for each in found.forecasts}["ivf-rabitq"] == plan.NEARLY_ALL
+    assert re.search(r"ivf-rabitq float16 .* at overlap 0\.99$", found.to_text(), re.MULTILINE)
+    assert not re.search(r"bytes float16 .* at overlap", found.to_text())
+
+
 def test_recall_1_is_left_to_exact_indexes(table):
     recipes = [Recipe(name, "float16") for name in ("bytes", "ivf-rabitq") if name in INDEXES]
     assert {each.recipe.backend for each in plan.make_plan(1000, 16, Budget(1.0), recipes).order} == {"bytes"}
@@ -189,6 +234,11 @@ def test_candidates_may_be_narrowed():
     assert [each.backend for each in plan.candidates(backend="bytes")] == ["bytes"]
     with pytest.raises(UnknownNameError, match="faiss-flat"):
         plan.candidates(backend="faiss-flatt")
+
+
+def test_a_graph_of_one_link_a_node_is_refused(tmp_path):
+    with pytest.raises(InputError, match="M of 'hnsw' expected a whole number from 2 on, got 1"):
+        build_index(FakeStore(30), tmp_path / "index", Recipe("hnsw", "float16", {"M": 1}))  # a crash of FAISS before
 
 
 @pytest.mark.parametrize(("rows", "dim"), [(40, 384), (700, 32)])
@@ -358,6 +408,21 @@ def test_rates_are_measured_once_and_kept(tmp_path, monkeypatch):
     assert rates.machine_rates(with_codes=False) == RATES  # a broken cache is measured anew
 
 
+def test_a_plan_says_how_to_have_the_rates_measured_anew(on_disk, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BINDSEARCH_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(plan, "machine_rates", rates.machine_rates)
+    measured = iter([Rates(5.0, 2.0, 10.0), RATES])  # on a busy machine; on a quiet one
+    monkeypatch.setattr(rates, "measure_rates", lambda _: next(measured))
+    command = ["index", str(on_disk[0]), "-o", str(tmp_path / "index"), "--recall", "0.9", "--dry-run"]
+    assert run(command) == 0
+    (kept,) = tmp_path.glob("rates-*.json")
+    assert re.search(rf"rates of \d{{4}}-\d\d-\d\d.*{re.escape(f'delete {kept}')}", capsys.readouterr().err)
+    kept.unlink()
+    assert run([*command, "--json"]) == 0
+    done = capsys.readouterr()
+    assert json.loads(done.out)["rates"]["product"] == RATES.product and not done.err
+
+
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -413,6 +478,62 @@ def test_a_recipe_from_a_file(on_disk, tmp_path, capsys, table):
     file.write_text("{}")
     assert run(["index", str(on_disk[0]), "-o", str(tmp_path / "other"), "--recipe", str(file)]) == 2
     assert "expected" in capsys.readouterr().err
+
+
+def test_options_go_before_a_recipe(on_disk, tmp_path, capsys, table):
+    file, output = tmp_path / "mine.json", tmp_path / "index"
+    file.write_text(json.dumps({"recipe": {"backend": "bytes", "row_dtype": "float16"}, "budget": {"recall": 0.9}}))
+    words = ["index", str(on_disk[0]), "-o", str(output), "--recipe", str(file), "--held-out", "20"]
+    assert run([*words, "--backend", "flat", "--row-dtype", "float32", "--recall", "0.8", "--quiet"]) == 0
+    manifest = IndexFolder.open(output).manifest
+    assert manifest.recipe == Recipe("flat", "float32") and manifest.tuned["asked"]["recall"] == 0.8
+    for bad in (["--recall", "0"], ["--memory", ""], ["--latency", ""], ["--row-dtype", "float64"]):
+        for own in (words, words[:4]):
+            assert run([*own, *bad, "--dry-run"]) == 2
+            assert "expected" in capsys.readouterr().err, bad
+    assert run([*words, "--backend", "flatt", "--dry-run"]) == 2
+    assert "Did you mean 'flat'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"budget": {"memory": 500000000}}, "budget.memory: expected str, got 500000000"),
+        ({"budget": {"memory": "much"}}, "budget: --memory: expected bytes such as 2GB, 1.5GiB or 800MB, got 'much'"),
+        ({"budget": {"latency": 10}}, "budget.latency: expected str, got 10"),
+        ({"budget": {"recall": "high"}}, "budget.recall: expected float, got 'high'"),
+        ({"budget": {"recall": None}}, "budget.recall: expected float, got None"),
+        ({"budget": {"recall": 0}}, "budget: --recall: expected a share above 0 and up to 1, got 0.0"),
+        ({"budget": {"recal": 0.99}}, "budget: unknown field 'recal'. Known: latency, memory, recall"),
+        ({"budget": []}, "budget: expected an object with latency, memory, recall, got []"),
+        ({"budgets": {}}, "unknown field 'budgets'"),
+        ({"recipe": "flat"}, "recipe: expected an object with backend,"),
+        ({"recipe": {"backend": "flat", "build": []}}, "recipe.build: expected dict, got []"),
+        ({"recipe": {"backend": "ivf-pq", "build": {"nlist": "many"}}}, "nlist of 'ivf-pq' expected a whole number"),
+        ({"recipe": {"backend": "bytes", "build": {"head_width": "all"}}}, "head_width of 'bytes' expected a whole"),
+        ({"recipe": {"backend": "hnsw", "build": {"M": 1}}}, "M of 'hnsw' expected a whole number from 2 on, got 1"),
+    ],
+)
+def test_a_recipe_file_is_read_field_by_field(on_disk, tmp_path, capsys, changed, said):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"recipe": {"backend": "flat"}} | changed))
+    assert run(["index", str(on_disk[0]), "-o", str(tmp_path / "index"), "--recipe", str(file), "--dry-run"]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--backend", "flat"], ["--row-dtype", "float16"], ["--backend", "bytes"], ["--recall", "0.9"]],
+    ids=" ".join,
+)
+def test_what_a_dry_run_plans_is_built(words, on_disk, tmp_path, capsys, table):
+    output = tmp_path / "index"
+    command = ["index", str(on_disk[0]), "-o", str(output), *words]
+    assert run([*command, "--dry-run", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["order"][0]
+    assert run([*command, "--held-out", "20", "--quiet"]) == 0
+    manifest = IndexFolder.open(output).manifest
+    assert f"{manifest.backend} {manifest.row_dtype}" == planned
 
 
 def test_recipes_that_come_along_can_be_read():

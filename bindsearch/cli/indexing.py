@@ -12,9 +12,9 @@ from bindsearch.cli.options import BuildFirst, JsonOption, QuietOption, make_gro
 
 if TYPE_CHECKING:
     from bindsearch.index.base import Progress
-    from bindsearch.index.folder import IndexFolder
+    from bindsearch.index.budget import Budget
     from bindsearch.index.manifest import Manifest
-    from bindsearch.index.plan import Wish
+    from bindsearch.index.recipe import Recipe
     from bindsearch.search import SearchIndex
 
 index_app = make_group("Build an index over embeddings, and look at one.", BuildFirst)
@@ -43,7 +43,9 @@ def index_build(
     latency: LatencyOption = None,
     queries: QueriesOption = None,
     held_out: HeldOutOption = 500,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan of what these options build, and stop.")
+    ] = False,
     backend: Annotated[
         str | None, typer.Option(help="faiss-flat (exact, the default), flat, bytes, rabitq, ivf-rabitq, ...")
     ] = None,
@@ -63,34 +65,37 @@ def index_build(
 ) -> None:
     """Build an index over embeddings: `bindsearch index EMBEDDINGS -o INDEX`.
 
-    With a budget (--recall, --memory, --latency) or --dry-run, candidates are forecast, the best is built, and its
+    With a budget (--recall, --memory, --latency) or --queries, candidates are forecast, the best is built, and its
     settings are tuned on held-out queries; a budget that cannot be met exits 6 and names the nearest one that can.
+    Other options go before what a --recipe says.
     """
-    from bindsearch.index.plan import Wish
+    from bindsearch.index.budget import Budget
+    from bindsearch.index.build import build_index
+    from bindsearch.index.plan import Wish, build_planned, plan_for
+    from bindsearch.index.rates import kept_note
+    from bindsearch.index.recipe import Recipe
 
-    asked = (recall, memory, latency)
-    wish = Wish(tuple(queries or ()), held_out, None, force, centre, tuple(centre_with or ()))
-    planned = dry_run or recipe is not None or bool(queries) or any(each is not None for each in asked)
-    if planned:
-        folder = _build_planned(
-            embeddings, output, wish, asked, (recipe, backend, row_dtype), (dry_run, as_json, quiet)
-        )
-        if folder is None:
-            return
+    budget, choices = _choices((recall, memory, latency), bool(queries), recipe, backend, row_dtype)
+    recipes = tuple(each if isinstance(each, Recipe) else Recipe(each) for each in choices)
+    if dry_run or budget is not None:
+        plan = plan_for(embeddings, budget or Budget(), recipes)
+        if dry_run and as_json:
+            print_json(plan.to_json())
+        elif dry_run or not quiet:
+            (typer.echo if dry_run else say)(plan.to_text())
+            note = "" if quiet else kept_note()
+            if note:
+                say(note)
+    if dry_run:
+        return
+    beside, progress = tuple(centre_with or ()), show_progress(quiet or as_json)
+    if budget is None:
+        folder = build_index(embeddings, output, choices[0], force, centre, beside, progress=progress)
     else:
-        from bindsearch.index.build import build_index
-        from bindsearch.index.recipe import Recipe
-
-        how = backend or "faiss-flat"
-        folder = build_index(
-            embeddings,
-            output,
-            how if row_dtype is None and how in ("flat", "faiss-flat") else Recipe(how, row_dtype or "float16"),
-            force,
-            centre,
-            wish.centre_with,
-            progress=show_progress(quiet or as_json),
-        )
+        wish = Wish(tuple(queries or ()), held_out, recipes, force, centre, beside)
+        folder = build_planned(embeddings, output, budget, wish, progress)
+        if not quiet:
+            say(tuned_text(folder.manifest))
     if as_json:
         print_json(folder.info())
     elif not quiet:
@@ -100,43 +105,37 @@ def index_build(
         )
 
 
-def _build_planned(
-    embeddings: Path,
-    output: Path,
-    wish: Wish,
+def _choices(
     asked: tuple[float | None, str | None, str | None],
-    chosen: tuple[Path | None, str | None, str | None],
-    how: tuple[bool, bool, bool],
-) -> IndexFolder | None:
-    """Print the plan; build by it unless that is all that was asked for."""
-    from bindsearch.index.budget import Budget
-    from bindsearch.index.plan import build_planned, candidates, plan_for, read_recipe
+    tuned: bool,
+    recipe: Path | None,
+    backend: str | None,
+    row_dtype: str | None,
+) -> tuple[Budget | None, list[str | Recipe]]:
+    """Decide what is built: one of several, by a plan for a budget; or, the budget None, the one that is named.
 
-    recipe_file, backend, row_dtype = chosen
-    dry_run, as_json, quiet = how
+    Args:
+        asked: --recall, --memory, --latency.
+        tuned: whether there are queries to tune on.
+        recipe: --recipe.
+        backend: --backend, before the recipe's.
+        row_dtype: --row-dtype, before the recipe's.
+    """
+    from bindsearch.index.budget import Budget
+    from bindsearch.index.plan import candidates, read_recipe
+    from bindsearch.index.recipe import Recipe
+
     recall, memory, latency = asked
-    if recipe_file is not None:
-        recipe, named = read_recipe(recipe_file)
-        own = Budget.parse(recall or named.recall, memory, latency)
+    if recipe is not None:
+        found, named = read_recipe(recipe)
+        own = Budget.parse(named.recall if recall is None else recall, memory, latency)
         budget = Budget(own.recall, own.memory_bytes or named.memory_bytes, own.latency_ms or named.latency_ms)
-        recipes = [recipe]
-    else:
-        budget = Budget.parse(0.95 if recall is None else recall, memory, latency)
-        recipes = candidates(row_dtype, backend)
-    plan = plan_for(embeddings, budget, recipes)
-    if dry_run:
-        if as_json:
-            print_json(plan.to_json())
-        else:
-            typer.echo(plan.to_text())
-        return None
-    if not quiet:
-        say(plan.to_text())
-    wish = replace(wish, recipes=tuple(recipes))
-    folder = build_planned(embeddings, output, budget, wish, show_progress(quiet or as_json))
-    if not quiet:
-        say(tuned_text(folder.manifest))
-    return folder
+        return budget, [replace(found, backend=backend or found.backend, row_dtype=row_dtype or found.row_dtype)]
+    if tuned or any(each is not None for each in asked):
+        return Budget.parse(0.95 if recall is None else recall, memory, latency), [*candidates(row_dtype, backend)]
+    backend = backend or "faiss-flat"
+    plain = row_dtype is None and backend in ("flat", "faiss-flat")
+    return None, [backend if plain else Recipe(backend, row_dtype or "float16")]
 
 
 @index_app.command("tune")

@@ -165,6 +165,15 @@ class IndexBackend(ABC):
         Raises:
             InputError: `build` names a number that the backend does not know, or a value that cannot be meant.
         """
+        cls.check_build(build)
+
+    @classmethod
+    def check_build(cls, build: Mapping[str, Any]) -> None:
+        """Refuse numbers of a recipe, before anything is forecast or built by them; here any.
+
+        Raises:
+            InputError: a number that the backend does not know, or a value that cannot be meant.
+        """
         if build:
             raise InputError(f"recipe: the backend {cls.name!r} takes no numbers, got {', '.join(build)}.")
 

@@ -44,7 +44,8 @@ class Budget:
     @classmethod
     def parse(cls, recall: float, memory: str | None, latency: str | None) -> Budget:
         """Read a budget from the words of a command line; see `parse_bytes` and `parse_ms`."""
-        return cls(recall, parse_bytes(memory) if memory else None, parse_ms(latency) if latency else None)
+        memory_bytes = None if memory is None else parse_bytes(memory)
+        return cls(recall, memory_bytes, None if latency is None else parse_ms(latency))
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def refuse(budget: Budget, costs: Iterable[Cost], where: str) -> BudgetError:
     best: dict[tuple[str, ...], tuple[float, str]] = {}
     for cost in costs:
         misses = cost.misses(budget)
-        if not misses:
+        if not misses or not _floor(cost.recall):  # a recall of 0 cannot be asked for
             continue
         named = " ".join(f"{option} {value}" for option, value in misses.items())
         key, factor = tuple(misses), _excess(cost, budget)

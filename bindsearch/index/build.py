@@ -110,7 +110,8 @@ def reindex(
 
     Raises:
         MissingInputError: there is no index.
-        InputError: items of the index are missing from the embeddings and `drop_missing` is not set.
+        InputError: items of the index are missing from the embeddings and `drop_missing` is not set; or `centre_with`
+            is given for an index that is not centred.
         MismatchError: a modality would lose its mean; or as in `build_index`.
     """
     manifest = Snapshot.open(Path(path)).manifest
@@ -135,6 +136,11 @@ def reindex(
 
     how = manifest.backend if manifest.recipe is None else manifest.recipe
     centred = manifest.centring is not None
+    if centre_with and not centred:
+        raise InputError(
+            f"{path}: is not centred, so that --centre-with has no means to take. Leave --centre-with away, or build "
+            f"it centred: bindsearch index EMBEDDINGS -o {path} --force --centre --centre-with MORE_EMBEDDINGS"
+        )
     return build_index(embeddings, path, how, True, centred, centre_with, check, progress)
 
 
@@ -171,7 +177,7 @@ def _write(
     entry, modalities = write_segment(output, generation, blocks, dim, recipe, progress, asking=asking)
     if entry is None:
         raise MissingInputError(f"{name or 'embeddings'}: no embedded item. Type: bindsearch embed SRC -o {name}")
-    known = {*modalities, *(centring.names if centring else ())}
+    identity = identity.within({*modalities, *(centring.names if centring else ())})
     return Manifest(
         backend=recipe.backend if recipe else str(how),
         dim=dim,
@@ -180,8 +186,8 @@ def _write(
         count=entry.rows,
         modalities=modalities,
         segments=(entry,),
-        tower_ids={m: tower for m, tower in identity.tower_ids.items() if m in known},
-        preset_ids={m: preset for m, preset in identity.preset_ids.items() if m in known},
+        tower_ids=dict(identity.tower_ids),
+        preset_ids=dict(identity.preset_ids),
         tokenizer_id=identity.tokenizer_id,
         source=name,
         built_with=versions(),

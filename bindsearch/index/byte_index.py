@@ -15,6 +15,7 @@ from bindsearch.index.byte_scan import Best, ByteScan
 from bindsearch.index.checks import map_array, read_asking, unit_queries
 from bindsearch.index.flat import FlatIndex
 from bindsearch.index.recipe import ROW_DTYPES, SearchSettings, check_settings
+from bindsearch.index.refined import check_numbers
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
@@ -39,10 +40,13 @@ class BytesIndex(FlatIndex):
     @classmethod
     def build_files(cls, folder: Path, build: Mapping[str, Any], progress: Progress = no_progress) -> None:
         """See `IndexBackend.build_files`."""
-        unknown = [name for name in build if name != "head_width"]
-        if unknown:
-            raise InputError(f"recipe: the backend 'bytes' takes head_width, got {', '.join(unknown)}.")
+        cls.check_build(build)
         write_codes(folder, build.get("head_width"), progress)
+
+    @classmethod
+    def check_build(cls, build: Mapping[str, Any]) -> None:
+        """See `IndexBackend.check_build`."""
+        check_numbers(cls.name, build, {"head_width": 0})
 
     @classmethod
     def open(cls, folder: Path) -> Self:

@@ -96,6 +96,7 @@ def add(snapshot: Snapshot, source: VectorSource, name: str, block_rows: int) ->
     entry, modalities = write_segment(
         snapshot.path, old.generation + 1, comparison.changed(blocks), old.dim, old.small_recipe
     )
+    identity = identity.within({*old.tower_ids, *old.preset_ids, *modalities})
     replaced, vanished = comparison.replaced(), _gone(snapshot, source.gone_sources())
     done = Added(
         0 if entry is None else entry.rows - replaced.size, int(replaced.size), comparison.unchanged, int(vanished.size)

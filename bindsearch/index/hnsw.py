@@ -11,7 +11,7 @@ import numpy as np
 from bindsearch.errors import InputError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.faiss_index import load_faiss
-from bindsearch.index.refined import RefinedIndex, check_numbers, row_selector
+from bindsearch.index.refined import RefinedIndex, row_selector
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
@@ -42,9 +42,17 @@ class HnswIndex(RefinedIndex):
         self._graph: Any = None
 
     @classmethod
+    def check_build(cls, build: Mapping[str, Any]) -> None:
+        """See `IndexBackend.check_build`. With one link a node the levels of a graph never end, and FAISS crashes."""
+        super().check_build(build)
+        if build.get("M", 2) < 2:
+            raise InputError(f"recipe: M of {cls.name!r} expected a whole number from 2 on, got {build['M']}.")
+
+    @classmethod
     def build_files(cls, folder: Path, build: Mapping[str, Any], progress: Progress = no_progress) -> None:
         """Link the rows, a block at a time; see `IndexBackend.build_files`."""
-        numbers = check_numbers(cls.name, build, cls.build_numbers)
+        cls.check_build(build)
+        numbers = {**cls.build_numbers, **build}
         faiss = load_faiss()
         rows = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
         count, dim = rows.shape

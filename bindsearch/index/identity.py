@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 
 from bindsearch.errors import MismatchError
 
@@ -76,6 +76,12 @@ class Identity:
             preset_ids={**self.preset_ids, **other.preset_ids},
             tokenizer_id=self.tokenizer_id if self.tokenizer_id is not None else other.tokenizer_id,
         )
+
+    def within(self, modalities: Container[str]) -> Identity:
+        """Give the identity of what is of some modalities alone: embeddings name the towers of all they tried."""
+        towers = {name: tower for name, tower in self.tower_ids.items() if name in modalities}
+        presets = {name: preset for name, preset in self.preset_ids.items() if name in modalities}
+        return replace(self, tower_ids=towers, preset_ids=presets)
 
 
 def bound_space(tower_id: str) -> str:

@@ -19,7 +19,7 @@ import importlib.util
 import json
 import logging
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,9 @@ FORECAST_FACTOR = 2.0
 """How far off a forecast of time may be: who is late by less is built and measured before being refused."""
 EXACT_WITHOUT_LIMIT_MS = 20.0
 """Where no latency is asked for, an exact index is taken if a query is forecast to stay below this."""
+NEARLY_ALL = 0.99
+"""The overlap that an index which does not see every row is offered at where all answers are asked for: 500 held-out
+queries, all answered perfectly, confirm 0.998."""
 
 _BLOCK = 65536
 
@@ -63,14 +66,16 @@ class Forecast:
     Attributes:
         recipe: the candidate.
         exact: whether it sees every row.
+        recall: the overlap that it is forecast at: the one asked for; NEARLY_ALL where that is 1 and it is not exact.
         read_bytes, disk_bytes: that searches keep reading; all of the segment. None: its format is not known here.
-        latency_ms: of a query asked alone at the overlap asked for; None: nobody measured this backend.
+        latency_ms: of a query asked alone at that overlap; None: nobody measured this backend.
         recall_within: the largest overlap within the latency asked for; None: no latency asked for, or not measured.
         build_s: CPU seconds of building; None: not measured.
     """
 
     recipe: Recipe
     exact: bool
+    recall: float
     read_bytes: int | None
     disk_bytes: int | None
     latency_ms: float | None
@@ -83,10 +88,10 @@ class Forecast:
         return f"{self.recipe.backend} {self.recipe.row_dtype}"
 
     def costs(self, budget: Budget) -> list[Cost]:
-        """Give the ways of taking it: at the overlap asked for, and within the latency asked for at a lower one."""
+        """Give the ways of taking it: at its overlap, and within the latency asked for at a lower one."""
         memory = self.read_bytes or 0
-        ways = [Cost(self.name, budget.recall, memory, self.latency_ms)]
-        if self.recall_within is not None and 0.5 < self.recall_within < budget.recall:
+        ways = [Cost(self.name, self.recall, memory, self.latency_ms)]
+        if self.recall_within is not None and 0.5 < self.recall_within < self.recall:
             ways.append(Cost(self.name, self.recall_within, memory, budget.latency_ms))
         return ways
 
@@ -128,14 +133,15 @@ class Plan:
     def to_text(self) -> str:
         """Write a table for people: one line a candidate, the one to build first marked."""
         lines = [f"{self.rows} rows x {self.dim}; forecast at overlap {self.budget.recall:g}, one query on one core"]
-        lines.append(f"  {'candidate':<22}{'memory':>9}{'disk':>9}{'build':>9}{'query':>9}")
+        lines.append(f"  {'candidate':<22}{'memory':>9}{'disk':>9}{'build':>9}{'query':>10}")
         for each in self.forecasts:
             mark = "->" if self.order and each is self.order[0] else " ·" if each in self.order else "  "
             memory = "?" if each.read_bytes is None else format_bytes(each.read_bytes)
             disk = "?" if each.disk_bytes is None else format_bytes(each.disk_bytes)
             build = "?" if each.build_s is None else f"{each.build_s:.0f}s"
             query = "?" if each.latency_ms is None else format_ms(each.latency_ms)
-            lines.append(f"{mark} {each.name:<21}{memory:>9}{disk:>9}{build:>9}{query:>9}")
+            other = "" if each.recall == self.budget.recall else f"  at overlap {each.recall:g}"
+            lines.append(f"{mark} {each.name:<21}{memory:>9}{disk:>9}{build:>9}{query:>10}{other}")
         return "\n".join(lines)
 
 
@@ -178,6 +184,7 @@ def make_plan(rows: int, dim: int, budget: Budget, recipes: Sequence[Recipe] | N
 
     Raises:
         BudgetError: none can meet it, by bytes that are known or by a time that is far off.
+        InputError: a recipe has numbers that its backend does not know.
     """
     recipes = candidates() if recipes is None else list(recipes)
     rates = machine_rates(with_codes=any(not INDEXES[each.backend].exact for each in recipes))
@@ -191,23 +198,23 @@ def make_plan(rows: int, dim: int, budget: Budget, recipes: Sequence[Recipe] | N
 
 def _forecast(recipe: Recipe, rows: int, dim: int, budget: Budget, rates: Rates) -> Forecast:
     """Forecast one candidate."""
+    INDEXES[recipe.backend].check_build(recipe.build)
     exact = bool(INDEXES[recipe.backend].exact)
+    recall = budget.recall if exact or budget.recall < 1 else NEARLY_ALL
     growth = growth_of(recipe)
     latency = within = build_s = None
     if growth is not None:
-        latency = growth.ms(rows, dim, budget.recall, rates)
+        latency = growth.ms(rows, dim, recall, rates)
         build_s = growth.build_s(rows, dim, rates)
         if budget.latency_ms is not None and not exact:
             within = growth.recall_within(rows, dim, budget.latency_ms, rates)
     sizes = read_bytes(recipe, rows, dim), disk_bytes(recipe, rows, dim)
-    return Forecast(recipe, exact, *sizes, latency, within, build_s)
+    return Forecast(recipe, exact, recall, *sizes, latency, within, build_s)
 
 
 def _may_do(forecast: Forecast, budget: Budget) -> bool:
     """Say whether a candidate is worth building: bytes are exact, times may be off by FORECAST_FACTOR."""
-    if budget.recall == 1 and not forecast.exact:
-        return False
-    return not Cost(forecast.name, 1.0, forecast.read_bytes or 0, forecast.latency_ms).misses(budget, FORECAST_FACTOR)
+    return not forecast.costs(budget)[0].misses(budget, FORECAST_FACTOR)
 
 
 def _rank(forecast: Forecast, budget: Budget) -> tuple[bool, bool, float]:
@@ -385,12 +392,31 @@ def retune(
     return tuned
 
 
+@dataclass(frozen=True)
+class _BudgetWords:
+    """A budget as a recipe file says it; see `Budget.parse`."""
+
+    recall: float = 0.95
+    memory: str | None = None
+    latency: str | None = None
+
+
+@dataclass(frozen=True)
+class _RecipeFile:
+    """What a recipe file may hold; `cache` is read by `cache.recipe`, `about` by people."""
+
+    recipe: Recipe
+    budget: _BudgetWords = field(default_factory=_BudgetWords)
+    about: str = ""
+    cache: dict[str, Any] = field(default_factory=dict)
+
+
 def read_recipe(path: Path) -> tuple[Recipe, Budget]:
     """Read a recipe file such as indexes/visual-cache.json: a recipe, and the budget that it is tuned for.
 
     Raises:
         MissingInputError: it is not there.
-        InputError: it is no such file.
+        InputError: it is no such file, or holds an unknown field or a value that cannot be meant.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -400,6 +426,8 @@ def read_recipe(path: Path) -> tuple[Recipe, Budget]:
         raise InputError(f"{path}: not valid JSON ({error}).") from error
     if not isinstance(data, dict) or "recipe" not in data:
         raise InputError(f'{path}: expected {{"recipe": {{"backend": ...}}, "budget": {{"recall": ...}}}}.')
-    recipe = from_json_dict(Recipe, data["recipe"], f"{path}: recipe")
-    wanted = data.get("budget", {})
-    return recipe, Budget.parse(float(wanted.get("recall", 0.95)), wanted.get("memory"), wanted.get("latency"))
+    found = from_json_dict(_RecipeFile, data, str(path))
+    try:
+        return found.recipe, Budget.parse(found.budget.recall, found.budget.memory, found.budget.latency)
+    except InputError as error:
+        raise InputError(f"{path}: budget: {error}") from error

@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,19 @@ def machine_rates(with_codes: bool = True, fresh: bool = False) -> Rates:
     except OSError:  # a cache that cannot be written costs the next run these milliseconds
         pass
     return found
+
+
+def kept_note() -> str:
+    """Say when the rates that are kept were measured, and how to have them measured anew; empty where none are."""
+    path = _cache_file()
+    try:
+        measured = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+    except OSError:
+        return ""
+    return (
+        f"Times are forecast by this machine's rates of {measured:%Y-%m-%d %H:%M}. Were other programs busy then? To "
+        f"have them measured anew, delete {path}"
+    )
 
 
 def measure_rates(with_codes: bool = True) -> Rates:

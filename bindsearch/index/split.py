@@ -152,7 +152,7 @@ def _write_part(snapshot: Snapshot, folder: Path, parts: Parts, number: int, pro
     )
     if entry is None:
         return 0
-    known = {*modalities, *(snapshot.centring.names if snapshot.centring else ())}
+    identity = old.identity.within({*modalities, *(snapshot.centring.names if snapshot.centring else ())})
     state = dataclasses.replace(
         old,
         segments=(entry,),
@@ -160,8 +160,8 @@ def _write_part(snapshot: Snapshot, folder: Path, parts: Parts, number: int, pro
         modalities=modalities,
         generation=1,
         first_generation=1,
-        tower_ids={name: tower for name, tower in old.tower_ids.items() if name in known},
-        preset_ids={name: preset for name, preset in old.preset_ids.items() if name in known},
+        tower_ids=dict(identity.tower_ids),
+        preset_ids=dict(identity.preset_ids),
         centring=None if snapshot.centring is None else snapshot.centring.save(folder),
         tuned=None,  # measured on the whole
     )
