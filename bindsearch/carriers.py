@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bindsearch.preview import preview_hit, preview_term
+from bindsearch.drawing import check_ending, save_picture
+from bindsearch.preview import preview_hits, preview_term
 from bindsearch.sheet import Row, Tile, contact_sheet
 from bindsearch.types import Hit
 
@@ -27,16 +28,20 @@ def save_carriers(
     Images are drawn again from their addresses, or read from their files; what is gone says so.
 
     Args:
-        path: PNG file; folders on the way are made.
+        path: of the picture, .png or .jpg; folders on the way are made.
         title: the line above, such as the question and its answer.
-        neighbours: of one embedding, as `VisualCache.explain` gives them: key, source, weight, id. Not modified.
+        neighbours: of one embedding, as `VisualCache.explain` gives them. Not modified.
         terms: of the query with their weights, drawn before the images.
         presets: modality -> preset that terms and images were read with.
         foot: a line below.
 
     Returns:
         The path.
+
+    Raises:
+        InputError: another ending.
     """
+    check_ending(path)
     read_with = presets or {}
     asked = [
         Tile(
@@ -44,14 +49,12 @@ def save_carriers(
         )
         for term, weight in terms
     ]
-    tiles = [_tile(place, each, read_with) for place, each in enumerate(neighbours, start=1)]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet([Row(title, asked, tiles)], foot).save(path, "PNG", optimize=True)
-    return path
+    hits = [_hit_of(place, each) for place, each in enumerate(neighbours, start=1)]
+    views = preview_hits(hits, read_with)
+    tiles = [Tile(view, f"{hit.score:.1%}", hit.key) for hit, view in zip(hits, views, strict=True)]
+    return save_picture(contact_sheet([Row(title, asked, tiles)], foot), path)
 
 
-def _tile(place: int, found: Mapping[str, Any], presets: Mapping[str, str]) -> Tile:
+def _hit_of(place: int, found: Mapping[str, Any]) -> Hit:
     source = found["source"] or found["key"]
-    hit = Hit(place, float(found["weight"]), int(found["id"]), found["key"], "image", source)
-    return Tile(preview_hit(hit, presets), f"{found['weight']:.1%}", found["key"])
+    return Hit(place, float(found["weight"]), int(found["id"]), found["key"], "image", source, columns=found)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from bindsearch.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,8 +20,16 @@ if TYPE_CHECKING:
 # levels from low to high, evenly spaced
 HEAT = ((4, 3, 18), (52, 12, 86), (118, 22, 110), (188, 48, 84), (236, 98, 40), (252, 172, 46), (255, 250, 200))
 FAR = ((252, 244, 190), (158, 216, 108), (66, 176, 124), (38, 126, 142), (56, 82, 138), (54, 40, 104), (28, 12, 52))
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg")
 _STEPS = 240
+_SILENT_DB = 90.0  # of loudness below a tone as loud as can be: what 16 bits hold
 _FONTS = ("NotoSans-{}.ttf", "DejaVuSans{}.ttf", "Arial{}.ttf", "Helvetica{}.ttc")
+_WIDE_FONTS = (
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc"),
+    *("DroidSansFallbackFull.ttf", "PingFang.ttc", "Hiragino Sans GB.ttc", "Arial Unicode.ttf"),
+    *("msyh.ttc", "msgothic.ttc", "malgun.ttf"),
+)
+_NO_CHARACTER = "\U0010fffd"  # for private use, in the last plane of all
 
 
 def apply_palette(levels: NDArray[Any], palette: tuple[tuple[int, int, int], ...]) -> NDArray[np.uint8]:
@@ -30,8 +42,10 @@ def apply_palette(levels: NDArray[Any], palette: tuple[tuple[int, int, int], ...
 def spectrogram(wave: FloatArray, rate_hz: float, size: tuple[int, int]) -> Image:
     """Picture a wave (T,): time to the right, pitch upwards on a log scale from 60 Hz, 60 dB of loudness in colour.
 
+    The loudest is brightest, unless it is softer than 16 bits can tell from silence, which stays dark.
+
     Args:
-        wave: (T,) float32. Not modified.
+        wave: (T,) float32 in [-1, 1]. Not modified.
         rate_hz: samples a second.
         size: width and height of the picture.
     """
@@ -47,29 +61,47 @@ def spectrogram(wave: FloatArray, rate_hz: float, size: tuple[int, int]) -> Imag
     bins = pitches_hz / rate_hz * window
     rows = np.stack([np.interp(bins, np.arange(power.shape[1]), step) for step in power], axis=1)
     decibels = 10 * np.log10(rows + 1e-12)
-    levels = np.clip((decibels - decibels.max()) / 60 + 1, 0, 1)[::-1]
+    full_db = 20 * np.log10(np.hanning(window).sum() / 2)  # of a tone as loud as can be
+    levels = np.clip((decibels - max(decibels.max(), full_db - _SILENT_DB)) / 60 + 1, 0, 1)[::-1]
     return Image.fromarray(apply_palette(levels, HEAT)).resize(size, Image.Resampling.BICUBIC)
 
 
 def draw_words(draw: Any, words: str, box: tuple[int, int, int, int], colour: str, size: int) -> None:
-    """Wrap words into a box, in its middle; what does not fit ends in an ellipsis."""
+    """Wrap words into a box, in its middle; what does not fit ends in an ellipsis.
+
+    A word that is wider than the box, such as a sentence in Chinese or an address, goes on in the next line.
+    """
     left, top, right, bottom = box
-    room, height, font = right - left - 20, size + 5, font_of(size)
+    room, height, font = right - left - 20, size + 5, font_for(words, size)
     most = max(1, (bottom - top - 12) // height)
     lines: list[str] = []
-    for word in words.split():
+    for word in _printable(words).split():
         joined = f"{lines[-1]} {word}" if lines else word
-        if lines and draw.textlength(joined, font) <= room:
+        if lines and font.getlength(joined) <= room:
             lines[-1] = joined
-        elif len(lines) == most:
-            lines[-1] = fit(f"{lines[-1]} …", size, room)
-            break
         else:
-            lines.append(fit(word, size, room))
+            lines += _broken(word, font, room)
+        if len(lines) > most:
+            lines[most - 1 :] = [fit(f"{lines[most - 1]} …", size, room)]
+            break
     place = (top + bottom - len(lines) * height) / 2
     for number, line in enumerate(lines):
-        middle = (left + right - draw.textlength(line, font)) / 2
+        middle = (left + right - font.getlength(line)) / 2
         draw.text((middle, place + number * height), line, colour, font)
+
+
+def _broken(word: str, font: Any, room: int) -> list[str]:
+    """Cut a word into pieces that are at most `room` pixels wide, or one character."""
+    pieces = [""]
+    for char in word:
+        if pieces[-1] and font.getlength(pieces[-1] + char) > room:
+            pieces.append("")
+        pieces[-1] += char
+    return pieces
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)[:2000]
 
 
 @lru_cache(maxsize=16)
@@ -87,10 +119,36 @@ def font_of(size: int, bold: bool = False) -> Any:
     return ImageFont.load_default(size)
 
 
+def font_for(text: str, size: int, bold: bool = False) -> Any:
+    """Load the font of `font_of`, or one that draws more of what is wide in a text (Chinese, Japanese, Korean)."""
+    wide = {char for char in text if unicodedata.east_asian_width(char) in "WF"}
+    fonts = (font_of(size, bold), *_wide_fonts(size)) if wide else (font_of(size, bold),)
+    return max(fonts, key=lambda font: sum(_draws(font, char) for char in wide))
+
+
+@lru_cache(maxsize=16)
+def _wide_fonts(size: int) -> tuple[Any, ...]:
+    """Load the first font with Chinese, Japanese and Korean that the machine has, or none."""
+    from PIL import ImageFont
+
+    for name in _WIDE_FONTS:
+        try:
+            return (ImageFont.truetype(name, size),)
+        except OSError:
+            continue
+    return ()
+
+
+@lru_cache(maxsize=4096)
+def _draws(font: Any, char: str) -> bool:
+    """Say whether a font has a character: it looks different from one that no font has."""
+    return bytes(font.getmask(char)) != bytes(font.getmask(_NO_CHARACTER))
+
+
 def fit(text: str, size: int, width: int, keep_end: bool = False) -> str:
     """Shorten a text to a width in pixels, with an ellipsis at its end, or at its start where the end says more."""
-    font = font_of(size)
-    text = "".join(char if char.isprintable() else " " for char in text)[:2000]
+    font = font_for(text, size)
+    text = _printable(text)
     if font.getlength(text) <= width:
         return text
     low, high = 0, len(text)
@@ -99,3 +157,29 @@ def fit(text: str, size: int, width: int, keep_end: bool = False) -> str:
         part = f"…{text[-middle:]}" if keep_end else f"{text[:middle]}…"
         low, high = (middle, high) if font.getlength(part) <= width else (low, middle - 1)
     return (f"…{text[-low:]}" if keep_end else f"{text[:low]}…") if low else "…"
+
+
+def check_ending(path: str | Path) -> None:
+    """Refuse a name whose ending is that of no picture which `save_picture` writes.
+
+    Raises:
+        InputError: an ending that is none of PICTURE_ENDINGS.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in PICTURE_ENDINGS:
+        raise InputError(
+            f"{path}: expected a picture that ends in .png, .jpg or .jpeg, got {path.suffix or 'no ending'}. "
+            f"Name it {path.parent / path.stem}.png"
+        )
+
+
+def save_picture(picture: Image, path: str | Path) -> Path:
+    """Write a picture as its ending says, PNG or JPEG. Folders on the way are made. Errors as of `check_ending`."""
+    check_ending(path)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".png":
+        picture.save(path, "PNG", optimize=True)
+    else:
+        picture.save(path, "JPEG", quality=88)
+    return path

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 import mimetypes
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from bindsearch.listing.folders import file_facts
 from bindsearch.listing.naming import to_path
 from bindsearch.makers import maker_of
 from bindsearch.registry import MODALITIES
-from bindsearch.sources import Source
+from bindsearch.sources import Source, locate
 from bindsearch.types import Hit, Media, Span
 
 if TYPE_CHECKING:
@@ -89,19 +89,36 @@ def preview_hit(hit: Hit, presets: Mapping[str, str], with_clip: bool = False) -
         presets: modality -> preset id that the index was built with, so that depth is read in its unit.
         with_clip: also make the bytes that a browser plays.
     """
+    return next(preview_hits([hit], presets, with_clip))
+
+
+def preview_hits(hits: Iterable[Hit], presets: Mapping[str, str], with_clip: bool = False) -> Iterator[Preview]:
+    """Show items of an index in order, as `preview_hit` does one; each tar among them is looked through once."""
+    hits = list(hits)
+    places = iter(locate([_member_of(hit) for hit in hits if hit.columns.get("member")]))
+    for hit in hits:
+        yield _preview_hit(hit, next(places) if hit.columns.get("member") else None, presets, with_clip)
+
+
+def _member_of(hit: Hit) -> Source:
+    return Source.tar_member(to_path(hit.source), str(hit.columns["member"]))
+
+
+def _preview_hit(hit: Hit, member: Source | DecodeError | None, presets: Mapping[str, str], with_clip: bool) -> Preview:
     words = hit.columns.get("caption")
     if hit.modality == "text" and words:  # a literal text: its source is the list or table that held it
         return Preview(hit.key, "text", words=str(words)[:_WORDS])
-    member = hit.columns.get("member")
+    if isinstance(member, DecodeError):
+        return Preview(hit.key, hit.modality, trouble=member.what)
     maker = None if member else maker_of(hit.source)
     try:
         if maker is not None:
             source = Source.of(maker.for_viewing(hit.source, SIZE_PX))
         else:
-            source = Source.tar_member(to_path(hit.source), member) if member else Source.of(to_path(hit.source))
+            source = member or Source.of(to_path(hit.source))
     except BindSearchError as error:
         return Preview(hit.key, hit.modality, trouble=str(error))
-    if maker is None and not member and _has_changed(hit, source):
+    if maker is None and _has_changed(hit, source):
         return Preview(
             hit.key, hit.modality, trouble="the file has changed since it was embedded: embed and index again"
         )
@@ -109,16 +126,22 @@ def preview_hit(hit: Hit, presets: Mapping[str, str], with_clip: bool = False) -
 
 
 def _has_changed(hit: Hit, source: Source) -> bool:
-    """Say whether a file is another than the one that was embedded: by size, or by its bytes where its time differs."""
-    size_bytes, mtime_s = file_facts(to_path(hit.source))
+    """Say whether a file or a member of a tar is another than the one that was embedded.
+
+    It is by its size; or by its bytes, where the time of its file, or of the tar, differs. The checksum of a fused item
+    is of all its parts: such a one is told by the size of the leading part alone.
+    """
     known_bytes, known_s, sha256 = (hit.columns.get(name) for name in ("size", "mtime", "sha256"))
-    if size_bytes is None or known_bytes is None:
-        return False
-    if size_bytes != known_bytes:
-        return True
-    if mtime_s == known_s or sha256 is None or size_bytes > _COMPARED_BYTES:
+    is_fused = "fuse" in (hit.columns.get("attributes") or {})
+    _, mtime_s = file_facts(to_path(hit.source))
+    if mtime_s is None or known_bytes is None:
         return False
     try:
+        size_bytes = source.size
+        if size_bytes is None or size_bytes != known_bytes:
+            return size_bytes is not None
+        if mtime_s == known_s or sha256 is None or is_fused or size_bytes > _COMPARED_BYTES:
+            return False
         return bool(source.sha256() != sha256)
     except (DecodeError, OSError):
         return False
@@ -156,6 +179,7 @@ def preview(
         A preview; where the source cannot be read, one that says so.
     """
     try:
+        source = source.located()
         if modality == "text":
             from bindsearch.modalities.text import decode_text
 
@@ -164,6 +188,8 @@ def preview(
         media = _decode(source, modality, span, preset)
         with_clip = with_clip and (span is None or modality != "video")  # a browser would play the whole video
         shown: Preview = _SHOW[modality](media, source, title, with_clip)
+        if span is not None and modality == "video":  # its facts are those of the whole video
+            return replace(shown, note=f"{min(span[1], media.notes['duration_s']) - span[0]:.1f} s")
         return shown
     except DecodeError as error:
         return Preview(title, modality, trouble=error.what)
@@ -197,8 +223,8 @@ def _show_video(media: Media, source: Source, title: str, with_clip: bool) -> Pr
         clip = source.read_bytes(_VIDEO_BYTES), str(kind)
     if with_clip and source.kind == "value":
         clip = _film(source)
-    count = media.notes.get("frames")
-    note = f"{count / media.rate_hz:.1f} s" if isinstance(count, int) and media.rate_hz else ""
+    seconds = media.notes.get("duration_s")
+    note = "" if seconds is None else f"{seconds:.1f} s"
     return Preview(title, "video", _thumbnail(frames[len(frames) // 2]), clip=clip, note=note)
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from bindsearch.preview import Panel, Preview
+    from bindsearch.sheet import Tile
 
 PAGE_BYTES = 32 << 20
 """Upper limit of the pictures and sounds on one page; what comes later is left out and says so."""
@@ -220,18 +221,18 @@ def page_templates() -> Any:
 
 @dataclass
 class PageBudget:
-    """Bytes that the page's pictures and sounds may still take."""
+    """Bytes that the page's pictures and sounds may still take, as they stand in it."""
 
     left: int
-    dropped: int = field(default=0)
 
     def uri(self, data: bytes, kind: str) -> str | None:
         """Make a data URI, or None where the page is full."""
-        if len(data) > self.left:
-            self.dropped += 1
+        head = f"data:{kind};base64,"
+        size_bytes = len(head) + 4 * -(-len(data) // 3)
+        if size_bytes > self.left:
             return None
-        self.left -= len(data)
-        return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+        self.left -= size_bytes
+        return head + base64.b64encode(data).decode("ascii")
 
 
 def _content(answers: Answers, limit_bytes: int) -> dict[str, Any]:
@@ -244,11 +245,11 @@ def _content(answers: Answers, limit_bytes: int) -> dict[str, Any]:
 
 
 def _answer(hits: Hits, answers: Answers, budget: PageBudget) -> dict[str, Any]:
-    from bindsearch.preview import preview_hit  # a table and JSON show no pictures and start without them
+    from bindsearch.preview import preview_hits  # a table and JSON show no pictures and start without them
 
     best = max((abs(hit.score) for hit in hits), default=1.0) or 1.0
     rows = []
-    for hit in hits:
+    for hit, shown in zip(hits, preview_hits(hits, hits.preset_ids, with_clip=True), strict=True):
         widest = max((abs(value) for value in hit.contributions.values()), default=1.0) or 1.0
         rows.append(
             {
@@ -261,7 +262,7 @@ def _answer(hits: Hits, answers: Answers, budget: PageBudget) -> dict[str, Any]:
                 "key": visible(display_key(hit)),
                 "source": visible(hit.source),
                 "caption": caption_of(hit) if hit.modality != "text" else "",
-                "view": page_view(preview_hit(hit, hits.preset_ids, with_clip=True), budget),
+                "view": page_view(shown, budget),
                 "parts": [
                     {"name": name, "value": value, "width": f"{abs(value) / widest * 100:.0f}"}
                     for name, value in _parts(hits, hit)
@@ -329,13 +330,14 @@ def page_view(shown: Preview, budget: PageBudget) -> dict[str, Any]:
         "sound": None,
         "video": None,
     }
-    if shown.picture is not None:
-        view["picture"] = budget.uri(*_encode(shown.picture))
-    if shown.clip is not None:
-        kind = "video" if shown.modality == "video" else "sound"
-        view[kind] = budget.uri(*shown.clip)
-    if shown.picture is not None and view["picture"] is None:
-        view["trouble"] = "left out: the page is full"
+    picture = None if shown.picture is None else _encode(shown.picture)
+    left_out = []
+    for name, data in (("picture", picture), ("video" if shown.modality == "video" else "sound", shown.clip)):
+        if data is not None:
+            view[name] = budget.uri(*data)
+            left_out += [name] if view[name] is None else []
+    if left_out:
+        view["trouble"] = f"{' and '.join(left_out)} left out: the page is full"
     return view
 
 
@@ -370,26 +372,42 @@ def _tile_head(hit: Hit) -> str:
 
 
 def write_sheet(found: Hits | Answers, path: str | Path) -> Path:
-    """Write a contact sheet as PNG; see `sheet.contact_sheet`. Folders on the way are made."""
-    from bindsearch.preview import preview_hit
-    from bindsearch.sheet import Row, Tile, contact_sheet
+    """Write a contact sheet, PNG or JPEG by its ending; see `sheet.contact_sheet`. Folders on the way are made.
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Raises:
+        InputError: another ending.
+    """
+    from bindsearch.drawing import check_ending, save_picture
+    from bindsearch.sheet import Row, contact_sheet, left_out, room_for
+
+    check_ending(path)
     answers = as_answers(found)
+    counts = [(len(hits.query.terms) if hits.query is not None else 0, len(hits)) for hits in answers.hits]
     rows = []
-    for hits in answers.hits:
-        asked = []
-        for place, (term, shown) in enumerate(term_previews(hits)):
-            sign = "− " if term.weight < 0 else ("+ " if place else "")
-            weight = f"{abs(term.weight):g} × " if abs(term.weight) != 1 else ""
-            asked.append(
-                Tile(
-                    shown, f"{sign}{weight}{term.modality}", "" if shown.words and term.item_id is None else term.short
-                )
-            )
-        answered = [Tile(preview_hit(hit, hits.preset_ids), _tile_head(hit), visible(display_key(hit))) for hit in hits]
+    for hits, room in zip(answers.hits, room_for(counts), strict=False):
         name = f"query {hits.query_id}: " if answers.many else ""
-        rows.append(Row(name + (hits.query.describe() if hits.query is not None else "a vector"), asked, answered))
-    contact_sheet(rows, _facts(answers.hits[0]) if answers.hits else "").save(path, "PNG", optimize=True)
-    return path
+        title = name + (hits.query.describe() if hits.query is not None else "a vector")
+        rows.append(Row(title, _term_tiles(hits), _hit_tiles(hits, room)))
+    foot = (_facts(answers.hits[0]) if answers.hits else "") + left_out(counts)
+    return save_picture(contact_sheet(rows, foot), path)
+
+
+def _term_tiles(hits: Hits) -> list[Tile]:
+    from bindsearch.sheet import Tile
+
+    tiles = []
+    for place, (term, shown) in enumerate(term_previews(hits)):
+        sign = "− " if term.weight < 0 else ("+ " if place else "")
+        weight = f"{abs(term.weight):g} × " if abs(term.weight) != 1 else ""
+        label = "" if shown.words and term.item_id is None else term.short
+        tiles.append(Tile(shown, f"{sign}{weight}{term.modality}", label))
+    return tiles
+
+
+def _hit_tiles(hits: Hits, most: int) -> list[Tile]:
+    from bindsearch.preview import preview_hits
+    from bindsearch.sheet import Tile
+
+    best = list(hits)[:most]
+    views = preview_hits(best, hits.preset_ids)
+    return [Tile(shown, _tile_head(hit), visible(display_key(hit))) for hit, shown in zip(best, views, strict=True)]

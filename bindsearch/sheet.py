@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bindsearch.drawing import draw_words, fit, font_of
+from bindsearch.drawing import draw_words, fit, font_for, font_of
 from bindsearch.preview import Panel, Preview
 
 if TYPE_CHECKING:
@@ -76,15 +76,17 @@ def contact_sheet(rows: Sequence[Row], foot: str = "", columns: int = COLUMNS) -
     from PIL import Image, ImageDraw
 
     step = _TILE_PX + _GAP_PX
-    shown, foot = _fitting(rows, foot, columns)
-    heights = [_height(row, columns) for row in shown]
+    counts = [(len(row.terms), len(row.hits)) for row in rows]
+    room, foot = room_for(counts, columns), foot + left_out(counts, columns)
+    shown = [replace(row, hits=row.hits[:most]) for row, most in zip(rows, room, strict=False)]
+    heights = [_height(len(row.terms), len(row.hits), columns) for row in shown]
     size = (2 * _EDGE_PX + columns * step - _GAP_PX, 2 * _EDGE_PX + sum(heights) + 18)
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
     top = _EDGE_PX
     for row, height in zip(shown, heights, strict=True):
-        draw.text((_EDGE_PX, top), fit(row.title, 17, size[0] - 2 * _EDGE_PX), _INK, font_of(17, bold=True))
-        below = top + _HEAD_PX + _lines(row.terms, columns) * _LINE_PX
+        draw.text((_EDGE_PX, top), fit(row.title, 17, size[0] - 2 * _EDGE_PX), _INK, font_for(row.title, 17, bold=True))
+        below = top + _HEAD_PX + _lines(len(row.terms), columns) * _LINE_PX
         for tiles, first in ((row.terms, top + _HEAD_PX), (row.hits, below)):
             for number, tile in enumerate(tiles):
                 at = (_EDGE_PX + number % columns * step, first + number // columns * _LINE_PX)
@@ -94,30 +96,43 @@ def contact_sheet(rows: Sequence[Row], foot: str = "", columns: int = COLUMNS) -
     return sheet
 
 
-def _fitting(rows: Sequence[Row], foot: str, columns: int) -> tuple[list[Row], str]:
-    """Give the rows that one sheet holds, the last of them cut to the answers that fit, and the foot that says so."""
-    shown: list[Row] = []
+def room_for(counts: Sequence[tuple[int, int]], columns: int = COLUMNS) -> list[int]:
+    """Say how many answers of each query one sheet holds.
+
+    Args:
+        counts: of each query, its terms and its answers.
+        columns: tiles side by side.
+
+    Returns:
+        One a query that has a place: all its answers; of the last, where not all fit, the best that do.
+    """
+    shown: list[int] = []
     room_px = _LARGEST_PX
-    for row in rows:
-        lines = (room_px - _height(replace(row, hits=()), columns)) // _LINE_PX
-        if lines < min(_lines(row.hits, columns), 1):
+    for terms, hits in counts:
+        lines = (room_px - _height(terms, 0, columns)) // _LINE_PX
+        if lines < min(_lines(hits, columns), 1):
             break
-        shown.append(replace(row, hits=row.hits[: lines * columns]))
-        room_px -= _height(shown[-1], columns)
-        if left_out := len(row.hits) - len(shown[-1].hits):
-            foot += f" · {left_out} more answers are left out"
+        shown.append(min(hits, lines * columns))
+        room_px -= _height(terms, shown[-1], columns)
+        if shown[-1] < hits:
             break
-    if len(shown) < len(rows):
-        foot += f" · {len(rows) - len(shown)} more queries are left out"
-    return shown, foot
+    return shown
 
 
-def _height(row: Row, columns: int) -> int:
-    return _HEAD_PX + (_lines(row.terms, columns) + _lines(row.hits, columns)) * _LINE_PX + _GAP_PX
+def left_out(counts: Sequence[tuple[int, int]], columns: int = COLUMNS) -> str:
+    """Say what `room_for` leaves out, for the foot of a sheet; nothing where all fits."""
+    shown = room_for(counts, columns)
+    answers = sum(hits for _, hits in counts[: len(shown)]) - sum(shown)
+    words = f" · {answers} more answers are left out" if answers else ""
+    return words + (f" · {len(counts) - len(shown)} more queries are left out" if len(shown) < len(counts) else "")
 
 
-def _lines(tiles: Sequence[Tile], columns: int) -> int:
-    return -(-len(tiles) // columns)
+def _height(terms: int, hits: int, columns: int) -> int:
+    return _HEAD_PX + (_lines(terms, columns) + _lines(hits, columns)) * _LINE_PX + _GAP_PX
+
+
+def _lines(tiles: int, columns: int) -> int:
+    return -(-tiles // columns)
 
 
 def _draw_tile(sheet: Image, draw: Any, tile: Tile, at: tuple[int, int], is_term: bool) -> None:
@@ -141,7 +156,9 @@ def _draw_tile(sheet: Image, draw: Any, tile: Tile, at: tuple[int, int], is_term
         right = left + _TILE_PX - 9
         draw.rounded_rectangle((right - width - 10, line + 1, right, line + 16), 3, _BADGES.get(badge, _SOFT))
         draw.text((right - width - 5, line + 1), badge, _CARD, font)
-    draw.text((left + 10, line + 19), fit(tile.label, 12, _TILE_PX - 20, keep_end=True), _SOFT, font_of(12))
+    draw.text(
+        (left + 10, line + 19), fit(tile.label, 12, _TILE_PX - 20, keep_end=True), _SOFT, font_for(tile.label, 12)
+    )
 
 
 def _draw_media(sheet: Image, draw: Any, shown: Preview, box: tuple[int, int, int, int]) -> None:

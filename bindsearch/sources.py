@@ -12,15 +12,17 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from bindsearch.errors import DecodeError, InputError
 from bindsearch.makers import maker_of
+from bindsearch.types import to_text
 
 if TYPE_CHECKING:
+    from bindsearch.members import Member
     from bindsearch.types import Item
 
 MAX_BYTES = 1 << 30
@@ -28,9 +30,6 @@ MAX_BYTES = 1 << 30
 
 ROW_SCHEME = "row://"
 """A vector in a table: row://TABLE!/KEY; see row_table.py."""
-
-SPARSE = "a sparse member; pack it without --sparse"
-"""Why a member of a tar whose holes were left out is refused: its bytes do not lie there in one piece."""
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 _CHUNK_BYTES = 1 << 20
@@ -190,6 +189,7 @@ class Source:
             from bindsearch.row_table import row_bytes
 
             return io.BytesIO(row_bytes(self.location, self.member or ""))
+        placed = self.located()
         try:
             if self.kind == "uri":
                 return self._open_uri()
@@ -198,7 +198,18 @@ class Source:
             raise DecodeError(self.name, _plain(error), "read") from error
         if self.kind == "path":
             return io.BufferedReader(raw)
-        return self._open_member(raw)
+        return io.BufferedReader(_Window(raw, placed.offset or 0, placed.length_bytes or 0))
+
+    def located(self) -> Source:
+        """Give a member of a tar with the place of its bytes, looked up where it is not known; others as they are.
+
+        Raises:
+            DecodeError: stage "read": no such tar, no such member.
+        """
+        found = locate([self])[0]
+        if isinstance(found, DecodeError):
+            raise found
+        return found
 
     def read_bytes(self, limit_bytes: int = MAX_BYTES) -> bytes:
         """Read everything.
@@ -276,27 +287,53 @@ class Source:
             raise DecodeError(self.name, f"cannot be opened: {error}", "read") from error
         return file
 
-    def _open_member(self, raw: io.FileIO) -> IO[bytes]:
-        offset, length = self.offset, self.length_bytes
-        if offset is None or length is None:
-            import tarfile
+    def _is_lost(self) -> bool:
+        """Say whether this is a member of a tar of which nobody knows where its bytes lie."""
+        return self.kind == "tar" and (self.offset is None or self.length_bytes is None)
 
-            try:
-                with (
-                    io.FileIO(os.dup(raw.fileno())) as again,
-                    tarfile.open(fileobj=io.BufferedReader(again), mode="r:") as tar,
-                ):
-                    found = tar.getmember(self.member or "")
-                    if found.islnk():
-                        found = tar.getmember(found.linkname)
-            except (KeyError, tarfile.TarError, OSError) as error:
-                raw.close()
-                raise DecodeError(self.name, f"no such member in the tar: {error}", "read") from error
-            if not found.isreg() or found.issparse():
-                raw.close()
-                raise DecodeError(self.name, SPARSE if found.issparse() else "is no plain file in the tar", "read")
-            offset, length = found.offset_data, found.size
-        return io.BufferedReader(_Window(raw, offset, length))
+
+def locate(sources: Sequence[Source]) -> list[Source | DecodeError]:
+    """Look up where the bytes of members of tars lie; each tar is looked through once.
+
+    Args:
+        sources: of any kind. Not modified.
+
+    Returns:
+        The sources in order; a member that was not looked up yet with its place, or why it has none.
+    """
+    names: dict[str, set[str]] = {}
+    for each in sources:
+        if each._is_lost():
+            names.setdefault(each.location, set()).add(to_text(each.member or ""))
+    found = {location: _look_up(location, wanted) for location, wanted in names.items()}
+    return [_placed(each, found[each.location]) if each._is_lost() else each for each in sources]
+
+
+def _look_up(location: str, names: Collection[str]) -> Mapping[str, Member]:
+    """Find members of a tar by name; where one cannot be had, its trouble says why."""
+    import tarfile
+
+    from bindsearch.members import Member, find_members
+
+    found: Mapping[str, Member] = {}
+    trouble = "no such member in the tar, or it is no file"
+    try:
+        with io.BufferedReader(Source("path", location, location)._open_path()) as file:
+            found = find_members(file, names)
+    except DecodeError as error:
+        trouble = error.what
+    except (tarfile.TarError, ValueError) as error:
+        trouble = f"cannot be read as a tar: {error}"
+    except OSError as error:
+        trouble = _plain(error)
+    return {name: found.get(name, Member(name, trouble=trouble)) for name in names}
+
+
+def _placed(source: Source, members: Mapping[str, Member]) -> Source | DecodeError:
+    member = members[to_text(source.member or "")]
+    if member.trouble:
+        return DecodeError(source.name, member.trouble, "read")
+    return replace(source, offset=member.offset, length_bytes=member.size_bytes)
 
 
 class _Window(io.RawIOBase):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindsearch.config import readable_json
-from bindsearch.preview import Preview, preview_hit
+from bindsearch.preview import Preview, preview_hits
 from bindsearch.render import (
     NOTEBOOK_BYTES,
     PAGE_BYTES,
@@ -24,6 +24,8 @@ from bindsearch.types import Hit, span_key
 from bindsearch.zeroshot.label import MIXED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bindsearch.zeroshot.verdict import Verdict, Verdicts
 
 PAGE_ITEMS = 200
@@ -86,7 +88,8 @@ def _content(verdicts: Verdicts, limit_bytes: int) -> dict[str, Any]:
 
     css = (Path(__file__).parent / "pages" / "hits.css").read_text(encoding="utf-8")
     budget = PageBudget(limit_bytes)
-    shown = [_shown(verdict, verdicts, budget) for verdict in verdicts.head(PAGE_ITEMS)]
+    first = verdicts.head(PAGE_ITEMS)
+    shown = [_shown(verdict, view, budget) for verdict, view in zip(first, _previews(first), strict=True)]
     return {
         "answers": [],
         "css": Markup(css),  # noqa: S704  # our own file, no input in it
@@ -96,7 +99,7 @@ def _content(verdicts: Verdicts, limit_bytes: int) -> dict[str, Any]:
     }
 
 
-def _shown(verdict: Verdict, verdicts: Verdicts, budget: PageBudget) -> dict[str, Any]:
+def _shown(verdict: Verdict, view: Preview, budget: PageBudget) -> dict[str, Any]:
     ranked = [
         {
             "label": visible(label),
@@ -112,19 +115,27 @@ def _shown(verdict: Verdict, verdicts: Verdicts, budget: PageBudget) -> dict[str
         "exact": f"{verdict.probability:.6f}",
         "key": visible(_name_of(verdict)),
         "source": visible(str(verdict.item.get("source") or "")),
-        "view": page_view(_preview(verdict, verdicts), budget),
+        "view": page_view(view, budget),
         "ranked": ranked,
     }
 
 
-def _preview(verdict: Verdict, verdicts: Verdicts) -> Preview:
+def _previews(verdicts: Verdicts) -> Iterator[Preview]:
+    """Show things in order: what lies in files as hits are shown, mixtures and bare texts by their names."""
+    views = preview_hits([_hit_of(each) for each in verdicts if _has_file(each)], verdicts.preset_ids, with_clip=True)
+    for each in verdicts:
+        yield next(views) if _has_file(each) else Preview(each.key, str(each.item["modality"]), words=each.key)
+
+
+def _has_file(verdict: Verdict) -> bool:
+    return verdict.item["modality"] != MIXED and bool(verdict.item.get("source"))
+
+
+def _hit_of(verdict: Verdict) -> Hit:
     item = verdict.item
-    if item["modality"] == MIXED or not item.get("source"):
-        return Preview(verdict.key, str(item["modality"]), words=verdict.key)
     span = (float(item["start_s"]), float(item["end_s"])) if item.get("start_s") is not None else None
     columns = {name: item.get(name) for name in ("member", "caption")}
-    hit = Hit(1, verdict.probability, 0, verdict.key, str(item["modality"]), str(item["source"]), span, columns)
-    return preview_hit(hit, verdicts.preset_ids, with_clip=True)
+    return Hit(1, verdict.probability, 0, verdict.key, str(item["modality"]), str(item["source"]), span, columns)
 
 
 def _facts(verdicts: Verdicts, shown: int) -> str:

@@ -19,6 +19,7 @@ LAYERS = [
     ("drawing",),
     ("config",),
     ("row_table",),
+    ("members",),
     ("sources",),
     ("modalities",),
     ("models",),

@@ -6,11 +6,14 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import sys
+import tarfile
 import unicodedata
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +22,19 @@ import soundfile
 from fake_store import FakeStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from bindsearch import preview, render, sheet
+from bindsearch import carriers, drawing, preview, render, sheet
+from bindsearch.cache import VisualCache
+from bindsearch.errors import InputError
 from bindsearch.index.build import build_index
+from bindsearch.listing import Listing
 from bindsearch.query import Embedding
 from bindsearch.registry import MODALITIES
 from bindsearch.search import Answers, open_index
 from bindsearch.sheet import Row, Tile, contact_sheet
 from bindsearch.sources import Source
-from bindsearch.types import Media, item_id
+from bindsearch.types import Hit, Media, item_id
 
 NASTY = "<script>alert('x')</script> & \"quoted\" \x1b[31mred\x07 ‮ 日本語"
 KINDS = ("image", "audio", "video", "text", "depth", "thermal", "imu")
@@ -218,10 +224,30 @@ def test_the_page_explains_where_it_was_asked_to(hits):
 def test_a_full_page_leaves_out_what_comes_later_and_says_so(hits):
     whole = render.page_html(hits)
     small = render.page_html(hits, limit_bytes=20_000)
+    assert sum(map(len, re.findall(r"data:[a-z]+/[a-z0-9]+;base64,[^\"]*", small))) <= 20_000
     assert len(small) < 20_000 * 4 / 3 + 40_000 < len(whole)
     assert "left out: the page is full" in small
     assert Page(small).all("li")
     assert "left out" not in whole
+
+
+def test_what_a_full_page_leaves_out_is_named():
+    picture = Image.new("RGB", (32, 32))
+    sound = preview.Preview("a", "audio", picture, clip=(bytes(3000), "audio/mpeg"))
+    film = preview.Preview("v", "video", picture, clip=(bytes(300), "video/mp4"))
+    whole = render.page_view(sound, render.PageBudget(1 << 20))
+    picture_bytes = len(whole["picture"])
+    assert (len(whole["sound"]), whole["trouble"]) == (4000 + len("data:audio/mpeg;base64,"), "")
+    silent = render.page_view(sound, render.PageBudget(picture_bytes + 3500))  # enough but for the base64
+    assert (silent["sound"], silent["trouble"]) == (None, "sound left out: the page is full")
+    assert silent["picture"]
+    assert render.page_view(sound, render.PageBudget(0))["trouble"] == "picture and sound left out: the page is full"
+    bare = render.page_view(film, render.PageBudget(picture_bytes - 1))
+    assert (bare["picture"], bare["trouble"]) == (None, "picture left out: the page is full")
+    template = render.page_templates().get_template("hits.html").make_module({"answers": [], "css": ""})
+    (player,) = Page(str(template.media(bare))).all("video")
+    assert "poster" not in player
+    assert player["src"] == bare["video"]
 
 
 def test_many_queries_stand_on_one_page(index, hits, tmp_path):
@@ -368,6 +394,59 @@ def test_a_sheet_of_too_many_answers_shows_the_best_that_fit(monkeypatch):
     assert (height <= 30_100, foot) == (True, "facts · 9 more queries are left out")
 
 
+def test_only_what_fits_on_a_sheet_is_read(hits, tmp_path, monkeypatch):
+    shown = []
+    plain = preview.preview_hits
+    monkeypatch.setattr(
+        preview, "preview_hits", lambda some, *more: shown.append(len(list(some))) or plain(some, *more)
+    )
+    monkeypatch.setattr(sheet, "_LARGEST_PX", 34 + 14 + 2 * 225)  # a line of terms and a line of answers
+    feet = []
+    monkeypatch.setattr(sheet, "fit", lambda text, *_args, **_more: feet.append(text) or text)
+    render.write_sheet(Answers((hits, hits)), tmp_path / "a.png")
+    assert shown == [1, 1, 5]  # two items among the terms, then the answers of one line
+    assert feet[-1].endswith(" · 3 more answers are left out · 1 more queries are left out")
+
+
+def test_a_sheet_is_what_its_ending_says(hits, tmp_path):
+    for name, kind in (("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.JPEG", "JPEG")):
+        with Image.open(render.write_sheet(hits, tmp_path / name)) as picture:
+            assert picture.format == kind
+    for name in ("a.webp", "a"):
+        with pytest.raises(InputError, match=r"expected a picture that ends in .png, .* Name it .*a\.png"):
+            render.write_sheet(hits, tmp_path / name)
+
+
+def drawn_rows(words):
+    """Count the lines of a text that a tile of 180 x 160 pixels shows."""
+    picture = Image.new("L", (180, 160), 255)
+    drawing.draw_words(ImageDraw.Draw(picture), words, (0, 0, 180, 160), "#000000", 15)
+    dark = (np.asarray(picture) < 128).any(axis=1)
+    return np.count_nonzero(np.diff(np.flatnonzero(dark)) > 2) + 1
+
+
+def test_a_text_without_blanks_fills_its_tile():
+    font = drawing.font_of(15)
+    word = "HE" * 60
+    pieces = drawing._broken(word, font, 160)
+    assert "".join(pieces) == word
+    assert len(pieces) > 4
+    assert all(font.getlength(piece) <= 160 for piece in pieces)
+    assert drawn_rows("HE" * 300) == drawn_rows("HE HEH " * 90) == 7
+    assert drawn_rows("HE " + "HE" * 20) >= 3
+    assert drawing._broken("", font, 160) == [""]
+
+
+def test_wide_characters_take_a_font_that_has_them(monkeypatch):
+    wide = ImageFont.load_default(15)
+    monkeypatch.setattr(drawing, "_wide_fonts", lambda size: (wide,))
+    assert drawing._draws(drawing.font_of(15), "a")
+    assert not drawing._draws(drawing.font_of(15), chr(0x10FFFC))
+    monkeypatch.setattr(drawing, "_draws", lambda font, char: font is wide)
+    assert drawing.font_for("日本 a", 15) is wide
+    assert drawing.font_for("a dog", 15) is drawing.font_of(15, False)
+
+
 # ---- previews --------------------------------------------------------------------------------------------------------
 
 
@@ -401,6 +480,14 @@ def test_a_tone_lies_at_its_pitch():
         expected = np.log(pitch_hz / 60) / np.log(7840 / 60)
         assert 1 - rows[-1] / 160 == pytest.approx(expected, abs=0.03)
     assert rows[0] > rows[1] > rows[2]
+
+
+def test_silence_is_dark_and_soft_sounds_are_not():
+    silent = np.asarray(show("audio", np.zeros((1, 16000), dtype=np.float32), 16000.0).picture).astype(int)
+    assert silent.sum(axis=2).max() < 60
+    soft = 0.001 * np.sin(np.arange(16000) / 3).astype(np.float32)[None]
+    loud = np.asarray(show("audio", soft * 900, 16000.0).picture)
+    assert np.abs(np.asarray(show("audio", soft, 16000.0).picture).astype(int) - loud).max() <= 2
 
 
 @pytest.mark.parametrize("samples", [1, 2, 63, 64, 240, 241, 5000])
@@ -456,6 +543,124 @@ def test_a_file_that_has_changed_is_not_shown_as_what_was_scored(hits):
     ):
         shown = preview.preview_hit(replace(hit, columns={**hit.columns, **changes}), {})
         assert ("has changed since it was embedded" in shown.trouble) == changed == (shown.picture is None)
+
+
+def test_a_fused_item_that_was_touched_has_not_changed(hits):
+    hit = next(each for each in hits if each.key == "photo.png")
+    fused = {**hit.columns, "mtime": 1.0, "sha256": "of all parts", "attributes": {"fuse": "image*0.8 + audio*0.2"}}
+    assert preview.preview_hit(replace(hit, columns=fused), {}).picture is not None
+    assert "has changed" in preview.preview_hit(replace(hit, columns={**fused, "size": 5}), {}).trouble
+
+
+def png(seed):
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=0)  # of one size, whatever it shows
+    return stream.getvalue()
+
+
+def pack(path, seed):
+    """A tar of a picture under names that are found in tars: a plain one, one that is no UTF-8, and links."""
+    links = {"soft.png": tarfile.SYMTYPE, "hard.png": tarfile.LNKTYPE}
+    with tarfile.open(path, "w") as tar:
+        for name in ("plain.png", os.fsdecode(b"caf\xe9.png")):
+            header = tarfile.TarInfo(name)
+            header.size = len(png(seed))
+            tar.addfile(header, io.BytesIO(png(seed)))
+        for name, target in (("soft.png", "plain.png"), ("hard.png", "soft.png")):
+            header = tarfile.TarInfo(name)
+            header.type, header.linkname = links[name], target
+            tar.addfile(header)
+
+
+def hits_of(path):
+    """Hits on what was listed, with the columns that an item table has."""
+    found = []
+    for item in Listing([path]):
+        columns = {**item.columns(), "sha256": Source.of_item(item).sha256()}
+        found.append(Hit(1, 0.5, item.id, item.key, item.modality, item.source, item.span, columns))
+    return found
+
+
+def test_members_of_tars_are_shown_as_they_were_embedded(tmp_path):
+    path = tmp_path / "odd.tar"
+    pack(path, seed=1)
+    found = hits_of(path)
+    assert [hit.columns["member"] for hit in found] == ["plain.png", "caf\\udce9.png", "soft.png", "hard.png"]
+    assert [preview.preview_hit(hit, {}).trouble for hit in found] == [""] * 4
+    os.utime(path, (1, 1))  # touched: the bytes are the same
+    assert [view.trouble for view in preview.preview_hits(found, {})] == [""] * 4
+    pack(path, seed=2)
+    views = list(preview.preview_hits(found, {}))
+    assert all("has changed since it was embedded" in view.trouble and view.picture is None for view in views)
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(tarfile.TarInfo("other.png"))
+    assert all("no such member" in view.trouble for view in preview.preview_hits(found, {}))
+    path.unlink()
+    assert {view.trouble for view in preview.preview_hits(found, {})} == {"no such file"}
+
+
+def test_a_tar_is_looked_through_once_for_all_its_hits(tmp_path, monkeypatch):
+    from bindsearch import members
+
+    pack(tmp_path / "a.tar", seed=1)
+    found = [hit for hit in hits_of(tmp_path / "a.tar")[:2] for _ in range(20)]
+    opened = []
+    plain = members.find_members
+    monkeypatch.setattr(members, "find_members", lambda file, names: opened.append(names) or plain(file, names))
+    assert all(view.picture is not None for view in preview.preview_hits(found, {}))
+    assert [sorted(names) for names in opened] == [["caf\\udce9.png", "plain.png"]]
+
+
+def sheet_rows(monkeypatch):
+    """Give a list that takes the rows of each sheet that is drawn of an answer."""
+    drawn = []
+    monkeypatch.setattr(carriers, "contact_sheet", lambda rows, foot: drawn.extend(rows) or contact_sheet([], foot))
+    return drawn
+
+
+def test_cached_pictures_in_tars_are_shown(tmp_path, monkeypatch):
+    pack(tmp_path / "a.tar", seed=1)
+    rows = [{"id": hit.id, "key": hit.key, "source": hit.source, **hit.columns} for hit in hits_of(tmp_path / "a.tar")]
+    store = FakeStore(n=len(rows), dim=8)
+    store.ids = np.array([row["id"] for row in rows], dtype=np.int64)
+    store.table = pa.Table.from_pylist(rows)
+    build_index(store, tmp_path / "cache")
+    drawn = sheet_rows(monkeypatch)
+    for change, trouble in ((lambda: None, ""), (lambda: pack(tmp_path / "a.tar", seed=2), "has changed since")):
+        change()
+        near = VisualCache.open(tmp_path / "cache").explain(np.ones((1, 8), np.float32), 4)[0]["neighbours"]
+        carriers.save_carriers(tmp_path / "a.png", "a question", near)
+        assert [tile.label for tile in drawn[-1].hits] == [each["key"] for each in near]
+        assert all(trouble in tile.shown.trouble for tile in drawn[-1].hits)
+        assert [tile.shown.picture is None for tile in drawn[-1].hits] == [bool(trouble)] * 4
+
+
+def test_what_is_asked_about_is_read_with_the_preset_that_was_given(tmp_path, monkeypatch):
+    from bindsearch.cli import asking
+
+    path = tmp_path / "map.depth.npy"
+    np.save(path, np.tile(np.linspace(1, 450, 40, dtype=np.float32), (30, 1)))
+    bare = Embedding.of_vector(np.ones(8, dtype=np.float32), str(path), modality="depth")
+    identity = replace(bare.identity, preset_ids={"depth": "disparity:12345678"})
+    part = Embedding((replace(bare.terms[0], source=str(path)),), identity)
+    drawn = sheet_rows(monkeypatch)
+    asked = asking._Asked((SimpleNamespace(weight=1.0),), [part], part.vector, [])
+    asking._write_sheet(asked, [{"question": "what is it?", "answer": "a map"}], tmp_path / "a.png")
+    (term,) = drawn[0].terms
+    assert (term.shown.trouble, term.shown.note) == ("", "inverse depth")
+
+
+def test_a_small_video_plays_out_of_a_tar_and_a_span_has_its_own_length(index, tmp_path):
+    video = index.paths["video"]
+    with tarfile.open(tmp_path / "v.tar", "w") as tar:
+        tar.add(video, "move.mp4")
+    for source in (Source.of(video), Source.of(f"tar://{tmp_path}/v.tar!/move.mp4")):
+        shown = preview.preview(source, "video", None, "default", "x", with_clip=True)
+        assert (shown.note, shown.clip) == ("2.0 s", (video.read_bytes(), "video/mp4"))
+        for span, note in (((0.5, 1.25), "0.8 s"), ((1.5, 9.0), "0.5 s")):
+            part = preview.preview(source, "video", span, "default", "x", with_clip=True)
+            assert (part.note, part.clip) == (note, None)
 
 
 def test_a_span_of_a_sound_is_what_is_shown(index):

@@ -68,6 +68,28 @@ def test_a_tar_member_ends_where_it_ends(tmp_path):
         Source.of("tar://t.tar")
 
 
+def test_tar_sources_name_members_as_listings_do(tmp_path):
+    names = [os.fsdecode(b"caf\xe9.txt"), "soft.txt", "hard.txt", "last.txt"]
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name, kind, target in zip(
+            names, (tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.REGTYPE),
+            ("", names[0], "soft.txt", ""), strict=True,
+        ):  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, target, 0 if target else 3000
+            tar.addfile(info, io.BytesIO(b"x" * 3000))
+    for name in (*names, r"caf\udce9.txt"):
+        assert Source.of(f"tar://{tmp_path}/t.tar!/{name}").read_bytes() == b"x" * 3000
+    whole = (tmp_path / "t.tar").read_bytes()
+    (tmp_path / "t.tar").write_bytes(whole[: whole.index(b"last.txt") + 600])
+    assert len(Source.of(f"tar://{tmp_path}/t.tar!/hard.txt").read_bytes()) == 3000  # what is whole is read
+    with pytest.raises(DecodeError, match=r"cut: 3000 bytes from .*, but the tar ends at"):
+        Source.of(f"tar://{tmp_path}/t.tar!/last.txt").read_bytes()
+    (tmp_path / "t.tar").write_bytes(b"no tar at all" * 100)
+    with pytest.raises(DecodeError, match="cannot be read as a tar"):
+        Source.of(f"tar://{tmp_path}/t.tar!/last.txt").read_bytes()
+
+
 def test_literals_and_items():
     source = Source.of_item(Item("captions#3", "text", "captions.jsonl", literal="ein Hund"))
     assert (source.kind, source.value, source.name) == ("text", "ein Hund", "captions#3")

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 POINT_SCALE = 5.0
 """What the reference divides a point cloud's pre-norm embedding by, before it goes into a picture."""
+_SHOWN = ("id", "key", "source", "member", "size", "mtime", "sha256")
 _BLOCK_BYTES = 64 << 20
 
 
@@ -159,7 +160,8 @@ class VisualCache:
         """Show which cached images an embedding is moved by; arguments and errors as of `retrieve`.
 
         Returns:
-            One a row of the batch: its number, how many features, the neighbours' id (as text), key, source, weight.
+            One a row of the batch: its number, how many features, the neighbours' id (as text), key, weight, and what
+            tells where their files lie and whether they have changed: source, member of a tar, size, mtime, sha256.
         """
         found = self.retrieve(embeddings, cache_size, inverse_temperature, exact=exact)
         shown = []
@@ -167,7 +169,8 @@ class VisualCache:
             kept = ids[ids >= 0].tolist()
             items: list[dict[str, Any]] = [{"id": each, "key": str(each), "source": ""} for each in kept]
             if self.index is not None:
-                items = self.index.items(kept, ["id", "key", "source"]).to_pylist()
+                rows = self.index.items(kept).to_pylist()  # tables that were imported lack some columns
+                items = [{name: each.get(name) for name in _SHOWN} for each in rows]
             neighbours = [
                 {**item, "id": str(item["id"]), "weight": round(weight, 6)}
                 for item, weight in zip(items, weights, strict=False)

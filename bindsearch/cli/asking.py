@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bindsearch.cli.disk import file_to_write
+from bindsearch.cli.disk import picture_to_write
 from bindsearch.cli.options import (
     WEIGHED,
     DeviceOption,
@@ -70,7 +70,9 @@ def ask(
     sheet: Annotated[
         Path | None,
         typer.Option(
-            "--sheet", callback=file_to_write, help="Picture (PNG) of what was asked about and of those images."
+            "--sheet",
+            callback=picture_to_write,
+            help="Picture (PNG, JPEG) of what was asked about and of those images.",
         ),
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Go on asking: one question a line of stdin.")] = False,
@@ -235,8 +237,9 @@ def _write_sheet(asked: _Asked, answers: list[dict[str, Any]], path: Path) -> Pa
 
     title = " · ".join(f"{one['question']} {one['answer']}" for one in answers)
     terms = [(part.terms[0], spec.weight) for part, spec in zip(asked.parts, asked.specs, strict=True)]
+    presets = {name: preset for part in asked.parts for name, preset in part.identity.preset_ids.items()}
     foot = f"{len(asked.neighbours)} cached images; under each: its share of what was found" if asked.neighbours else ""
-    return save_carriers(path, title, asked.neighbours, terms, foot=foot)
+    return save_carriers(path, title, asked.neighbours, terms, presets, foot)
 
 
 def train_llm(

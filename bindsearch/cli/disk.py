@@ -34,6 +34,20 @@ def file_to_write(path: Path | None) -> Path | None:
     return path
 
 
+def picture_to_write(path: Path | None) -> Path | None:
+    """Check a picture that is written when the work is done, as the callback of an option.
+
+    Raises:
+        InputError: as of `file_to_write`, or an ending that names no kind of picture.
+    """
+    from bindsearch.drawing import check_ending
+
+    path = file_to_write(path)
+    if path is not None:
+        check_ending(path)
+    return path
+
+
 def said_plainly(error: OSError, words: Sequence[str]) -> BindSearchError | None:
     """Turn the system's error about a file into one that names it and says what to do.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bindsearch.cli.disk import file_to_write
+from bindsearch.cli.disk import file_to_write, picture_to_write
 from bindsearch.cli.options import (
     WEIGHED,
     DeviceOption,
@@ -212,7 +212,7 @@ def query(
         Path | None, typer.Option("--html", callback=file_to_write, help="Write a page with pictures and players.")
     ] = None,
     sheet: Annotated[
-        Path | None, typer.Option("--sheet", callback=file_to_write, help="Write a contact sheet (PNG).")
+        Path | None, typer.Option("--sheet", callback=picture_to_write, help="Write a contact sheet (PNG, JPEG).")
     ] = None,
     space: SpaceOption = None,
     device: DeviceOption = None,

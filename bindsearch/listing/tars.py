@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import posixpath
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from bindsearch.errors import InputError
 from bindsearch.listing.items import BrokenItem, make_caption
 from bindsearch.listing.naming import CAPTION_SUFFIX, Namer, place_of, suffix_of
+from bindsearch.members import Member, list_members
 from bindsearch.modalities.text import decode_start
-from bindsearch.sources import SPARSE
 from bindsearch.types import Item, to_text
 
 CAPTION_BYTES = 8192
@@ -75,7 +74,7 @@ def scan_tar(path: Path, key: str, namer: Namer, ignored: Counter[str]) -> Itera
     troubles: list[str] = []
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            members = _members(path, tar, troubles)
+            members = list_members(tar, file, troubles)
             for sample, together in itertools.groupby(members, key=lambda member: _sample_of(member.name)):
                 yield from _items_of_sample(sample, list(together), path, key, namer, ignored)
             troubles += _look_at_end(path, tar.offset)
@@ -85,98 +84,21 @@ def scan_tar(path: Path, key: str, namer: Namer, ignored: Counter[str]) -> Itera
         yield BrokenItem(key, "tar", place_of(path), reason=troubles[0], stage="read", hides=True)
 
 
-@dataclass(frozen=True)
-class _Member:
-    """A file in a tar: where its bytes lie, or why they cannot be had."""
-
-    name: str
-    offset: int = 0
-    size: int = 0
-    trouble: str = ""
-
-
-def _members(path: Path, tar: tarfile.TarFile, troubles: list[str]) -> Iterator[_Member]:
-    """Yield the plain files and the links; where the tar ends too early, say so in `troubles` and stop."""
-    links: _Links | None = None
-    for header in _headers(tar, troubles):
-        if header.isreg():
-            yield _whole(header)
-        elif header.islnk() or header.issym():
-            links = links or _Links(path)
-            yield links.follow(header)
-
-
-class _Links:
-    """The links of a tar and the members that they lead to.
-
-    Made when the first link is met, with two more scans of the headers: so memory grows with the links alone, and a
-    tar without any, as nearly all are, costs nothing.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Scan the tar for its links, then for what they lead to."""
-        self._links = {
-            posixpath.normpath(header.name): _target_of(header)
-            for header in _scanned(path)
-            if header.islnk() or header.issym()
-        }
-        wanted = set(self._links.values())
-        names = ((posixpath.normpath(header.name), header) for header in _scanned(path) if header.isreg())
-        self._found = {name: _whole(header) for name, header in names if name in wanted}
-
-    def follow(self, header: tarfile.TarInfo) -> _Member:
-        """Give the member under the link's own name, with the bytes of what it leads to, over other links too."""
-        name, passed = _target_of(header), set[str]()
-        while name not in self._found and name in self._links and name not in passed:
-            passed.add(name)
-            name = self._links[name]
-        if name in self._found:
-            return replace(self._found[name], name=header.name)
-        return _Member(header.name, trouble=f"a link to {to_text(header.linkname)}, which is no file in the tar")
-
-
-def _target_of(header: tarfile.TarInfo) -> str:
-    """Name what a link leads to: a hard link from the tar's root, a symbolic one from its own folder."""
-    above = posixpath.dirname(header.name) if header.issym() else ""
-    return posixpath.normpath(posixpath.join(above, header.linkname))
-
-
-def _scanned(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Yield the headers as far as they can be read; what is wrong with the rest is said elsewhere."""
-    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        yield from _headers(tar, [])
-
-
-def _whole(header: tarfile.TarInfo) -> _Member:
-    if header.issparse():
-        return _Member(header.name, trouble=SPARSE)
-    return _Member(header.name, header.offset_data, header.size)
-
-
-def _headers(tar: tarfile.TarFile, troubles: list[str]) -> Iterator[tarfile.TarInfo]:
-    try:
-        while (header := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header; a listing must not grow with it
-            yield header
-    except (tarfile.TarError, OSError, ValueError) as error:
-        troubles.append(f"cut or damaged at byte {tar.offset}: {error}; members after it are not seen")
-
-
 def _sample_of(name: str) -> str:
     folder, _, base = name.rpartition("/")
     return f"{folder}/{base.split('.', 1)[0]}" if folder else base.split(".", 1)[0]
 
 
 def _items_of_sample(
-    sample: str, members: list[_Member], path: Path, key: str, namer: Namer, ignored: Counter[str]
+    sample: str, members: list[Member], path: Path, key: str, namer: Namer, ignored: Counter[str]
 ) -> Iterator[Item]:
-    facts = path.stat()
+    mtime_s = path.stat().st_mtime
     found: list[Item] = []
     caption = None
     for member in members:
         base = PurePosixPath(member.name).name
         look = None if base.startswith(".") else namer.look(member.name)
-        if base.lower() == f"{PurePosixPath(sample).name.lower()}{CAPTION_SUFFIX}" and member.size:
+        if base.lower() == f"{PurePosixPath(sample).name.lower()}{CAPTION_SUFFIX}" and member.size_bytes:
             caption = caption_of_bytes(_peek(path, member))
         if look is None:
             ignored[suffix_of(member.name)] += 1
@@ -187,14 +109,13 @@ def _items_of_sample(
             source=place_of(path),
             member=to_text(member.name),
             offset=member.offset,
-            size_bytes=member.size,
-            mtime_s=facts.st_mtime,
+            size_bytes=member.size_bytes,
+            mtime_s=mtime_s,
         )
-        reason = member.trouble
-        if not reason and member.offset + member.size > facts.st_size:
-            reason = f"cut: {member.size} bytes from {member.offset}, but the tar ends at {facts.st_size}"
-        if reason:
-            yield BrokenItem(item.key, item.modality, item.source, member=item.member, reason=reason, stage="read")
+        if member.trouble:
+            yield BrokenItem(
+                item.key, item.modality, item.source, member=item.member, reason=member.trouble, stage="read"
+            )
             continue
         found.append(item)
     group = to_text(f"{key}/{sample}") if len(found) > 1 else None
@@ -202,10 +123,10 @@ def _items_of_sample(
         yield replace(item, group=group, caption=caption)
 
 
-def _peek(path: Path, member: _Member) -> bytes:
+def _peek(path: Path, member: Member) -> bytes:
     with path.open("rb") as file:
         file.seek(member.offset)
-        return file.read(min(member.size, CAPTION_BYTES))
+        return file.read(min(member.size_bytes, CAPTION_BYTES))
 
 
 def _look_at_end(path: Path, end: int) -> list[str]:

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bindsearch.drawing import FAR, HEAT, apply_palette, draw_words, font_of, spectrogram
+from bindsearch.drawing import (
+    FAR,
+    HEAT,
+    PICTURE_ENDINGS,
+    apply_palette,
+    draw_words,
+    font_of,
+    save_picture,
+    spectrogram,
+)
 from bindsearch.errors import InputError
 from bindsearch.world.files import IMU_STEPS, RATES, encode, from_levels, render_values
 from bindsearch.world.scene import Scenes, sample
@@ -25,7 +34,7 @@ MOST = 100
 """Scenes of one view."""
 STRIP = (4, 2)
 """Frames of the strip, across and down: every second one of the clip."""
-ENDINGS = (".png", ".jpg", ".jpeg", ".html")
+ENDINGS = (*PICTURE_ENDINGS, ".html")
 _GAP_PX, _EDGE_PX, _HEAD_PX, _BAR_PX = 10, 20, 30, 18
 _PAPER, _CARD, _INK, _SOFT, _LINE = "#f6f6f4", "#ffffff", "#1d1f23", "#6a6f78", "#d9dbdf"
 _AXES = ("#c8453d", "#3f8a2f", "#2f6fde")
@@ -129,10 +138,10 @@ def view_scenes(seeds: Sequence[int], path: str | Path, kind: str = "full", size
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".html":
         path.write_text(page_html(views), encoding="utf-8")
-    elif path.suffix.lower() == ".png":
-        contact_sheet(views).quantize(_COLOURS, dither=Dither.NONE).save(path, "PNG", optimize=True)
     else:
-        contact_sheet(views).save(path, "JPEG", quality=88)
+        sheet = contact_sheet(views)
+        small = sheet.quantize(_COLOURS, dither=Dither.NONE) if path.suffix.lower() == ".png" else sheet
+        save_picture(small, path)
     return path
 
 
