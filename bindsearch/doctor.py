@@ -46,6 +46,7 @@ EXTRAS = {
     "accelerate": "llm-quantized",
 }
 """Optional package -> the extra that brings it; several extras bring some."""
+_ANSWER_S = 20
 OPENMP = re.compile(r"lib(?:gomp|iomp5|omp)[^/]*\.so[^/]*$")
 
 
@@ -194,7 +195,10 @@ def _nvidia_driver() -> str | None:
     if tool is None:
         return None
     asked = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=_ANSWER_S, check=False)
+    except subprocess.TimeoutExpired:
+        return f"nvidia-smi gives no answer in {_ANSWER_S} s"
     return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
 
 

@@ -137,6 +137,8 @@ def test_what_cannot_be_meant_is_refused():
         BenchOptions(parts=("limit",))
     with pytest.raises(InputError, match="--seconds"):
         BenchOptions(seconds=0)
+    with pytest.raises(InputError, match="--seconds: expected a number above 0, got inf"):
+        BenchOptions(seconds=float("inf"))
     with pytest.raises(UnknownNameError, match="tiny"):
         run_bench(BenchOptions("tinny", parts=("rates",)))
     with pytest.raises(UnknownNameError, match="tiny"):

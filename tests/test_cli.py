@@ -214,6 +214,23 @@ def test_doctor_says_that_a_file_is_no_cache_folder(monkeypatch: pytest.MonkeyPa
         assert {"texts", "free disk"} <= {finding.name for finding in found if finding.topic == "cache"}
 
 
+def test_doctor_does_not_wait_for_a_driver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(command: list[str], timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr("subprocess.run", hang)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    said = doctor.problems(doctor._devices())
+    assert len(said) == 1 and said[0].startswith("there is a driver (nvidia-smi gives no answer in 20 s) but torch")
+
+
+def test_settings_stand_below_each_other() -> None:
+    lines = bindsearch("config", "show").stdout.splitlines()
+    assert len(lines) > 8
+    assert len({len(line) - len(line.split(maxsplit=1)[1]) for line in lines}) == 1
+
+
 def test_docs_are_fresh() -> None:
     done = subprocess.run([sys.executable, ROOT / "tools" / "make_docs.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

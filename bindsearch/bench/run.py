@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -33,12 +34,12 @@ class BenchOptions:
     parts: tuple[str, ...] = PARTS
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not exist, and no time at all."""
+        """Refuse parts that do not exist, and no time at all or no end of it."""
         for part in self.parts:
             if part not in PARTS:
                 raise UnknownNameError("part of the benchmark", part, PARTS)
-        if not self.seconds > 0:
-            raise InputError(f"--seconds: expected more than 0, got {self.seconds:g}.")
+        if not 0 < self.seconds < math.inf:
+            raise InputError(f"--seconds: expected a number above 0, got {self.seconds:g}.")
 
 
 @dataclass(frozen=True)

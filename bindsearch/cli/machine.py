@@ -58,8 +58,9 @@ def config_show(
     if as_json:
         print_json({name: {"value": value, "origin": where} for name, (value, where) in values.items()})
         return
+    width = max(map(len, values))
     for name, (value, where) in values.items():
-        typer.echo(f"{name:<12} {value}" + (f"  (from {where})" if origin else ""))
+        typer.echo(f"{name:<{width}} {value}" + (f"  (from {where})" if origin else ""))
 
 
 def bench(
