@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -404,3 +405,61 @@ def test_the_command_starts_several_processes_and_says_who_works(sources, whole,
     refused = subprocess.run([*command, "--shard", "1/2"], capture_output=True, text=True, env=environment)
     assert refused.returncode == 2
     assert "this process is already one of several (1/2)" in refused.stderr
+
+
+def stop_in_its_shard(out, known=()):
+    """Stop the first process that has a shard in hand, of those not known, and tell its id."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        for path in (out / FOLDER).glob("g0001-*"):
+            with contextlib.suppress(OSError, ValueError):  # it may be gone, or be written just now
+                pid = json.loads(path.read_bytes())["pid"]
+                if pid not in known:
+                    os.kill(pid, signal.SIGSTOP)
+                    return pid
+        time.sleep(0.005)
+    raise AssertionError("nobody took a shard")
+
+
+def waiting_signals(pid):
+    """Tell which signals a stopped process will find when it goes on."""
+    facts = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    bits = int(next(line for line in facts if line.startswith("ShdPnd")).split()[1], 16)
+    return {number for number in signal.valid_signals() if bits & 1 << number - 1}
+
+
+def test_one_interrupt_of_all_processes_costs_no_shard(tmp_path):
+    """The first to be through tells the other, which has had the signal as well: that is one interruption, not two."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "bindsearch", "embed", "world:0..240#image", "-o", str(out), "--space", "tiny"]
+    command += ["--shard-size", "120", "--workers", "0", "--processes", "2", "-q"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert stop_in_its_shard(out) == parent.pid
+        helper = stop_in_its_shard(out, known=[parent.pid])
+        os.killpg(parent.pid, signal.SIGINT)  # as Ctrl-C does
+        os.kill(parent.pid, signal.SIGCONT)
+        while not waiting_signals(helper) - {signal.SIGINT}:
+            assert parent.poll() is None
+            time.sleep(0.01)
+        os.kill(helper, signal.SIGCONT)
+        said = parent.communicate(timeout=120)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+    assert parent.returncode == 130
+    assert said.count("finishing the shard in hand") == 2
+    assert {path.name for path in out.glob("g0001/*.done.json")} == {f"image-{n:05d}.done.json" for n in (0, 1)}
+
+
+def test_what_is_told_to_finish_counts_interrupts_as_before():
+    interrupted = threading.Event()
+    with running.interruptible(interrupted, "shard"):
+        signal.raise_signal(running.FINISH)
+        assert interrupted.is_set()
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(running.FINISH)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(running.FINISH) is signal.SIG_DFL

@@ -44,6 +44,8 @@ POLL_S = 0.1
 """How often a process that waits for others looks what they have done."""
 JOIN_LIMIT_S = 120.0
 """How long one that only helps waits for somebody to help."""
+FINISH = signal.SIGUSR1
+"""Says: finish the piece in hand. However often it comes, it stops nothing at once."""
 
 
 def run_embed(
@@ -422,6 +424,9 @@ def sweep(folder: Path, crew: Crew) -> None:
 def interruptible(interrupted: threading.Event, piece: str) -> Iterator[None]:
     """Turn the first SIGINT or SIGTERM into an event; the second one stops at once.
 
+    FINISH does as the first one does and counts as neither. A process sends it to those that it has started: what ended
+    the one has often reached the others as well, as Ctrl-C reaches all processes of a terminal.
+
     Args:
         interrupted: set by the first one, and looked at by the caller between two pieces of work.
         piece: what is finished first, for the message.
@@ -429,14 +434,18 @@ def interruptible(interrupted: threading.Event, piece: str) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    counted: list[int] = []
 
-    def note(_number: int, _frame: Any) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-        LOG.warning("interrupted: finishing the %s in hand; interrupt once more to stop at once", piece)
+    def note(number: int, _frame: Any) -> None:
+        if number != FINISH:
+            if counted:
+                raise KeyboardInterrupt
+            counted.append(number)
+        if not interrupted.is_set():
+            interrupted.set()
+            LOG.warning("interrupted: finishing the %s in hand; interrupt once more to stop at once", piece)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, FINISH)}
     try:
         yield
     finally:
