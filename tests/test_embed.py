@@ -274,6 +274,27 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(media, tmp_path, s
     assert contents(out) == before
 
 
+def test_a_dry_run_counts_what_is_unfinished_and_what_is_new(media, tmp_path, space):
+    """What it says is what the run then does, before the first shard is there as well."""
+    out = tmp_path / "out"
+    dry = EmbedOptions(workers=0, shard_size=5, dry_run=True)
+    sources = [media, tmp_path / "more"]
+    run_embed([media], out, space, options=HERE)
+    sources[1].mkdir()
+    for number in range(3):
+        (sources[1] / f"new{number}.png").write_bytes(picture_bytes(seed=50 + number))
+    (out / "g0001/audio-00000.done.json").unlink()
+    os.utime(media / "sub" / "a.wav")
+    report = run_embed(sources, out, space, options=dry)
+    assert (report.embedded, report.shards, report.unchanged) == ({"audio": 2, "image": 3}, 2, 11)
+    for path in [*out.glob("g0001/*.done.json"), out / "manifest.json"]:
+        path.unlink()
+    said = run_embed(sources, out, space, options=dry)
+    assert (said.unchanged, said.embedded["image"]) == (0, 11)
+    done = run_embed(sources, out, space, options=HERE)
+    assert (done.embedded + done.bad, done.shards) == (said.embedded, said.shards)
+
+
 def test_too_many_bad_are_said_after_all_good_are_committed(tmp_path, space):
     folder = tmp_path / "in"
     folder.mkdir()

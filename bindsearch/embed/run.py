@@ -240,15 +240,16 @@ class _Run:
                 return
 
     def rehearse(self) -> EmbedReport:
-        """Make the plan in a temporary folder and report it."""
+        """Report what is planned and not finished, and what is new: the plan of that is made in a temporary folder."""
         there = self.check_settings()
         self.count_store()
-        left = [(generation, number) for generation in there for number in generation.pending()]
-        if not left and self.listing is not None:
+        self._count_planned((generation, number) for generation in there for number in generation.pending())
+        left = self.report.embedded.total() + self.report.bad.total()
+        if self.listing is not None:
             with tempfile.TemporaryDirectory(prefix="bindsearch-plan-") as scratch:
                 fresh = self.planner.plan(self.listing, Path(scratch))
                 self._count_planned([] if fresh is None else [(fresh, n) for n in range(len(fresh.shard_names))])
-        self._count_planned(left)
+            self.report.unchanged = max(0, self.report.unchanged - left)
         return self.report
 
     def _count_planned(self, shards: Iterable[tuple[Generation, int]]) -> None:
