@@ -357,6 +357,19 @@ def test_joining_where_nobody_comes_says_so(sources, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_one_that_only_joins_refuses_what_it_would_not_list(tmp_path, capsys):
+    from bindsearch.cli import run
+    from bindsearch.models.spaces import load_space
+
+    options = EmbedOptions(join=True, workers=0, window_s=2.0)
+    with pytest.raises(
+        InputError, match=r"lists nothing itself; got sources gone, --window 2\.0\. To help: .* --join -o"
+    ):
+        run_embed("gone", tmp_path / "out", load_space("tiny"), options=options)
+    assert run(["embed", "--join", "-o", str(tmp_path / "out"), "--modalities", "image,text"]) == 2
+    assert "got --modalities image,text. To help:" in capsys.readouterr().err
+
+
 def test_the_status_says_who_works_on_what(driver, sources, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(MissingInputError, match="no embeddings there, and nobody makes any"):

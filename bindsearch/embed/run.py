@@ -26,13 +26,14 @@ from bindsearch.embed.batching import ShardRows
 from bindsearch.embed.decoding import Outcome
 from bindsearch.embed.lease import Crew, Lease, LostLeaseError, Member, task_mark
 from bindsearch.embed.plan import PlannedByAnotherError, planned_items
-from bindsearch.embed.planning import EmbedOptions, Planner
+from bindsearch.embed.planning import EmbedOptions, Planner, check_lists_nothing
 from bindsearch.embed.report import Display, EmbedReport, Progress
 from bindsearch.embed.workers import DecodePool
 from bindsearch.embed.writing import Writer
 from bindsearch.errors import BindSearchError, MismatchError, MissingInputError
 from bindsearch.listing import BrokenItem, Listing
 from bindsearch.listing.collect import STDIN
+from bindsearch.sources import each_source
 from bindsearch.store import LEDGER, Generation, Identity, commit_shard, commit_store, generation_folders
 from bindsearch.store.files import sweep_temps
 from bindsearch.store.generation import PLAN, places_of_generations
@@ -75,15 +76,24 @@ def run_embed(
 
     Raises:
         MissingInputError: a source does not exist, the sources hold no media, or nobody is there to join.
-        InputError: a duplicate key, or a manifest that cannot be meant.
+        InputError: a duplicate key, a manifest that cannot be meant, or something to list for one that only helps.
         MismatchError: the folder was made with another space or preset, or an unfinished run has another dtype.
         BindSearchError: the disk is full; what was committed stays.
         KeyboardInterrupt: SIGINT or SIGTERM came; the shard in hand was committed first. A second one stops at once.
     """
     options = options or EmbedOptions()
     folder = Path(out)
-    listing = None
-    if not options.join:
+    if options.join:
+        listing = None
+        check_lists_nothing(
+            {
+                "sources": list(each_source(sources)),
+                "--modality": options.modality,
+                "--text-column": options.text_column,
+                "--window": options.window_s,
+            }
+        )
+    else:
         listing = Listing(sources, options.modality, options.text_column, stdin, skip=[folder])
     report = EmbedReport(str(folder), space.space_id, max_bad=options.max_bad, dry_run=options.dry_run)
     report.workers = options.worker_count()
