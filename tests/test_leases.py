@@ -370,6 +370,31 @@ def test_one_that_only_joins_refuses_what_it_would_not_list(tmp_path, capsys):
     assert "got --modalities image,text. To help:" in capsys.readouterr().err
 
 
+def test_the_status_counts_what_the_dead_held_as_free(driver, sources, tmp_path):
+    out = tmp_path / "out"
+    assert driver.run(out, [{"sources": sources[1:]}])[0]["code"] == 0
+    (out / "g0001" / "text-00002.done.json").unlink()
+    far = foreign_member(out, silence_s=60.0)
+    assert far.take("g0001-text-00002") is not None
+    status = folder_status(out)
+    assert status["generations"][0]["held"] == 1
+    assert status["processes"][0]["holds"] == ["g0001-text-00002", "plan"]
+    hour_ago = time.time() - 3600
+    os.utime(far.path_of(far.me), (hour_ago, hour_ago))
+    status = folder_status(out)
+    assert status["generations"][0]["held"] == 0
+    (process,) = status["processes"]
+    assert (process["alive"], process["holds"], round(process["silent_s"], -1)) == (False, [], 3600.0)
+    assert "dead: what it held is free; 3600 s ago" in status_text(status)
+
+
+def test_who_leaves_while_one_looks_is_no_process(tmp_path, monkeypatch):
+    """Its file is gone between the list of members and the look at the file: it had an age of infinity."""
+    monkeypatch.setattr(Crew, "members", lambda crew: iter([crew.me]))
+    with pytest.raises(MissingInputError, match="nobody makes any"):
+        folder_status(tmp_path)
+
+
 def test_the_status_says_who_works_on_what(driver, sources, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(MissingInputError, match="no embeddings there, and nobody makes any"):
