@@ -24,6 +24,7 @@ from bindsearch.embed.plan import PlannedByAnotherError
 from bindsearch.embed.planning import Planner
 from bindsearch.errors import (
     BindSearchError,
+    DecodeError,
     InputError,
     MismatchError,
     MissingInputError,
@@ -272,6 +273,27 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(media, tmp_path, s
     report = run_embed([media], out, space, options=dry)
     assert (report.embedded, report.unchanged) == ({}, 13)
     assert contents(out) == before
+
+
+def test_a_dry_run_counts_what_is_unfinished_and_what_is_new(media, tmp_path, space):
+    """What it says is what the run then does, before the first shard is there as well."""
+    out = tmp_path / "out"
+    dry = EmbedOptions(workers=0, shard_size=5, dry_run=True)
+    sources = [media, tmp_path / "more"]
+    run_embed([media], out, space, options=HERE)
+    sources[1].mkdir()
+    for number in range(3):
+        (sources[1] / f"new{number}.png").write_bytes(picture_bytes(seed=50 + number))
+    (out / "g0001/audio-00000.done.json").unlink()
+    os.utime(media / "sub" / "a.wav")
+    report = run_embed(sources, out, space, options=dry)
+    assert (report.embedded, report.shards, report.unchanged) == ({"audio": 2, "image": 3}, 2, 11)
+    for path in [*out.glob("g0001/*.done.json"), out / "manifest.json"]:
+        path.unlink()
+    said = run_embed(sources, out, space, options=dry)
+    assert (said.unchanged, said.embedded["image"]) == (0, 11)
+    done = run_embed(sources, out, space, options=HERE)
+    assert (done.embedded + done.bad, done.shards) == (said.embedded, said.shards)
 
 
 def test_too_many_bad_are_said_after_all_good_are_committed(tmp_path, space):
@@ -614,6 +636,32 @@ def test_inspect_says_how_a_file_would_be_read(media, space):
     assert inspect_source(media / "3.txt", None, space)["decoded"]["shape"] == [17]
     with pytest.raises(InputError, match="Say it: --modality NAME"):
         inspect_source(media / "notes.md", None, space)
+
+
+def test_inspect_says_what_is_wrong_with_a_container(media, tmp_path, space):
+    (tmp_path / "cut.tar").write_bytes(b"no tar" * 100)
+    (tmp_path / "list.jsonl").write_text('{"title": "no path"}\n')
+    (tmp_path / "dir.png").mkdir()
+    with pytest.raises(DecodeError, match=r"cut\.tar: cannot be read as a tar"):
+        inspect_source(tmp_path / "cut.tar", None, space)
+    with pytest.raises(DecodeError, match=r"list\.jsonl#0: .*, row 0: nothing to embed: no path and no text"):
+        inspect_source(tmp_path / "list.jsonl", None, space)
+    with pytest.raises(MissingInputError, match=r"dir\.png: no media found"):
+        inspect_source(tmp_path / "dir.png", None, space)
+    (tmp_path / "dir.png" / "a.md").touch()
+    with pytest.raises(InputError, match=r"dir\.png: no suffix there names a modality: 1 \.md\. Say it"):
+        inspect_source(tmp_path / "dir.png", None, space)
+
+
+def test_inspect_describes_every_part_of_a_fused_item(media, space):
+    row = {"key": "both", "fuse": "text*1 - image*0.1", "text": "a dog", "image": "0.png"}
+    (media / "fused.jsonl").write_text(json.dumps(row))
+    facts = json.loads(json.dumps(inspect_source(media / "fused.jsonl", None, space)))
+    assert (facts["file"], facts["modality"]) == ("both", "text")
+    words, picture = facts["parts"]
+    assert (words["modality"], words["weight"], words["decoded"]["shape"]) == ("text", 1.0, [5])
+    alone = inspect_source(media / "0.png", None, space)
+    assert picture == {"weight": -0.1, **{name: alone[name] for name in alone if name != "file"}}
 
 
 def test_a_plan_that_a_killed_process_of_our_name_left_is_written_anew(media, tmp_path, space):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -356,6 +357,44 @@ def test_joining_where_nobody_comes_says_so(sources, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_one_that_only_joins_refuses_what_it_would_not_list(tmp_path, capsys):
+    from bindsearch.cli import run
+    from bindsearch.models.spaces import load_space
+
+    options = EmbedOptions(join=True, workers=0, window_s=2.0)
+    with pytest.raises(
+        InputError, match=r"lists nothing itself; got sources gone, --window 2\.0\. To help: .* --join -o"
+    ):
+        run_embed("gone", tmp_path / "out", load_space("tiny"), options=options)
+    assert run(["embed", "--join", "-o", str(tmp_path / "out"), "--modalities", "image,text"]) == 2
+    assert "got --modalities image,text. To help:" in capsys.readouterr().err
+
+
+def test_the_status_counts_what_the_dead_held_as_free(driver, sources, tmp_path):
+    out = tmp_path / "out"
+    assert driver.run(out, [{"sources": sources[1:]}])[0]["code"] == 0
+    (out / "g0001" / "text-00002.done.json").unlink()
+    far = foreign_member(out, silence_s=60.0)
+    assert far.take("g0001-text-00002") is not None
+    status = folder_status(out)
+    assert status["generations"][0]["held"] == 1
+    assert status["processes"][0]["holds"] == ["g0001-text-00002", "plan"]
+    hour_ago = time.time() - 3600
+    os.utime(far.path_of(far.me), (hour_ago, hour_ago))
+    status = folder_status(out)
+    assert status["generations"][0]["held"] == 0
+    (process,) = status["processes"]
+    assert (process["alive"], process["holds"], round(process["silent_s"], -1)) == (False, [], 3600.0)
+    assert "dead: what it held is free; 3600 s ago" in status_text(status)
+
+
+def test_who_leaves_while_one_looks_is_no_process(tmp_path, monkeypatch):
+    """Its file is gone between the list of members and the look at the file: it had an age of infinity."""
+    monkeypatch.setattr(Crew, "members", lambda crew: iter([crew.me]))
+    with pytest.raises(MissingInputError, match="nobody makes any"):
+        folder_status(tmp_path)
+
+
 def test_the_status_says_who_works_on_what(driver, sources, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(MissingInputError, match="no embeddings there, and nobody makes any"):
@@ -404,3 +443,61 @@ def test_the_command_starts_several_processes_and_says_who_works(sources, whole,
     refused = subprocess.run([*command, "--shard", "1/2"], capture_output=True, text=True, env=environment)
     assert refused.returncode == 2
     assert "this process is already one of several (1/2)" in refused.stderr
+
+
+def stop_in_its_shard(out, known=()):
+    """Stop the first process that has a shard in hand, of those not known, and tell its id."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        for path in (out / FOLDER).glob("g0001-*"):
+            with contextlib.suppress(OSError, ValueError):  # it may be gone, or be written just now
+                pid = json.loads(path.read_bytes())["pid"]
+                if pid not in known:
+                    os.kill(pid, signal.SIGSTOP)
+                    return pid
+        time.sleep(0.005)
+    raise AssertionError("nobody took a shard")
+
+
+def waiting_signals(pid):
+    """Tell which signals a stopped process will find when it goes on."""
+    facts = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    bits = int(next(line for line in facts if line.startswith("ShdPnd")).split()[1], 16)
+    return {number for number in signal.valid_signals() if bits & 1 << number - 1}
+
+
+def test_one_interrupt_of_all_processes_costs_no_shard(tmp_path):
+    """The first to be through tells the other, which has had the signal as well: that is one interruption, not two."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "bindsearch", "embed", "world:0..240#image", "-o", str(out), "--space", "tiny"]
+    command += ["--shard-size", "120", "--workers", "0", "--processes", "2", "-q"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert stop_in_its_shard(out) == parent.pid
+        helper = stop_in_its_shard(out, known=[parent.pid])
+        os.killpg(parent.pid, signal.SIGINT)  # as Ctrl-C does
+        os.kill(parent.pid, signal.SIGCONT)
+        while not waiting_signals(helper) - {signal.SIGINT}:
+            assert parent.poll() is None
+            time.sleep(0.01)
+        os.kill(helper, signal.SIGCONT)
+        said = parent.communicate(timeout=120)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+    assert parent.returncode == 130
+    assert said.count("finishing the shard in hand") == 2
+    assert {path.name for path in out.glob("g0001/*.done.json")} == {f"image-{n:05d}.done.json" for n in (0, 1)}
+
+
+def test_what_is_told_to_finish_counts_interrupts_as_before():
+    interrupted = threading.Event()
+    with running.interruptible(interrupted, "shard"):
+        signal.raise_signal(running.FINISH)
+        assert interrupted.is_set()
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(running.FINISH)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(running.FINISH) is signal.SIG_DFL

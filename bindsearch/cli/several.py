@@ -48,13 +48,15 @@ def process_count(asked: int | None, place: Place, device: str) -> int:
 
 @contextmanager
 def helpers(output: Path, count: int, options: Sequence[str]) -> Iterator[None]:
-    """Start processes that join the run of this one, and end with it.
+    """Start processes that join the run of this one, and end with it: interrupted, they finish their shard in hand.
 
     Args:
         output: folder of the store.
         count: processes in all, this one among them.
         options: what they are called with beside their place.
     """
+    from bindsearch.embed.run import FINISH
+
     command = [sys.executable, "-m", "bindsearch", "embed", "--join", "--output", str(output), "--quiet", *options]
     started = []
     for number in range(1, count):
@@ -65,7 +67,7 @@ def helpers(output: Path, count: int, options: Sequence[str]) -> Iterator[None]:
         yield
     except BaseException:
         for process in started:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(FINISH)
         raise
     finally:
         codes = [process.wait() for process in started]

@@ -115,8 +115,11 @@ def embed(
     if (output / "index.json").is_file():
         raise InputError(f"{output}: holds an index. Name another folder for the embeddings, such as run/embeddings.")
     if modalities is not None:
+        from bindsearch.embed.planning import check_lists_nothing
         from bindsearch.makers import narrow
 
+        if join:
+            check_lists_nothing({"--modalities": modalities})
         sources = [narrow(source, split_list(modalities)) for source in sources or ()]
     given = {"space": space, "device": device, "dtype": dtype, "speed": speed, "preset": preset, "workers": workers}
     given |= {"item-limit": item_limit_s, "silence": silence_s, "max-bad": 1.0}

@@ -33,11 +33,12 @@ class KnownUnits:
     """
 
     def __init__(self, out: Path, generations: Sequence[Generation], origins: Sequence[str]) -> None:
-        """Read the plans of the finished generations.
+        """Read the plans of the generations.
 
         Args:
             out: folder of the store.
-            generations: oldest first, all of them finished; imported ones have no plan and are passed over.
+            generations: oldest first; imported ones have no plan and are passed over. Of one that is not finished, what
+                is planned counts as embedded.
             origins: names of this run's sources; a row from one of them that is not listed again is gone. Stdin ("-")
                 has no memory: nothing is gone because it was not typed again.
         """
@@ -107,6 +108,8 @@ class KnownUnits:
         return not any(bad) or not _can_be_read(item)
 
     def _has_same_bytes(self, item: Item, known: int) -> bool:
+        if known not in self._checksums:  # planned and not embedded yet: it will be read as it is then
+            return True
         try:
             return source_of(item).sha256() == self._checksums[known]
         except (DecodeError, OSError):

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bindsearch.embed.blocks import is_made
-from bindsearch.errors import BindSearchError, DecodeError, InputError, UnsupportedError
+from bindsearch.errors import BindSearchError, DecodeError, InputError, MissingInputError, UnsupportedError
 from bindsearch.listing import BrokenItem, FusedItem, Listing
 from bindsearch.listing.naming import to_path
 from bindsearch.makers import maker_of
@@ -268,21 +268,41 @@ def inspect_source(file: str | os.PathLike[str], modality: str | None, space: An
 
     Returns:
         JSON types: modality, preset, spans, the raw array's shape, unit and notes, the preprocessed array's shape and
-        range.
+        range. Of a container, its first item that can be read; of a fused item, its modality and these facts of each
+        part, with the part's weight.
 
     Raises:
+        MissingInputError: no media are there.
         InputError: the suffix names no modality.
         DecodeError: it cannot be read.
     """
-    item = next((each for each in Listing([file], modality) if not isinstance(each, BrokenItem)), None)
-    if item is None:
-        raise InputError(f"{os.fspath(file)}: its suffix names no modality. Say it: --modality NAME.")
+    listing = Listing([file], modality)
+    broken: BrokenItem | None = None
+    for item in listing:
+        if not isinstance(item, BrokenItem):
+            return {"file": item.key, "modality": item.modality, **_inspected(item, space)}
+        broken = broken or item
+    if broken is not None:
+        raise DecodeError(broken.key, broken.reason, broken.stage)
+    if not listing.ignored:
+        raise MissingInputError(f"{os.fspath(file)}: no media found. Name a media file, or a container of some.")
+    ignored = ", ".join(f"{count} {name}" for name, count in sorted(listing.ignored.items()))
+    raise InputError(f"{os.fspath(file)}: no suffix there names a modality: {ignored}. Say it: --modality NAME.")
+
+
+def _inspected(item: Item, space: Any) -> dict[str, Any]:
+    """Give the facts of `inspect_source` about an item: its steps, or those of each of its parts."""
+    if isinstance(item, FusedItem):
+        parts = zip(item.parts, _parts(item), strict=True)
+        return {
+            "parts": [
+                {"modality": each.modality, "weight": part.weight, **_inspected(each, space)} for part, each in parts
+            ]
+        }
     kind, config = space.modality(item.modality), space.config(item.modality)
     media = kind.decode(source_of(item), config, None)
     x = kind.preprocess(media, config)
     return {
-        "file": item.key,
-        "modality": item.modality,
         "preset": space.preset_id(item.modality),
         "spans_s": [list(span) for span in kind.spans(source_of(item), config, None)],
         "decoded": {

@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from bindsearch.errors import InputError, MissingInputError
 from bindsearch.listing import BrokenItem, Listing
 from bindsearch.listing.collect import STDIN
 from bindsearch.modalities.clips import CUT_STAGE
+from bindsearch.sources import each_source
 from bindsearch.store import Generation, Identity, generation_folders
 from bindsearch.store.files import full_disk_said
 from bindsearch.types import Item
@@ -81,6 +82,23 @@ class EmbedOptions:
             return self.workers
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(8, max(1, cpus // self.place.local_count))
+
+
+def check_lists_nothing(told: Mapping[str, Any]) -> None:
+    """Refuse what says what is to be listed, and how, for a process that only helps with what others have planned.
+
+    Args:
+        told: what was given, by its name on the command line; None or empty where nothing was.
+
+    Raises:
+        InputError: something was.
+    """
+    given = [f"{name} {' '.join(map(str, each_source(value)))}" for name, value in told.items() if value]
+    if given:
+        raise InputError(
+            f"--join helps with what others have planned and lists nothing itself; got {', '.join(given)}. To help: "
+            "bindsearch embed --join -o OUT. To embed these: leave out --join; a run at work is joined then too."
+        )
 
 
 @dataclass

@@ -26,13 +26,14 @@ from bindsearch.embed.batching import ShardRows
 from bindsearch.embed.decoding import Outcome
 from bindsearch.embed.lease import Crew, Lease, LostLeaseError, Member, task_mark
 from bindsearch.embed.plan import PlannedByAnotherError, planned_items
-from bindsearch.embed.planning import EmbedOptions, Planner
+from bindsearch.embed.planning import EmbedOptions, Planner, check_lists_nothing
 from bindsearch.embed.report import Display, EmbedReport, Progress
 from bindsearch.embed.workers import DecodePool
 from bindsearch.embed.writing import Writer
 from bindsearch.errors import BindSearchError, MismatchError, MissingInputError
 from bindsearch.listing import BrokenItem, Listing
 from bindsearch.listing.collect import STDIN
+from bindsearch.sources import each_source
 from bindsearch.store import LEDGER, Generation, Identity, commit_shard, commit_store, generation_folders
 from bindsearch.store.files import sweep_temps
 from bindsearch.store.generation import PLAN, places_of_generations
@@ -44,6 +45,8 @@ POLL_S = 0.1
 """How often a process that waits for others looks what they have done."""
 JOIN_LIMIT_S = 120.0
 """How long one that only helps waits for somebody to help."""
+FINISH = signal.SIGUSR1
+"""Says: finish the piece in hand. However often it comes, it stops nothing at once."""
 
 
 def run_embed(
@@ -73,15 +76,24 @@ def run_embed(
 
     Raises:
         MissingInputError: a source does not exist, the sources hold no media, or nobody is there to join.
-        InputError: a duplicate key, or a manifest that cannot be meant.
+        InputError: a duplicate key, a manifest that cannot be meant, or something to list for one that only helps.
         MismatchError: the folder was made with another space or preset, or an unfinished run has another dtype.
         BindSearchError: the disk is full; what was committed stays.
         KeyboardInterrupt: SIGINT or SIGTERM came; the shard in hand was committed first. A second one stops at once.
     """
     options = options or EmbedOptions()
     folder = Path(out)
-    listing = None
-    if not options.join:
+    if options.join:
+        listing = None
+        check_lists_nothing(
+            {
+                "sources": list(each_source(sources)),
+                "--modality": options.modality,
+                "--text-column": options.text_column,
+                "--window": options.window_s,
+            }
+        )
+    else:
         listing = Listing(sources, options.modality, options.text_column, stdin, skip=[folder])
     report = EmbedReport(str(folder), space.space_id, max_bad=options.max_bad, dry_run=options.dry_run)
     report.workers = options.worker_count()
@@ -238,15 +250,16 @@ class _Run:
                 return
 
     def rehearse(self) -> EmbedReport:
-        """Make the plan in a temporary folder and report it."""
+        """Report what is planned and not finished, and what is new: the plan of that is made in a temporary folder."""
         there = self.check_settings()
         self.count_store()
-        left = [(generation, number) for generation in there for number in generation.pending()]
-        if not left and self.listing is not None:
+        self._count_planned((generation, number) for generation in there for number in generation.pending())
+        left = self.report.embedded.total() + self.report.bad.total()
+        if self.listing is not None:
             with tempfile.TemporaryDirectory(prefix="bindsearch-plan-") as scratch:
                 fresh = self.planner.plan(self.listing, Path(scratch))
                 self._count_planned([] if fresh is None else [(fresh, n) for n in range(len(fresh.shard_names))])
-        self._count_planned(left)
+            self.report.unchanged = max(0, self.report.unchanged - left)
         return self.report
 
     def _count_planned(self, shards: Iterable[tuple[Generation, int]]) -> None:
@@ -422,6 +435,9 @@ def sweep(folder: Path, crew: Crew) -> None:
 def interruptible(interrupted: threading.Event, piece: str) -> Iterator[None]:
     """Turn the first SIGINT or SIGTERM into an event; the second one stops at once.
 
+    FINISH does as the first one does and counts as neither. A process sends it to those that it has started: what ended
+    the one has often reached the others as well, as Ctrl-C reaches all processes of a terminal.
+
     Args:
         interrupted: set by the first one, and looked at by the caller between two pieces of work.
         piece: what is finished first, for the message.
@@ -429,14 +445,18 @@ def interruptible(interrupted: threading.Event, piece: str) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    counted: list[int] = []
 
-    def note(_number: int, _frame: Any) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-        LOG.warning("interrupted: finishing the %s in hand; interrupt once more to stop at once", piece)
+    def note(number: int, _frame: Any) -> None:
+        if number != FINISH:
+            if counted:
+                raise KeyboardInterrupt
+            counted.append(number)
+        if not interrupted.is_set():
+            interrupted.set()
+            LOG.warning("interrupted: finishing the %s in hand; interrupt once more to stop at once", piece)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, FINISH)}
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -29,8 +30,9 @@ def folder_status(out: str | os.PathLike[str]) -> dict[str, Any]:
     folder = Path(out)
     crew = Crew(folder, Member.here(None, "", SILENCE_S))
     manifest = Manifest.load(folder)
-    numbers = crew.numbers()
-    held = {name for name in numbers if not crew.is_free(name, numbers[name])}
+    silent_s = _silences(crew)
+    alive = {member.name for member in silent_s if _is_alive(crew, member, silent_s[member])}
+    held = _held(crew, alive)
     generations = []
     for place in generation_folders(folder):
         generation = Generation.load(place)
@@ -45,25 +47,43 @@ def folder_status(out: str | os.PathLike[str]) -> dict[str, Any]:
                 "committed": manifest is not None and generation.name in manifest.generations,
             }
         )
-    processes = [_process(crew, member, held) for member in crew.members()]
+    processes = [
+        {
+            "host": member.host,
+            "pid": member.pid,
+            "place": member.place,
+            "alive": member.name in alive,
+            "silent_s": round(seconds, 1),
+            "holds": [name for name, owner in sorted(held.items()) if owner == member.name],
+        }
+        for member, seconds in silent_s.items()
+    ]
     if not generations and not processes:
         raise MissingInputError(f"{folder}: no embeddings there, and nobody makes any.")
     return {"output": str(folder), "generations": generations, "processes": processes}
 
 
-def _process(crew: Crew, member: Member, held: set[str]) -> dict[str, Any]:
-    try:
-        silent_s = max(0.0, time.time() - crew.path_of(member).stat().st_mtime)
-    except OSError:
-        silent_s = float("inf")
-    holders = {name: crew.holder(name) for name in sorted(held)}
+def _silences(crew: Crew) -> dict[Member, float]:
+    """Give each member with the seconds since its last sign of life; one that leaves meanwhile is none."""
+    found: dict[Member, float] = {}
+    for member in crew.members():
+        with contextlib.suppress(OSError):
+            found[member] = max(0.0, time.time() - crew.path_of(member).stat().st_mtime)
+    return found
+
+
+def _is_alive(crew: Crew, member: Member, silent_s: float) -> bool:
+    """Judge by the age of its last sign of life, where processes at work watch for the next: this is one look."""
+    return crew.is_alive(member) and silent_s <= member.silence_s
+
+
+def _held(crew: Crew, alive: set[str]) -> dict[str, str]:
+    """Give the leases that bind, each with the name of its holder: what the dead held, anybody may take."""
+    holders = {name: crew.holder(name) for name in crew.numbers()}
     return {
-        "host": member.host,
-        "pid": member.pid,
-        "place": member.place,
-        "alive": crew.is_alive(member) and silent_s <= member.silence_s,
-        "silent_s": round(silent_s, 1),
-        "holds": [name for name, facts in holders.items() if facts is not None and facts["owner"] == member.name],
+        name: facts["owner"]
+        for name, facts in holders.items()
+        if facts is not None and not facts["done"] and facts["owner"] in alive
     }
 
 
@@ -74,7 +94,7 @@ def status_text(status: dict[str, Any]) -> str:
         state = "committed" if each["committed"] else f"{each['held']} in hand" if each["held"] else "not finished"
         lines.append(f"  {each['name']}: {each['done']} of {each['shards']} shards, {each['items']} items; {state}")
     for each in status["processes"]:
-        state = f"{', '.join(each['holds']) or 'waits'}" if each["alive"] else "dead: what it held is taken over"
+        state = f"{', '.join(each['holds']) or 'waits'}" if each["alive"] else "dead: what it held is free"
         lines.append(f"  {each['host']} process {each['pid']} ({each['place']}): {state}; {each['silent_s']:.0f} s ago")
     if not status["processes"]:
         lines.append("  nobody works there")
