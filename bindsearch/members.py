@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import IO
 
@@ -39,18 +39,11 @@ def list_members(tar: tarfile.TarFile, file: IO[bytes], troubles: list[str]) -> 
         file: what it was opened on; links are looked up in it by scans of their own.
         troubles: where the tar ends too early, this is said here; added to.
     """
-    end = os.fstat(file.fileno()).st_size
-    links: _Links | None = None
-    for header in _headers(tar, troubles):
-        if header.isreg():
-            yield _whole(header, end)
-        elif header.islnk() or header.issym():
-            links = links or _Links(file, end)
-            yield links.follow(header)
+    yield from _members(_headers(tar, troubles), file)
 
 
 def find_members(file: IO[bytes], names: Collection[str]) -> dict[str, Member]:
-    """Look up members of a tar, all in one scan of its headers.
+    """Look up members of a tar, all in one scan of its headers; in three where one of them is a link.
 
     Args:
         file: the tar, on disk; left somewhere in it.
@@ -64,15 +57,27 @@ def find_members(file: IO[bytes], names: Collection[str]) -> dict[str, Member]:
         TarError, OSError, ValueError: it cannot be read as a tar.
     """
     with tarfile.open(fileobj=file, mode="r:") as tar:
-        named = ((to_text(member.name), member) for member in list_members(tar, file, []))
-        return {name: member for name, member in named if name in names}
+        wanted = (header for header in _headers(tar, []) if to_text(header.name) in names)
+        return {to_text(member.name): member for member in _members(wanted, file)}
+
+
+def _members(headers: Iterable[tarfile.TarInfo], file: IO[bytes]) -> Iterator[Member]:
+    """Yield the plain files and the links among headers, in their order; links are looked up in the whole tar."""
+    end = os.fstat(file.fileno()).st_size
+    links: _Links | None = None
+    for header in headers:
+        if header.isreg():
+            yield _whole(header, end)
+        elif header.islnk() or header.issym():
+            links = links or _Links(file, end)
+            yield links.follow(header)
 
 
 class _Links:
     """The links of a tar and the members that they lead to.
 
     Made when the first link is met, with two more scans of the headers: so memory grows with the links alone, and a
-    tar without any, as nearly all are, costs nothing.
+    tar without any, as nearly all are, or of which no link is wanted costs nothing.
     """
 
     def __init__(self, file: IO[bytes], end: int) -> None:

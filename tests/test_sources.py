@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bindsearch import members
 from bindsearch.errors import DecodeError, InputError
 from bindsearch.sources import Source, describe_head
 from bindsearch.types import Item
@@ -68,7 +69,7 @@ def test_a_tar_member_ends_where_it_ends(tmp_path):
         Source.of("tar://t.tar")
 
 
-def test_tar_sources_name_members_as_listings_do(tmp_path):
+def test_tar_sources_name_members_as_listings_do(tmp_path, monkeypatch):
     names = [os.fsdecode(b"caf\xe9.txt"), "soft.txt", "hard.txt", "last.txt"]
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for name, kind, target in zip(
@@ -80,6 +81,13 @@ def test_tar_sources_name_members_as_listings_do(tmp_path):
             tar.addfile(info, io.BytesIO(b"x" * 3000))
     for name in (*names, r"caf\udce9.txt"):
         assert Source.of(f"tar://{tmp_path}/t.tar!/{name}").read_bytes() == b"x" * 3000
+    scans = []
+    plain = members._headers
+    monkeypatch.setattr(members, "_headers", lambda tar, troubles: scans.append(tar) or plain(tar, troubles))
+    for name, passes in (("last.txt", 1), ("hard.txt", 3)):
+        assert len(Source.of(f"tar://{tmp_path}/t.tar!/{name}").read_bytes()) == 3000
+        assert len(scans) == passes, "links cost what is no link nothing"
+        scans.clear()
     whole = (tmp_path / "t.tar").read_bytes()
     (tmp_path / "t.tar").write_bytes(whole[: whole.index(b"last.txt") + 600])
     assert len(Source.of(f"tar://{tmp_path}/t.tar!/hard.txt").read_bytes()) == 3000  # what is whole is read
