@@ -29,6 +29,7 @@ _WIDE_FONTS = (
     *("DroidSansFallbackFull.ttf", "PingFang.ttc", "Hiragino Sans GB.ttc", "Arial Unicode.ttf"),
     *("msyh.ttc", "msgothic.ttc", "malgun.ttf"),
 )
+_JOINERS = "\u00ad\u200c\u200d\u2060"  # within words, and seen only in what they do to their neighbours
 _NO_CHARACTER = "\U0010fffd"  # for private use, in the last plane of all
 
 
@@ -91,17 +92,18 @@ def draw_words(draw: Any, words: str, box: tuple[int, int, int, int], colour: st
 
 
 def _broken(word: str, font: Any, room: int) -> list[str]:
-    """Cut a word into pieces that are at most `room` pixels wide, or one character."""
+    """Cut a word into pieces that are at most `room` pixels wide, or one letter with its marks and joined ones."""
     pieces = [""]
     for char in word:
-        if pieces[-1] and font.getlength(pieces[-1] + char) > room:
+        joined = unicodedata.category(char)[0] == "M" or char in _JOINERS or pieces[-1].endswith("\u200d")
+        if pieces[-1] and not joined and font.getlength(pieces[-1] + char) > room:
             pieces.append("")
         pieces[-1] += char
     return pieces
 
 
 def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in text)[:2000]
+    return "".join(char if char.isprintable() or char in _JOINERS else " " for char in text)[:2000]
 
 
 @lru_cache(maxsize=16)

@@ -437,6 +437,19 @@ def test_a_text_without_blanks_fills_its_tile():
     assert drawing._broken("", font, 160) == [""]
 
 
+def test_words_are_not_cut_within_what_belongs_together():
+    family, silben = "\U0001f468\u200d\U0001f469\u200d\U0001f467", "sil\u00adben"
+    for word in ("\u0645\u06cc\u200c\u0631\u0648\u0645", family, silben):
+        assert drawing._printable(word).split() == [word]
+    assert drawing._printable("a\u202e\nb").split() == ["a", "b"]
+    font = drawing.font_of(15)
+    for cluster in ("\u0915\u093f", "e\u0301", family):  # a letter and its vowel sign, an accent, a family
+        for room in range(60, 110, 7):
+            pieces = drawing._broken(cluster * 40, font, room)
+            assert len(pieces) > 2
+            assert all(piece == cluster * (len(piece) // len(cluster)) for piece in pieces)
+
+
 def test_wide_characters_take_a_font_that_has_them(monkeypatch):
     wide = ImageFont.load_default(15)
     monkeypatch.setattr(drawing, "_wide_fonts", lambda size: (wide,))
