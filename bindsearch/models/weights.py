@@ -285,6 +285,8 @@ def convert(
         else:
             if not tensor.is_floating_point():
                 raise WeightsError(f"{checkpoint}: {key}: expected floating-point numbers, got {tensor.dtype}.")
+            # write_tower looks as well, but by then earlier towers of the space that was there are replaced: what this
+            # costs, one more reading of the file, keeps that space
             check_finite(f"{checkpoint}: {tower}", ours, tensor)
             towers.setdefault(tower, {})[ours] = _getter(tensor)
     known = releases()
