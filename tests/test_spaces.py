@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bindsearch import doctor
 from bindsearch.cli import run
 from bindsearch.errors import InputError, MismatchError, ShapeError, UnknownNameError, UnsupportedError, WeightsError
 from bindsearch.models import spaces, weights
@@ -59,6 +60,15 @@ def saved_tiny(folder: Path, seed: int) -> Path:
     towers = {name: weights.getters(spaces.drawn_tower(manifest, seed, name)) for name in TOWERS}
     weights.save_space(folder, manifest, towers)
     return folder
+
+
+def saved_joined(folder: Path, parent: str) -> None:
+    """Save the depth tower of tiny:0 as one that joined tiny:0, which `parent` is said to name."""
+    manifest = spaces.tiny_manifest(0)
+    alone = replace(manifest.architecture, towers={"depth": manifest.architecture.tower("depth")})
+    joined = Parent(parent, manifest.space_id, "image", manifest.tower_id("vision"))
+    bound = replace(manifest, name="mine", architecture=alone, towers={}, parent=joined)
+    weights.save_space(folder, bound, {"depth": weights.getters(spaces.drawn_tower(manifest, 0, "depth"))})
 
 
 def drawn(space: Space, modality: str, items: int, clips: int, seed: int = 1) -> np.ndarray:
@@ -339,14 +349,30 @@ def test_a_joined_space_in_the_cache_is_listed_with_all_that_it_encodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BINDSEARCH_CACHE_DIR", str(tmp_path))
-    manifest = spaces.tiny_manifest(0)
-    alone = replace(manifest.architecture, towers={"depth": manifest.architecture.tower("depth")})
-    parent = Parent("tiny:0", manifest.space_id, "image", manifest.tower_id("vision"))
-    bound = replace(manifest, name="mine", architecture=alone, towers={}, parent=parent)
-    depth = weights.getters(spaces.drawn_tower(manifest, 0, "depth"))
-    weights.save_space(tmp_path / "mine", bound, {"depth": depth})
+    saved_joined(tmp_path / "mine", "tiny:0")
     row = next(row for row in list_spaces() if row["name"] == "mine")
     assert row["modalities"] == list(load_space("mine").modalities) == list(MODALITY_NAMES)
+
+
+def test_a_joined_space_whose_parent_is_not_at_hand_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BINDSEARCH_CACHE_DIR", str(tmp_path))
+    for name, parent in (("mine", "imagebind-huge"), ("other", "tiny:1")):  # not fetched; another space now
+        saved_joined(tmp_path / name, parent)
+        row = next(row for row in list_spaces() if row["name"] == name)
+        assert row["status"] == f"parent missing: {spaces.tiny_manifest(0).space_id}"
+        assert row["modalities"] == ["depth"]
+        assert run(["models", "verify", name]) == 0
+        assert "ok  " in capsys.readouterr().out
+    assert "models fetch imagebind-huge" in info("mine")["status"]
+    assert doctor.problems(list(doctor._spaces())) == []
+    assert run(["models", "list"]) == 0
+    assert max(len(line) for line in capsys.readouterr().out.splitlines()) < 120
+    file = tmp_path / "mine" / "depth.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert [said.partition(": damaged: ")[0] for said in doctor.problems(list(doctor._spaces()))] == ["space mine"]
+    assert run(["models", "verify", "mine"]) == 7
 
 
 def test_a_folder_is_not_converted_over_the_cached_space(
@@ -377,8 +403,29 @@ def test_a_folder_that_is_named_from_here_is_found_from_elsewhere(
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert load_space(name).space_id == space.space_id
     assert space.embed("text", ["a dog"]).shape == (1, 32)
-    with pytest.raises(UnknownNameError, match="where it has moved: --space FOLDER"):
+    with pytest.raises(UnknownNameError, match=r"A folder with space\.json is a space as well\.$"):
         load_space(str(tmp_path / "there" / "mine"))
+
+
+def test_where_the_folder_of_a_recorded_space_is_gone_the_option_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, moved = saved_tiny(tmp_path / "mine", 9), tmp_path / "moved"
+    (tmp_path / "a.txt").write_text("a dog")
+    store, index = str(tmp_path / "emb"), str(tmp_path / "index")
+    assert run(["embed", str(tmp_path / "a.txt"), "-o", store, "--space", str(folder), "-q"]) == 0
+    assert run(["index", store, "-o", index, "-q"]) == 0
+    folder.rename(moved)
+    capsys.readouterr()
+    asked = (["query", index, "--text", "a cat"], ["classify", store, "--labels", "a dog, a cat"])
+    for words in asked:
+        assert run(words) == 2
+        assert f"{folder} is gone; where it has moved: --space FOLDER" in capsys.readouterr().err
+        assert run([*words, "--space", str(moved)]) == 0
+        assert run([*words, "--space", "./nope"]) == 2
+        assert "where it has moved" not in capsys.readouterr().err
+    assert run(["models", "info", "nope"]) == 2
+    assert "--space" not in capsys.readouterr().err
 
 
 def test_a_plugin_is_a_space(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,10 +265,10 @@ def _mixed(cache: VisualCache, wanted: list[tuple[str, str]], how: tuple[str | N
 
     specs = parse_terms(wanted)
     index = cache.index
-    name = how[0] or (index.manifest.space_name if index is not None else None)
+    recorded = index.manifest.space_name if index is not None else None
     preset = dict(index.manifest.preset_ids) if index is not None else None
     requests = [Request((spec,)) for spec in specs]
-    parts = build_queries(requests, index, lambda: open_space(name, how[1], how[2], preset))
+    parts = build_queries(requests, index, lambda: open_space(*how, preset, recorded=recorded))
     return mix([part.vector for part in parts], [spec.weight for spec in specs])
 
 

@@ -256,7 +256,7 @@ def _space_of(
             f"{store.path}: nobody says which space its vectors are in. Say it when you import them: bindsearch import "
             "... --space-id NAME@HASH"
         )
-    return open_space(space or known.space_name, device, dtype, preset or dict(known.preset_ids))
+    return open_space(space, device, dtype, preset or dict(known.preset_ids), recorded=known.space_name)
 
 
 def probe(

@@ -110,8 +110,8 @@ def evaluate(
             on,
         )
         rows = open_rows(source, output, lambda: open_space(space, device, dtype, preset), options, not quiet)
-        name, how = space or rows.space_name, preset or dict(rows.preset_ids)
-        result = evaluate_rows(rows, question, lambda: open_space(name, device, dtype, how))
+        how = preset or dict(rows.preset_ids)
+        result = evaluate_rows(rows, question, lambda: open_space(space, device, dtype, how, recorded=rows.space_name))
     if html is not None:
         say(f"wrote {report.write_html(result, html)}")
     if plot is not None:

@@ -110,25 +110,38 @@ def open_space(
     dtype: str | None,
     preset: str | Mapping[str, str] | None,
     switches: str | None = None,
+    recorded: str | None = None,
 ) -> Space:
-    """Load a space from flags, falling back to the settings; an index's preset ids are taken as they are.
+    """Load a space from flags, falling back to what an index or a store has recorded, then to the settings.
+
+    An index's preset ids are taken as they are.
 
     `switches` is "single" for a process that encodes one thing: laying weights out for many would cost more than it.
     A setting `speed` other than the default wins over that; a flag given by the person wins over both.
+
+    Raises:
+        UnknownNameError, WeightsError: as `load_space`; of a recorded folder that is gone it says how to name another.
     """
     from bindsearch.config import DEFAULTS, setting
+    from bindsearch.errors import UnknownNameError
     from bindsearch.models.spaces import load_space
 
     chosen = setting("speed", None if switches == "single" else switches)
     if switches == "single" and chosen == DEFAULTS["speed"]:
         chosen = switches
-    return load_space(
-        setting("space", name),
-        device=setting("device", device),
-        dtype=setting("dtype", dtype),
-        preset=setting("preset", preset),
-        switches=chosen,
-    )
+    try:
+        return load_space(
+            setting("space", name if recorded is None else name or recorded),
+            device=setting("device", device),
+            dtype=setting("dtype", dtype),
+            preset=setting("preset", preset),
+            switches=chosen,
+        )
+    except UnknownNameError as error:
+        if name or error.kind != "space" or "/" not in (recorded or ""):
+            raise
+        hint = f"The folder {recorded} is gone; where it has moved: --space FOLDER."
+        raise UnknownNameError("space", error.name, error.known, hint) from error
 
 
 WEIGHED = "; repeatable; @0.3 at the end is a weight."

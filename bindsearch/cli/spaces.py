@@ -99,9 +99,7 @@ def models_convert(
 @models_app.command("verify")
 def models_verify(name: NameArgument, as_json: JsonOption = False) -> None:
     """Read every byte of a space's weights and compare sizes, checksums and tower ids."""
-    from bindsearch.models.spaces import load_space, path
+    from bindsearch.models.spaces import own_folder
     from bindsearch.models.weights import verify
 
-    folder = path(name)
-    load_space(name)  # refuses a folder that holds another space than its name says
-    print_facts(verify(folder), as_json)
+    print_facts(verify(own_folder(name)), as_json)

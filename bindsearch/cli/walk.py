@@ -239,11 +239,12 @@ def query(
         wanted,
         many=many,
         load=lambda: open_space(
-            space or found.manifest.space_name,
+            space,
             device,
             dtype,
             preset or dict(found.manifest.preset_ids),
             "single" if many is None else None,
+            found.manifest.space_name,
         ),
         k=k,
         where=where,

@@ -105,8 +105,7 @@ def _open(name: str) -> Opened:
         return open_folder(folder)
     head, _, argument = name.partition(":")
     if head not in SPACES:
-        hint = f"A folder with {FILE} is a space as well; where it has moved: --space FOLDER."
-        raise UnknownNameError("space", name, SPACES.names(), hint)
+        raise UnknownNameError("space", name, SPACES.names(), f"A folder with {FILE} is a space as well.")
     family: Family = SPACES[head]
     return family.open(argument)
 
@@ -232,21 +231,34 @@ def _open_mini(argument: str) -> Opened:
 
 def _open_huge(argument: str) -> Opened:
     _no_argument("imagebind-huge", argument)
-    folder = path("imagebind-huge")
+    return replace(open_folder(own_folder("imagebind-huge")), location="imagebind-huge")
+
+
+def own_folder(name: str) -> Path:
+    """Give the folder of a space's own weights; a released space must be there, under its own name.
+
+    Raises:
+        UnknownNameError, InputError: as `path`.
+        WeightsError: a released space that was not fetched; the message says how.
+        MismatchError: another space in the place of a released one.
+    """
+    folder = path(name)
+    release = releases().get(name)
+    if release is None:
+        return folder
     if not (folder / FILE).is_file():
-        release = releases()["imagebind-huge"]
         raise WeightsError(
-            f"imagebind-huge: no weights in {folder}. Fetch them ({(release.size_bytes or 0) / 1e9:.1f} GB, "
-            f"{release.licence}): bindsearch models fetch imagebind-huge; or bring {release.file}: "
-            f"bindsearch models fetch imagebind-huge --from {release.file}"
+            f"{name}: no weights in {folder}. Fetch them ({(release.size_bytes or 0) / 1e9:.1f} GB, "
+            f"{release.licence}): bindsearch models fetch {name}; or bring {release.file}: "
+            f"bindsearch models fetch {name} --from {release.file}"
         )
-    opened = open_folder(folder)
-    if opened.card.name != "imagebind-huge":
+    there = load_manifest(folder)
+    if there.name != name:
         raise MismatchError(
-            f"{folder}: expected the space 'imagebind-huge', got {opened.card.space_id}. Move that folder away (a "
-            "space can be named by its folder), then: bindsearch models fetch imagebind-huge"
+            f"{folder}: expected the space {name!r}, got {there.space_id}. Move that folder away (a space can be named "
+            f"by its folder), then: bindsearch models fetch {name}"
         )
-    return replace(opened, location="imagebind-huge")
+    return folder
 
 
 def _no_argument(name: str, argument: str) -> None:
@@ -308,7 +320,8 @@ def path(name: str) -> Path:
 def list_spaces() -> list[dict[str, Any]]:
     """List the registered spaces and those in the cache: name, status, modalities and folder of each.
 
-    The status of one that cannot be opened is "damaged: " and why; it has no modalities then.
+    The status of one that cannot be opened is "damaged: " and why; it has no modalities then. Of one that is whole but
+    joined a space that is not at hand it is "parent missing: " and that space's id; its modalities are its own then.
     """
     families: dict[str, Family] = {name: SPACES[name] for name in SPACES}
     known = [(name, each, each.folder()) for name, each in families.items()]
@@ -322,16 +335,25 @@ def _row(
     name: str, status: str, folder: Path | None, opens: Callable[[], Opened], modalities: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Describe a space in a list, `modalities` where it has no files to tell."""
-    from bindsearch.models.weights import load_whole
-
     if folder is not None and (folder / FILE).is_file():
-        try:
-            load_whole(folder)
-            modalities = tuple(opens().card.towers)
-        except BindSearchError as error:
-            status, modalities = f"damaged: {error}", ()
+        trouble, modalities = _state(folder, opens)
+        status = trouble or status
     where = None if folder is None else str(folder)
     return {"name": name, "status": status, "modalities": list(modalities), "folder": where}
+
+
+def _state(folder: Path, opens: Callable[[], Opened]) -> tuple[str, tuple[str, ...]]:
+    """Say what is wrong with a folder's space, "" where nothing is, and what it can encode as it is."""
+    from bindsearch.models.weights import load_whole
+
+    parent: Parent | None = None
+    own: tuple[str, ...] = ()
+    try:
+        manifest = load_whole(folder)
+        own, parent = tuple(manifest.card().towers), manifest.parent
+        return "", tuple(opens().card.towers)
+    except BindSearchError as error:
+        return (f"damaged: {error}", ()) if parent is None else (f"parent missing: {parent.space_id}", own)
 
 
 def _cached() -> Iterator[Path]:
