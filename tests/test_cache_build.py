@@ -28,6 +28,7 @@ from bindsearch.errors import (
 )
 from bindsearch.exchange import export_store
 from bindsearch.index.build import build_index
+from bindsearch.index.folder import IndexFolder
 from bindsearch.index.recipe import Recipe
 from bindsearch.search import open_index
 from bindsearch.store import open_store
@@ -413,6 +414,15 @@ def test_embeddings_of_another_space_than_the_one_named_are_refused(tmp_path, re
     assert run([*build, "--recipe", str(tmp_path / "r.json")]) == 5
     assert not (tmp_path / "cache").exists()
     assert run(build) == 0
+
+
+def test_another_backend_takes_none_of_a_recipes_numbers(tmp_path, real_store):
+    recipe = tmp_path / "r.json"
+    wanted = {"backend": "ivf-pq", "row_dtype": "float16", "build": {"nlist": 4}}
+    recipe.write_text(json.dumps({"cache": {}, "recipe": wanted}), encoding="utf-8")
+    words = ["--recipe", str(recipe), "--backend", "flat"]
+    assert run(["cache", "build", str(real_store), "-o", str(tmp_path / "cache"), "-q", *words]) == 0
+    assert IndexFolder.open(tmp_path / "cache").manifest.recipe == Recipe("flat", "float16")
 
 
 def test_files_of_features_are_built_from_one_by_one(tmp_path, capsys):

@@ -217,6 +217,25 @@ def test_what_is_approximate_is_offered_below_recall_1(table):
     assert not re.search(r"bytes float16 .* at overlap", found.to_text())
 
 
+@pytest.mark.parametrize("parent", ["flat", "bytes", "hnsw", "ivf-rabitq"])
+def test_a_backend_that_reads_its_numbers_where_it_builds_is_planned(parent, on_disk, tmp_path, monkeypatch):
+    class Levels(INDEXES[parent]):
+        """A plugin: nothing but its own build_files knows its numbers."""
+
+        name = "levels"
+
+        @classmethod
+        def build_files(cls, folder, build, progress=None):
+            if set(build) - {"levels"}:
+                raise InputError(f"recipe: the backend 'levels' takes levels, got {', '.join(build)}.")
+
+    monkeypatch.setitem(INDEXES._things, "levels", Levels)
+    found = plan.make_plan(1000, 16, Budget(0.9), [Recipe("levels", build={"levels": 3})])
+    assert [each.name for each in found.order] == ["levels float32"]
+    with pytest.raises(InputError, match="takes levels, got nlist"):
+        build_index(on_disk[0], tmp_path / "index", Recipe("levels", build={"nlist": 3}))
+
+
 def test_recall_1_is_left_to_exact_indexes(table):
     recipes = [Recipe(name, "float16") for name in ("bytes", "ivf-rabitq") if name in INDEXES]
     assert {each.recipe.backend for each in plan.make_plan(1000, 16, Budget(1.0), recipes).order} == {"bytes"}
@@ -495,6 +514,40 @@ def test_options_go_before_a_recipe(on_disk, tmp_path, capsys, table):
     assert "Did you mean 'flat'?" in capsys.readouterr().err
 
 
+def test_another_backend_takes_none_of_a_recipes_numbers(on_disk, tmp_path, table):
+    file, output = tmp_path / "mine.json", tmp_path / "index"
+    numbers = {"nlist": 4}
+    file.write_text(json.dumps({"recipe": {"backend": "ivf-rabitq", "row_dtype": "float16", "build": numbers}}))
+    words = ["index", str(on_disk[0]), "-o", str(output), "--recipe", str(file), "--held-out", "20", "--quiet"]
+    for backend, kept in (("bytes", {}), ("ivf-rabitq", numbers)):
+        assert run([*words, "--backend", backend, "--force"]) == 0
+        assert IndexFolder.open(output).manifest.recipe == Recipe(backend, "float16", kept)
+    assert run([*words, "--row-dtype", "float32", "--force"]) == 0
+    assert IndexFolder.open(output).manifest.recipe == Recipe("ivf-rabitq", "float32", numbers)
+
+
+def test_a_dry_run_promises_no_overlap_of_what_is_not_tuned(on_disk, tmp_path, capsys, table):
+    command = ["index", str(on_disk[0]), "-o", str(tmp_path / "index"), "--dry-run"]
+    assert run([*command, "--backend", "ivf-rabitq"]) == 0
+    out = capsys.readouterr().out
+    assert "overlap" not in out and re.search(
+        r"ivf-rabitq float16 .* \?  not tuned; --recall tunes it$", out, re.MULTILINE
+    )
+    assert run([*command, "--backend", "ivf-rabitq", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (forecast,) = found["forecasts"]
+    assert found["budget"] is None and forecast["recall"] is None and forecast["latency_ms"] is None
+    assert forecast["build_s"] is not None and found["order"] == ["ivf-rabitq float16"]
+    assert run(command) == 0
+    out = capsys.readouterr().out
+    assert "overlap" not in out and re.search(r"faiss-flat float32 .*[0-9]ms$", out, re.MULTILINE)
+    assert run([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["forecasts"][0]["recall"] == 1.0
+    assert run([*command, "--backend", "ivf-rabitq", "--recall", "0.9"]) == 0
+    out = capsys.readouterr().out
+    assert "forecast at overlap 0.9," in out and "not tuned" not in out and re.search(r"[0-9]ms$", out, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -502,6 +555,7 @@ def test_options_go_before_a_recipe(on_disk, tmp_path, capsys, table):
         ({"budget": {"memory": "much"}}, "budget: --memory: expected bytes such as 2GB, 1.5GiB or 800MB, got 'much'"),
         ({"budget": {"latency": 10}}, "budget.latency: expected str, got 10"),
         ({"budget": {"recall": "high"}}, "budget.recall: expected float, got 'high'"),
+        ({"budget": {"recall": "0.9"}}, "budget.recall: expected float, got '0.9'"),
         ({"budget": {"recall": None}}, "budget.recall: expected float, got None"),
         ({"budget": {"recall": 0}}, "budget: --recall: expected a share above 0 and up to 1, got 0.0"),
         ({"budget": {"recal": 0.99}}, "budget: unknown field 'recal'. Known: latency, memory, recall"),
@@ -509,6 +563,8 @@ def test_options_go_before_a_recipe(on_disk, tmp_path, capsys, table):
         ({"budgets": {}}, "unknown field 'budgets'"),
         ({"recipe": "flat"}, "recipe: expected an object with backend,"),
         ({"recipe": {"backend": "flat", "build": []}}, "recipe.build: expected dict, got []"),
+        ({"recipe": {"backend": "flat", "build": {"nlist": 4}}}, "the backend 'flat' takes no numbers, got nlist"),
+        ({"recipe": {"backend": "svs", "build": {"nlist": 4}}}, "the backend 'svs' has degree, window, leanvec; got"),
         ({"recipe": {"backend": "ivf-pq", "build": {"nlist": "many"}}}, "nlist of 'ivf-pq' expected a whole number"),
         ({"recipe": {"backend": "bytes", "build": {"head_width": "all"}}}, "head_width of 'bytes' expected a whole"),
         ({"recipe": {"backend": "hnsw", "build": {"M": 1}}}, "M of 'hnsw' expected a whole number from 2 on, got 1"),

@@ -86,7 +86,7 @@ def cache_build(
         keep=keep or made.keep,
         space=space or made.space,
         near_duplicate=near_duplicate if near_duplicate is not None else made.near_duplicate,
-        index=replace(made.index, backend=backend or made.index.backend, row_dtype=row_dtype or made.index.row_dtype),
+        index=made.index.overridden(backend, row_dtype),
     )
     inputs = Inputs(
         tuple(sources or ()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,7 +68,6 @@ def index_build(
     settings are tuned on held-out queries; a budget that cannot be met exits 6 and names the nearest one that can.
     Other options go before what a --recipe says.
     """
-    from bindsearch.index.budget import Budget
     from bindsearch.index.build import build_index
     from bindsearch.index.plan import Wish, build_planned, plan_for
     from bindsearch.index.rates import kept_note
@@ -78,7 +76,7 @@ def index_build(
     budget, choices = _choices((recall, memory, latency), bool(queries), recipe, backend, row_dtype)
     recipes = tuple(each if isinstance(each, Recipe) else Recipe(each) for each in choices)
     if dry_run or budget is not None:
-        plan = plan_for(embeddings, budget or Budget(), recipes)
+        plan = plan_for(embeddings, budget, recipes)
         if dry_run and as_json:
             print_json(plan.to_json())
         elif dry_run or not quiet:
@@ -130,7 +128,7 @@ def _choices(
         found, named = read_recipe(recipe)
         own = Budget.parse(named.recall if recall is None else recall, memory, latency)
         budget = Budget(own.recall, own.memory_bytes or named.memory_bytes, own.latency_ms or named.latency_ms)
-        return budget, [replace(found, backend=backend or found.backend, row_dtype=row_dtype or found.row_dtype)]
+        return budget, [found.overridden(backend, row_dtype)]
     if tuned or any(each is not None for each in asked):
         return Budget.parse(0.95 if recall is None else recall, memory, latency), [*candidates(row_dtype, backend)]
     backend = backend or "faiss-flat"

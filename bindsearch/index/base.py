@@ -171,6 +171,9 @@ class IndexBackend(ABC):
     def check_build(cls, build: Mapping[str, Any]) -> None:
         """Refuse numbers of a recipe, before anything is forecast or built by them; here any.
 
+        It says in advance what the `build_files` of its class refuses. A subclass that brings a `build_files` of its
+        own brings a `check_build` too, or its numbers are looked at where it builds, not before.
+
         Raises:
             InputError: a number that the backend does not know, or a value that cannot be meant.
         """

@@ -11,7 +11,7 @@ import numpy as np
 from bindsearch.errors import InputError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.faiss_index import load_faiss
-from bindsearch.index.refined import RefinedIndex, row_selector
+from bindsearch.index.refined import RefinedIndex, check_numbers, row_selector
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class HnswIndex(RefinedIndex):
     @classmethod
     def check_build(cls, build: Mapping[str, Any]) -> None:
         """See `IndexBackend.check_build`. With one link a node the levels of a graph never end, and FAISS crashes."""
-        super().check_build(build)
+        check_numbers(cls.name, build, cls.build_numbers)
         if build.get("M", 2) < 2:
             raise InputError(f"recipe: M of {cls.name!r} expected a whole number from 2 on, got {build['M']}.")
 

@@ -105,6 +105,11 @@ class IvfIndex(RefinedIndex):
     # ---- building ----------------------------------------------------------------------------------------------------
 
     @classmethod
+    def check_build(cls, build: Mapping[str, Any]) -> None:
+        """See `IndexBackend.check_build`."""
+        check_numbers(cls.name, build, cls.build_numbers)
+
+    @classmethod
     def build_files(cls, folder: Path, build: Mapping[str, Any], progress: Progress = no_progress) -> None:
         """Sort the rows by list and write the lists; see `IndexBackend.build_files`."""
         numbers = check_numbers(cls.name, build, cls.build_numbers)

@@ -67,15 +67,16 @@ class Forecast:
         recipe: the candidate.
         exact: whether it sees every row.
         recall: the overlap that it is forecast at: the one asked for; NEARLY_ALL where that is 1 and it is not exact.
+            Where none is asked for: 1 where it is exact, else None, since nothing is tuned.
         read_bytes, disk_bytes: that searches keep reading; all of the segment. None: its format is not known here.
-        latency_ms: of a query asked alone at that overlap; None: nobody measured this backend.
+        latency_ms: of a query asked alone at that overlap; None: no overlap, or nobody measured this backend.
         recall_within: the largest overlap within the latency asked for; None: no latency asked for, or not measured.
         build_s: CPU seconds of building; None: not measured.
     """
 
     recipe: Recipe
     exact: bool
-    recall: float
+    recall: float | None
     read_bytes: int | None
     disk_bytes: int | None
     latency_ms: float | None
@@ -89,9 +90,9 @@ class Forecast:
 
     def costs(self, budget: Budget) -> list[Cost]:
         """Give the ways of taking it: at its overlap, and within the latency asked for at a lower one."""
-        memory = self.read_bytes or 0
-        ways = [Cost(self.name, self.recall, memory, self.latency_ms)]
-        if self.recall_within is not None and 0.5 < self.recall_within < self.recall:
+        memory, recall = self.read_bytes or 0, self.recall or 0.0
+        ways = [Cost(self.name, recall, memory, self.latency_ms)]
+        if self.recall_within is not None and 0.5 < self.recall_within < recall:
             ways.append(Cost(self.name, self.recall_within, memory, budget.latency_ms))
         return ways
 
@@ -105,14 +106,14 @@ class Plan:
     """What may be built for a budget.
 
     Attributes:
-        budget: what is asked.
+        budget: what is asked; None: nothing, so that nothing is tuned.
         rows, dim: of the embeddings.
         rates: of this machine.
         forecasts: of all candidates.
         order: those worth building, best first.
     """
 
-    budget: Budget
+    budget: Budget | None
     rows: int
     dim: int
     rates: Rates
@@ -122,7 +123,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Write plain JSON types."""
         return {
-            "budget": asdict(self.budget),
+            "budget": None if self.budget is None else asdict(self.budget),
             "rows": self.rows,
             "dim": self.dim,
             "rates": asdict(self.rates),
@@ -132,7 +133,8 @@ class Plan:
 
     def to_text(self) -> str:
         """Write a table for people: one line a candidate, the one to build first marked."""
-        lines = [f"{self.rows} rows x {self.dim}; forecast at overlap {self.budget.recall:g}, one query on one core"]
+        overlap = "" if self.budget is None else f" at overlap {self.budget.recall:g}"
+        lines = [f"{self.rows} rows x {self.dim}; forecast{overlap}, one query on one core"]
         lines.append(f"  {'candidate':<22}{'memory':>9}{'disk':>9}{'build':>9}{'query':>10}")
         for each in self.forecasts:
             mark = "->" if self.order and each is self.order[0] else " ·" if each in self.order else "  "
@@ -140,9 +142,15 @@ class Plan:
             disk = "?" if each.disk_bytes is None else format_bytes(each.disk_bytes)
             build = "?" if each.build_s is None else f"{each.build_s:.0f}s"
             query = "?" if each.latency_ms is None else format_ms(each.latency_ms)
-            other = "" if each.recall == self.budget.recall else f"  at overlap {each.recall:g}"
-            lines.append(f"{mark} {each.name:<21}{memory:>9}{disk:>9}{build:>9}{query:>10}{other}")
+            lines.append(f"{mark} {each.name:<21}{memory:>9}{disk:>9}{build:>9}{query:>10}{self._remark(each)}")
         return "\n".join(lines)
+
+    def _remark(self, forecast: Forecast) -> str:
+        """Say where a candidate is forecast at another overlap than the one asked for, or at none."""
+        if forecast.recall is None:
+            return "  not tuned; --recall tunes it"
+        other = self.budget is not None and forecast.recall != self.budget.recall
+        return f"  at overlap {forecast.recall:g}" if other else ""
 
 
 def candidates(row_dtype: str | None = None, backend: str | None = None) -> list[Recipe]:
@@ -173,13 +181,13 @@ def candidates(row_dtype: str | None = None, backend: str | None = None) -> list
     return found
 
 
-def make_plan(rows: int, dim: int, budget: Budget, recipes: Sequence[Recipe] | None = None) -> Plan:
+def make_plan(rows: int, dim: int, budget: Budget | None, recipes: Sequence[Recipe] | None = None) -> Plan:
     """Forecast candidates and order those that may meet a budget; builds nothing.
 
     Args:
         rows: of the embeddings.
         dim: columns of each.
-        budget: what is asked.
+        budget: what is asked; None: nothing, and the candidates are ordered as they are.
         recipes: the candidates; None: all.
 
     Raises:
@@ -189,6 +197,8 @@ def make_plan(rows: int, dim: int, budget: Budget, recipes: Sequence[Recipe] | N
     recipes = candidates() if recipes is None else list(recipes)
     rates = machine_rates(with_codes=any(not INDEXES[each.backend].exact for each in recipes))
     forecasts = tuple(_forecast(each, rows, dim, budget, rates) for each in recipes)
+    if budget is None:
+        return Plan(budget, rows, dim, rates, forecasts, forecasts)
     order = tuple(sorted((each for each in forecasts if _may_do(each, budget)), key=lambda each: _rank(each, budget)))
     if not order:
         costs = [cost for each in forecasts for cost in each.costs(budget)]
@@ -196,20 +206,35 @@ def make_plan(rows: int, dim: int, budget: Budget, recipes: Sequence[Recipe] | N
     return Plan(budget, rows, dim, rates, forecasts, order)
 
 
-def _forecast(recipe: Recipe, rows: int, dim: int, budget: Budget, rates: Rates) -> Forecast:
+def _forecast(recipe: Recipe, rows: int, dim: int, budget: Budget | None, rates: Rates) -> Forecast:
     """Forecast one candidate."""
-    INDEXES[recipe.backend].check_build(recipe.build)
+    _check_build(recipe)
     exact = bool(INDEXES[recipe.backend].exact)
-    recall = budget.recall if exact or budget.recall < 1 else NEARLY_ALL
+    recall = _forecast_recall(exact, budget)
     growth = growth_of(recipe)
     latency = within = build_s = None
     if growth is not None:
-        latency = growth.ms(rows, dim, recall, rates)
+        latency = None if recall is None else growth.ms(rows, dim, recall, rates)
         build_s = growth.build_s(rows, dim, rates)
-        if budget.latency_ms is not None and not exact:
+        if budget is not None and budget.latency_ms is not None and not exact:
             within = growth.recall_within(rows, dim, budget.latency_ms, rates)
     sizes = read_bytes(recipe, rows, dim), disk_bytes(recipe, rows, dim)
     return Forecast(recipe, exact, recall, *sizes, latency, within, build_s)
+
+
+def _check_build(recipe: Recipe) -> None:
+    """Have a backend refuse numbers, unless a class of it brings `build_files` alone: that one looks at them."""
+    backend = INDEXES[recipe.backend]
+    builder = next(each for each in backend.__mro__ if "build_files" in vars(each) or "check_build" in vars(each))
+    if "check_build" in vars(builder):
+        backend.check_build(recipe.build)
+
+
+def _forecast_recall(exact: bool, budget: Budget | None) -> float | None:
+    """Give the overlap that a candidate is forecast at; see `Forecast`."""
+    if budget is None:
+        return 1.0 if exact else None
+    return budget.recall if exact or budget.recall < 1 else NEARLY_ALL
 
 
 def _may_do(forecast: Forecast, budget: Budget) -> bool:
@@ -246,8 +271,8 @@ class Wish:
     centre_with: tuple[Embeddings, ...] = ()
 
 
-def plan_for(embeddings: Embeddings, budget: Budget, recipes: Sequence[Recipe] | None = None) -> Plan:
-    """Plan for embeddings; reads their counts alone.
+def plan_for(embeddings: Embeddings, budget: Budget | None, recipes: Sequence[Recipe] | None = None) -> Plan:
+    """Plan for embeddings, see `make_plan`; reads their counts alone.
 
     Raises:
         MissingInputError: no embedded item.

@@ -7,7 +7,7 @@ so that `compact` builds again what `build_index` built. Who chooses the numbers
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,12 @@ class Recipe:
         for name, value in self.build.items():
             if not isinstance(value, int | float | str) or isinstance(value, bool):
                 raise InputError(f"recipe: {name} expected a number or a word, got {value!r}.")
+
+    def overridden(self, backend: str | None, row_dtype: str | None) -> Recipe:
+        """Give the recipe with what is not None put in its place; another backend has none of this one's numbers."""
+        backend = backend or self.backend
+        build = self.build if backend == self.backend else {}
+        return replace(self, backend=backend, row_dtype=row_dtype or self.row_dtype, build=build)
 
 
 def uncut(settings: SearchSettings) -> dict[str, int]:

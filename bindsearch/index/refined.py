@@ -40,11 +40,6 @@ class RefinedIndex(IndexBackend):
     settings: ClassVar[Mapping[str, int]] = {"rerank": 400}
     build_numbers: ClassVar[Mapping[str, int]] = {}
 
-    @classmethod
-    def check_build(cls, build: Mapping[str, Any]) -> None:
-        """See `IndexBackend.check_build`."""
-        check_numbers(cls.name, build, cls.build_numbers)
-
     def _scan(
         self, queries: FloatArray, fetch: int, mask: BoolArray | None, settings: SearchSettings
     ) -> tuple[FloatArray, IntArray]:

@@ -54,6 +54,11 @@ class SvsIndex(RefinedIndex):
         self._lock = threading.Lock()  # the window is a state of the graph, not of a search
 
     @classmethod
+    def check_build(cls, build: Mapping[str, Any]) -> None:
+        """See `IndexBackend.check_build`."""
+        check_numbers(cls.name, build, cls.build_numbers)
+
+    @classmethod
     def build_files(cls, folder: Path, build: Mapping[str, Any], progress: Progress = no_progress) -> None:
         """Link the rows; see `IndexBackend.build_files`. Memory: rows as float16, or their codes, and the links."""
         numbers = check_numbers(cls.name, build, cls.build_numbers)
