@@ -81,12 +81,18 @@ def cache_build(
     from bindsearch.config import setting, to_json_dict
 
     made = read_recipe(recipe) if recipe else CacheRecipe()
+    numbers = made.index.build if backend in (None, made.index.backend) else {}
     made = replace(
         made,
         keep=keep or made.keep,
         space=space or made.space,
         near_duplicate=near_duplicate if near_duplicate is not None else made.near_duplicate,
-        index=replace(made.index, backend=backend or made.index.backend, row_dtype=row_dtype or made.index.row_dtype),
+        index=replace(
+            made.index,
+            backend=backend or made.index.backend,
+            row_dtype=row_dtype or made.index.row_dtype,
+            build=numbers,
+        ),
     )
     inputs = Inputs(
         tuple(sources or ()),
