@@ -342,6 +342,26 @@ def test_only_images_of_a_mixed_index_are_cached(mixed_index):
     assert "20 images" in repr(cache)
 
 
+def test_all_neighbours_of_a_batch_are_looked_up_at_once(mixed_index, monkeypatch):
+    """Each row of the batch read all columns of its neighbours' groups anew."""
+    cache = VisualCache.open(mixed_index)
+    snapshot, read = cache.index.folder.snapshot, []
+    table = type(snapshot).table
+    monkeypatch.setattr(type(snapshot), "table", lambda *asked: read.append(asked[2]) or table(*asked))
+    queries = np.random.default_rng(1).standard_normal((7, cache.rows.dim)).astype(np.float32)
+    shown = cache.explain(queries, 3)
+    assert len(read) == 1 and "caption" not in read[0] and "key" in read[0]
+    monkeypatch.undo()
+    found = cache.retrieve(queries, 3)
+    for row, one in enumerate(shown):
+        assert [each["id"] for each in one["neighbours"]] == [str(each) for each in found.ids[row].tolist()]
+        items = cache.index.items(found.ids[row].tolist()).to_pylist()
+        assert [each["key"] for each in one["neighbours"]] == [each["key"] for each in items]
+        assert [each["size"] for each in one["neighbours"]] == [each["size"] for each in items]
+        assert all(each["sha256"] is None for each in one["neighbours"])  # the table lacks that column
+    assert cache.explain(queries[:0], 3) == []
+
+
 def test_removed_images_are_cached_no_more(mixed_index):
     store = FakeStore(60, 16)
     index = open_index(mixed_index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from bindsearch.cache import VisualCache
+from bindsearch.cache.bridge import bridge_to
 from bindsearch.cache.build import Inputs, build_cache
 from bindsearch.cache.foreign import check_type, export_faiss, import_faiss
-from bindsearch.cache.recipe import RECORD, CacheRecipe, CacheRecord, Tuning, read_recipe
+from bindsearch.cache.recipe import RECORD, CacheRecipe, CacheRecord, Enhancement, Tuning, read_recipe
 from bindsearch.cli import run
 from bindsearch.errors import (
     DecodeError,
@@ -28,7 +30,6 @@ from bindsearch.errors import (
 )
 from bindsearch.exchange import export_store
 from bindsearch.index.build import build_index
-from bindsearch.index.folder import IndexFolder
 from bindsearch.index.recipe import Recipe
 from bindsearch.search import open_index
 from bindsearch.store import open_store
@@ -416,15 +417,6 @@ def test_embeddings_of_another_space_than_the_one_named_are_refused(tmp_path, re
     assert run(build) == 0
 
 
-def test_another_backend_takes_none_of_a_recipes_numbers(tmp_path, real_store):
-    recipe = tmp_path / "r.json"
-    wanted = {"backend": "ivf-pq", "row_dtype": "float16", "build": {"nlist": 4}}
-    recipe.write_text(json.dumps({"cache": {}, "recipe": wanted}), encoding="utf-8")
-    words = ["--recipe", str(recipe), "--backend", "flat"]
-    assert run(["cache", "build", str(real_store), "-o", str(tmp_path / "cache"), "-q", *words]) == 0
-    assert IndexFolder.open(tmp_path / "cache").manifest.recipe == Recipe("flat", "float16")
-
-
 def test_files_of_features_are_built_from_one_by_one(tmp_path, capsys):
     for name in ("a", "b"):
         np.save(tmp_path / f"{name}.npy", features())
@@ -432,6 +424,104 @@ def test_files_of_features_are_built_from_one_by_one(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "bindsearch index merge CACHE1 CACHE2" in said
     assert "--modality" not in said
+
+
+def test_several_files_of_media_are_embedded_whatever_their_ending(tmp_path):
+    rng = np.random.default_rng(0)
+    names = [str(tmp_path / f"{number}.depth.npy") for number in range(3)]
+    for name in names:
+        np.save(name, rng.uniform(0.5, 5, (24, 24)).astype(np.float32))
+    (tmp_path / "r.json").write_text('{"cache": {"modality": "depth"}}', encoding="utf-8")
+    how = ["--recipe", str(tmp_path / "r.json"), "--space", "tiny:7", "--workers", "0", "-q"]
+    assert run(["cache", "build", *names, "-o", str(tmp_path / "cache"), *how]) == 0
+    assert CacheRecord.load(tmp_path / "cache").seen == 3
+
+
+def test_several_files_are_refused_before_any_is_read(tmp_path, capsys):
+    for name in ("a.npy", "b.h5"):
+        (tmp_path / name).write_bytes(b"neither")
+    assert run(["cache", "build", str(tmp_path / "a.npy"), str(tmp_path / "b.h5"), "-o", str(tmp_path / "c")]) == 2
+    assert "bindsearch index merge CACHE1 CACHE2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", ["lost", "others"])
+def test_a_recipes_queries_that_no_embeddings_are_tuned_on_are_not_looked_at(tmp_path, real_store, kept):
+    """The rows are of a space that is not the recipe's."""
+    from bindsearch.models.spaces import load_space
+
+    queries = str(tmp_path / "lost") if kept == "lost" else "world:validation:0..25#text"
+    if kept == "others":
+        shutil.copytree(real_store, tmp_path / "cache.queries")
+    recipe = CacheRecipe(index=Recipe("rabitq"), tuning=Tuning(queries, 0.5, 0.5, 20))
+    inputs = Inputs((str(real_store),), load=lambda _: load_space("tiny:7"))
+    record = build_cache(tmp_path / "cache", inputs, recipe)
+    assert record.measured["image"]["source"] == "rows of the index"
+
+
+def test_a_recipes_queries_for_embeddings_of_its_space_are_looked_at_first(tmp_path, monkeypatch):
+    from bindsearch.cache import build as build_module
+    from bindsearch.models.spaces import load_space
+
+    space = load_space("tiny:7")
+    np.save(tmp_path / "images.npy", features(100, space.dim, 0))
+    recipe = CacheRecipe(space="tiny:7", index=Recipe("rabitq"), tuning=Tuning(str(tmp_path / "lost"), 0.5, 0.5, 20))
+    inputs = Inputs((str(tmp_path / "images.npy"),), space_id=space.space_id, load=lambda _: space)
+    monkeypatch.setattr(build_module, "find_kept", lambda *_: pytest.fail("looked for duplicates first"))
+    with pytest.raises(MissingInputError, match="lost: no such file or folder"):
+        build_cache(tmp_path / "cache", inputs, recipe)
+
+
+@pytest.mark.parametrize(("name", "value"), [("weight", 1.5), ("cache_size", 0), ("inverse_temperature", -1.0)])
+def test_a_cache_of_before_with_numbers_out_of_range_is_used_with_others(tmp_path, capsys, name, value):
+    cache = tmp_path / "cache"
+    build_cache(cache, Inputs((str(_rows_file(tmp_path)),), space_id=SPACE))
+    data = json.loads((cache / RECORD).read_text(encoding="utf-8"))
+    data["recipe"]["enhancement"][name] = value
+    (cache / RECORD).write_text(json.dumps(data), encoding="utf-8")
+    assert run(["cache", "info", str(cache), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[name] == value
+    enhance = ["cache", "enhance", str(cache), "--vectors", str(tmp_path / "x.npy")]
+    option = {"weight": "--weight", "cache_size": "-k", "inverse_temperature": "--inverse-temperature"}[name]
+    assert run([*enhance, option, "1"]) == 0
+    assert run(enhance) == 2
+    assert f"{name}: expected" in capsys.readouterr().err
+    with pytest.raises(InputError, match=f"{name}: expected"):
+        bridge_to(open_index(cache))
+
+
+def test_numbers_out_of_range_are_refused_wherever_they_come_in(tmp_path):
+    wrong = CacheRecipe(enhancement=Enhancement(weight=1.5))
+    inputs = Inputs((str(_rows_file(tmp_path)),), space_id=SPACE)
+    path = write_faiss(tmp_path / "knn.index", features())
+    for make in (
+        lambda: build_cache(tmp_path / "cache", inputs, wrong),
+        lambda: import_faiss(path, tmp_path / "cache", SPACE, wrong),
+    ):
+        with pytest.raises(InputError, match=r"weight: expected a number from 0 to 1, got 1\.5"):
+            make()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_record_that_cannot_be_read_is_said_in_one_sentence(tmp_path):
+    (tmp_path / RECORD).write_text('{"format": "other"}', encoding="utf-8")
+    with pytest.raises(MismatchError) as caught:
+        CacheRecord.load(tmp_path)
+    assert ".)" not in str(caught.value) and ".." not in str(caught.value)
+
+
+def test_another_backend_than_the_recipes_is_built_without_its_numbers(tmp_path):
+    (tmp_path / "r.json").write_text(
+        '{"cache": {}, "recipe": {"backend": "ivf-pq", "row_dtype": "float16", "build": {"nlist": 4}}}', "utf-8"
+    )
+    build = ["cache", "build", str(_rows_file(tmp_path)), "-q", "--recipe", str(tmp_path / "r.json")]
+    made = {}
+    for backend in ("ivf-pq", "rabitq"):
+        assert run([*build, "-o", str(tmp_path / backend), "--backend", backend]) == 0
+        made[backend] = CacheRecord.load(tmp_path / backend).recipe.index
+    assert made == {
+        "ivf-pq": Recipe("ivf-pq", "float16", {"nlist": 4}),
+        "rabitq": Recipe("rabitq", "float16"),
+    }
 
 
 def test_enhance_makes_the_folder_of_its_file(tmp_path):

@@ -17,6 +17,7 @@ from bindsearch.cli import run
 from bindsearch.errors import InputError
 from bindsearch.exchange import import_store
 from bindsearch.index.recipe import Recipe
+from bindsearch.index.tuned import OWN_ROWS
 from bindsearch.store import open_store
 
 DIM = 48
@@ -107,13 +108,57 @@ def test_tuning_anew_without_options_takes_what_the_record_says(built, tmp_path,
     }
     assert run(["cache", "tune", str(cache), "--error", "0.02", "--held-out", "40"]) == 0
     assert CacheRecord.load(cache).recipe.tuning == replace(wanted, error=0.02, count=40)
+    assert not caplog.records
     # moved away from where it was tuned: its recipe's queries lie beside it
     gone = {name: {**each, "source": "gone"} for name, each in record.measured.items()}
     replace(record, measured=gone).save(cache)
     beside = store(tmp_path / "cache.queries", sounds[300:], "audio")
     assert run(["cache", "tune", str(cache)]) == 0
     assert CacheRecord.load(cache).measured["audio"]["source"] == str(beside)
+    assert [each.getMessage().partition(": ")[2][:40] for each in caplog.records] == [
+        "the queries that it was tuned on are gon"
+    ]
+
+
+def test_queries_are_found_from_any_folder_and_no_others_of_their_name_are_taken(built, tmp_path, monkeypatch, caplog):
+    """The record kept them as typed and looked them up from the folder of the moment."""
+    path, _, sounds, _ = built
+    cache, (a, b) = tmp_path / "cache", (tmp_path / name for name in "ab")
+    shutil.copytree(path, cache)
+    for folder, modality in ((a, "audio"), (b, "text")):
+        folder.mkdir()
+        store(folder / "qs", sounds[:30], modality)
+    monkeypatch.chdir(a)
+    loose = ["--overlap", "0.5", "--error", "0.5", "--held-out", "20"]
+    assert run(["cache", "tune", "../cache", "--queries", "qs", *loose]) == 0
+    for folder in (tmp_path, b):
+        monkeypatch.chdir(folder)
+        assert run(["cache", "tune", str(cache)]) == 0
+        record = CacheRecord.load(cache)
+        assert {name: found["source"] for name, found in record.measured.items()} == {"audio": str(a / "qs")}
     assert not caplog.records
+    # an older record: as typed
+    replace(record, measured={"audio": {**record.measured["audio"], "source": "qs"}}).save(cache)
+    assert run(["cache", "tune", str(cache)]) == 0
+    assert CacheRecord.load(cache).measured["image"]["source"] == OWN_ROWS
+    said = caplog.records[0].getMessage()
+    assert str(cache) in said and "gone, or hold no audio: qs" in said and "--queries" in said
+    replace(record, measured={"audio": {**record.measured["audio"], "source": "qs"}}).save(cache)
+    monkeypatch.chdir(a)
+    assert run(["cache", "tune", str(cache)]) == 0
+    assert CacheRecord.load(cache).measured["audio"]["source"] == str(a / "qs")
+
+
+def test_of_several_stores_those_that_are_gone_are_named(built, tmp_path, caplog):
+    path, _, sounds, _ = built
+    cache = tmp_path / "cache"
+    shutil.copytree(path, cache)
+    stores = [store(tmp_path / name, sounds[place : place + 30], "audio") for name, place in (("q1", 0), ("q2", 30))]
+    retune_cache(cache, stores, Tuning(overlap=0.5, error=0.5, count=20))
+    shutil.rmtree(stores[0])
+    retune_cache(cache)
+    assert CacheRecord.load(cache).measured["audio"]["source"] == str(stores[1])
+    assert f"gone, or hold no audio: {stores[0]}" in caplog.text
 
 
 def test_what_few_queries_cannot_confirm_is_reached_by_looking_farther(built, caplog):

@@ -385,7 +385,7 @@ def test_other_formats_and_other_rows_are_refused(tmp_path):
         ByteCodes.build(tmp_path, rows, 41)
     with pytest.raises(InputError, match="unit rows"):
         ByteCodes.build(tmp_path, 2 * rows, 8)
-    with pytest.raises(InputError, match="head_width, got nlist"):
+    with pytest.raises(InputError, match="has head_width; got 'nlist'"):
         BytesIndex.build(np.arange(300, dtype=np.int64), rows, build={"nlist": 3})
 
 

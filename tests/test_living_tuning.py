@@ -135,8 +135,8 @@ def test_advice_can_be_typed_and_asks_for_the_same_again(tmp_path, kind, monkeyp
         assert (budget, queries, count) == (Budget.parse(0.9, "800MiB", "12.5ms"), named, 60)
         raise InputError("as asked")
 
-    def retune_cache(found, queries, tuning):
-        assert (found, queries, tuning) == (folder.path, named, Tuning("", 0.995, 1e-4, 60))
+    def retune_cache(found, queries, changed):
+        assert (found, queries, changed) == (folder.path, named, {"overlap": 0.995, "error": 1e-4, "count": 60})
         raise InputError("as asked")
 
     named = (Path("b"), Path("my runs/a"))

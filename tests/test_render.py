@@ -649,6 +649,32 @@ def test_cached_pictures_in_tars_are_shown(tmp_path, monkeypatch):
         assert [tile.shown.picture is None for tile in drawn[-1].hits] == [bool(trouble)] * 4
 
 
+def test_fused_cached_pictures_that_were_touched_have_not_changed(hits, tmp_path, monkeypatch):
+    hit = next(each for each in hits if each.key == "photo.png")
+    touched = {**hit.columns, "mtime": 1.0, "sha256": "of all parts"}
+    rows = [
+        {
+            **touched,
+            "id": number,
+            "key": f"{number}.png",
+            "modality": "image",
+            "source": hit.source,
+            "attributes": attributes,
+        }
+        for number, attributes in enumerate(['{"fuse": "image*0.8 + audio*0.2"}', None])
+    ]
+    store = FakeStore(n=2, dim=8)
+    store.ids = np.arange(2, dtype=np.int64)
+    store.table = pa.Table.from_pylist(rows)
+    build_index(store, tmp_path / "cache")
+    near = VisualCache.open(tmp_path / "cache").explain(np.ones((1, 8), np.float32), 2)[0]["neighbours"]
+    drawn = sheet_rows(monkeypatch)
+    carriers.save_carriers(tmp_path / "a.png", "a question", near)
+    troubles = {tile.label: tile.shown.trouble for tile in drawn[-1].hits}
+    assert troubles["0.png"] == ""
+    assert "has changed" in troubles["1.png"]  # no fused one: its bytes are not those
+
+
 def test_what_is_asked_about_is_read_with_the_preset_that_was_given(tmp_path, monkeypatch):
     from bindsearch.cli import asking
 

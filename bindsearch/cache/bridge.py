@@ -40,6 +40,7 @@ def bridge_to(
 
     Raises:
         MissingInputError: no image in the cache.
+        InputError: numbers that nothing can be blended with.
         MismatchError: the cache is centred otherwise than the index, or of another space.
     """
     held = cache or index
@@ -54,6 +55,7 @@ def bridge_to(
     index.check(held.manifest.identity)
     found = VisualCache(rows, held)
     numbers = enhancement or found.enhancement
+    numbers.check()
     size = min(numbers.cache_size, len(rows))
     identity = _of_images(held)
 

@@ -30,6 +30,7 @@ from bindsearch.index.heldout import check_queries
 from bindsearch.index.identity import Identity
 from bindsearch.index.source import identity_of, open_source
 from bindsearch.listing import Listing
+from bindsearch.listing.naming import Namer
 from bindsearch.makers import maker_of, narrow
 from bindsearch.registry import INDEXES
 from bindsearch.sources import each_source
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from bindsearch.types import FloatArray, IntArray
 
 BLOCK_ROWS = 4096
+_STORE = "embeddings"
+"""The layout of what `bindsearch embed` writes."""
 _FIRST_SPARE = 1.002
 """How much more than is to stay is embedded at first: listing three million scenes again takes minutes."""
 _SPARE = 1.02
@@ -141,7 +144,7 @@ def build_cache(
     """
     output, recipe = Path(output), recipe or CacheRecipe()
     check_output(output, force)
-    _check_rest(output, inputs, recipe, force)
+    _check_rest(inputs, recipe)
     gathered = _gathered(output, inputs, recipe, force, progress)
     return build_kept(output, gathered, inputs, recipe, force, progress)
 
@@ -172,7 +175,7 @@ def build_kept(
         mask[np.flatnonzero(mask)[recipe.keep :]] = False
         found["kept"] = recipe.keep
     measured: dict[str, Any] = {}
-    queries = inputs.queries if INDEXES[recipe.index.backend].exact else _queries(source, inputs, output, recipe, force)
+    queries = _queries(source, inputs, output, recipe, force)
 
     def judge(snapshot: Snapshot) -> dict[str, Any]:
         tuned, facts = tune_snapshot(snapshot, recipe, queries)
@@ -189,13 +192,12 @@ def build_kept(
     return record
 
 
-def _check_rest(output: Path, inputs: Inputs, recipe: CacheRecipe, force: bool) -> None:
-    """Refuse what is read only after the images are embedded, which may take hours: the backend and the queries."""
-    approximate = not INDEXES[recipe.index.backend].exact
+def _check_rest(inputs: Inputs, recipe: CacheRecipe) -> None:
+    """Refuse what is read only after the images are embedded, which may take hours: numbers, backend, queries."""
+    recipe.enhancement.check()
+    INDEXES[recipe.index.backend]
     for store in inputs.queries:
         open_source(store)
-    if approximate and recipe.tuning.queries and not inputs.queries and inputs.load is not None:
-        _check_holds((recipe.tuning.queries,), queries_beside(output), force)
 
 
 def _gathered(
@@ -237,35 +239,43 @@ def open_embeddings(
         InputError: a source that cannot be meant, such as an index or a FAISS file; embeddings of other sources.
         MismatchError: embeddings or queries of another space than the recipe's.
     """
+    alone = len(inputs.sources) == 1
     for each in map(Path, inputs.sources):
         if (each / "index.json").is_file():
             raise InputError(f"{each}: is an index, which serves as a cache as it is: bindsearch cache info {each}")
         if each.is_file() and each.suffix in (".index", ".faiss"):
             raise InputError(f"{each}: is a FAISS file. Type: bindsearch cache import {each} -o {output}")
-        source = _vectors_of(each, inputs, recipe, alone=len(inputs.sources) == 1)
-        if source is not None and len(inputs.sources) > 1:
+        layout = _layout_of(each, alone)
+        if layout is None:
+            continue
+        if not alone:
             raise InputError(
                 f"{each}: holds embeddings, which a cache is built of alone. Build one of each source, then join them: "
                 f"bindsearch index merge CACHE1 CACHE2 -o {output}"
             )
-        if source is not None:
-            _check_space(source, str(each), inputs, recipe)
-            check_queries(source, inputs.queries)
-            return source, str(each)
+        source: VectorSource = (
+            EmbeddingStore.open(each)
+            if layout == _STORE
+            else FeatureSource(each, layout, inputs.space_id, recipe.modality)
+        )
+        _check_space(source, str(each), inputs, recipe)
+        check_queries(source, inputs.queries)
+        if _asks_its_own(source, inputs, recipe):
+            _check_holds((recipe.tuning.queries,), queries_beside(output), force)
+        return source, str(each)
     return _embedded(inputs, output, recipe, force, grow)
 
 
-def _vectors_of(path: Path, inputs: Inputs, recipe: CacheRecipe, alone: bool) -> VectorSource | None:
-    """Open a folder of embeddings or a file of features; None where a path is neither, but media.
+def _layout_of(path: Path, alone: bool) -> str | None:
+    """Name the layout of a folder of embeddings or a file of features; None where a path is neither, but media.
 
-    A Parquet file that is not `alone` is a list of media, as for `bindsearch embed`.
+    Of several, a Parquet file is a list of media, and a file that is named as media (x.depth.npy) is one of them, as
+    for `bindsearch embed`. Nothing is opened.
     """
     if (path / "manifest.json").is_file():
-        return EmbeddingStore.open(path)
+        return _STORE
     layout = layout_of(path)
-    if layout is None or (layout == "parquet" and not alone):
-        return None
-    return FeatureSource(path, layout, inputs.space_id, recipe.modality)
+    return layout if alone or (layout != "parquet" and Namer().of_named(str(path)) is None) else None
 
 
 def _queries(source: VectorSource, inputs: Inputs, output: Path, recipe: CacheRecipe, force: bool) -> tuple[Path, ...]:
@@ -273,13 +283,21 @@ def _queries(source: VectorSource, inputs: Inputs, output: Path, recipe: CacheRe
 
     None where the recipe's space, which they would be embedded in, is not the source's or not at hand.
     """
-    if inputs.queries or not recipe.tuning.queries or inputs.load is None:
+    if not _asks_its_own(source, inputs, recipe):
         return inputs.queries
-    if _space_id(inputs, recipe) != source.manifest.space_id:
-        return ()
     folder = queries_beside(output)
     _embed((recipe.tuning.queries,), folder, replace(inputs, embed_progress=False), recipe.space, force)
     return (folder,)
+
+
+def _asks_its_own(source: VectorSource | None, inputs: Inputs, recipe: CacheRecipe) -> bool:
+    """Say whether the recipe's own queries will ask: for an approximate index, where nobody names any.
+
+    A source that is there must be of the recipe's space, which they are embedded in; None: it will be.
+    """
+    if inputs.queries or not recipe.tuning.queries or inputs.load is None or INDEXES[recipe.index.backend].exact:
+        return False
+    return source is None or _space_id(inputs, recipe) == source.manifest.space_id
 
 
 def _space_id(inputs: Inputs, recipe: CacheRecipe) -> str | None:
@@ -309,6 +327,8 @@ def _embedded(
     inputs: Inputs, output: Path, recipe: CacheRecipe, force: bool, grow: tuple[str, ...]
 ) -> tuple[VectorSource, str]:
     """Embed media; an interrupted run goes on, and a source that grew embeds what is new."""
+    if _asks_its_own(None, inputs, recipe):
+        _check_holds((recipe.tuning.queries,), queries_beside(output), force)
     folder = inputs.embeddings or output.with_name(output.name + ".embeddings")
     named = tuple(
         narrow(each, [recipe.modality]) if maker_of(each) is not None and "#" not in each else each

@@ -154,11 +154,13 @@ def import_faiss(
 
     Raises:
         UnsupportedError, MissingInputError, DecodeError: as of `check_type`.
-        InputError: rows that are no finite unit rows; `output` holds an index and force is not set.
+        InputError: rows that are no finite unit rows; `output` holds an index and force is not set; a recipe that
+            cannot be meant.
         MismatchError: the space named has another id or dimension.
     """
     path, output = Path(path), Path(output)
     check_output(output, force)
+    (recipe or CacheRecipe()).enhancement.check()
     facts, _ = check_type(path)
     source = FaissSource(facts, settle_identity(None, space_id, facts.dim, path))
     if recipe is None:

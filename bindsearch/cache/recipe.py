@@ -24,13 +24,13 @@ RECORD = CACHE_RECORD
 
 @dataclass(frozen=True)
 class Enhancement:
-    """The numbers of the blend; see `VisualCache.enhance`."""
+    """The numbers of the blend; see `VisualCache.enhance`. Records of caches may hold any."""
 
     cache_size: int = CACHE_SIZE
     inverse_temperature: float = INVERSE_TEMPERATURE
     weight: float = WEIGHT
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse what nothing can be blended with.
 
         Raises:
@@ -167,7 +167,9 @@ class CacheRecord:
             found = from_json_dict(cls, data, str(path))
             return found if found.generation == first_generation else None
         except ValueError as error:
-            raise MismatchError(f"{path}: cannot be read ({error}). Build the cache again, or delete it.") from error
+            raise MismatchError(
+                f"{path}: cannot be read ({str(error).rstrip('.')}). Build the cache again, or delete it."
+            ) from error
 
 
 def queries_beside(cache: Path) -> Path:
@@ -193,4 +195,6 @@ def read_recipe(path: str | Path) -> CacheRecipe:
     if not isinstance(data, dict) or not isinstance(data.get("cache"), dict):
         raise InputError(f'{path}: expected {{"cache": {{"source": ...}}, "recipe": {{"backend": ...}}}}.')
     index = {"index": data["recipe"]} if "recipe" in data else {}
-    return from_json_dict(CacheRecipe, {**data["cache"], **index}, str(path))
+    recipe = from_json_dict(CacheRecipe, {**data["cache"], **index}, str(path))
+    recipe.enhancement.check()
+    return recipe

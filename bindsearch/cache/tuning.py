@@ -9,6 +9,7 @@ itself a cached row is moved by the others alone: it would find itself, and weig
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,8 @@ from bindsearch.index.plan import knobs_of
 from bindsearch.index.sizes import stored_read_bytes
 from bindsearch.index.source import several
 from bindsearch.index.tune import CONFIDENCE, Sample, Tuned, Tuner, snapshot_search
-from bindsearch.index.tuned import most_demanding
+from bindsearch.index.tuned import OWN_ROWS, most_demanding
+from bindsearch.store import Manifest
 
 if TYPE_CHECKING:
     from bindsearch.index.snapshot import Snapshot
@@ -55,20 +57,22 @@ def tune_snapshot(
 
     Returns:
         What the manifest holds as `tuned`; and what was measured, a modality each, for the cache's record:
-        overlap, largest and mean error (1 - cosine), queries, milliseconds a query. Both empty for exact indexes, and
-        where a single row would ask for itself.
+        overlap, largest and mean error (1 - cosine), queries, their stores (whole paths), milliseconds a query. Both
+        empty for exact indexes, and where a single row would ask for itself.
 
     Raises:
+        InputError: numbers of the blend that cannot be meant.
         MissingInputError, MismatchError: as `held_out`.
     """
     knobs = knobs_of(snapshot).uncut()  # an embedding that comes out wrong is one query's, not a mean's
     if knobs.exact:
         return {}, {}
+    recipe.enhancement.check()
     rows = IndexRows(snapshot, recipe.modality)
     numbers = replace(recipe.enhancement, cache_size=min(recipe.enhancement.cache_size, len(rows)))
     found: dict[str, Tuned] = {}
     measured: dict[str, Any] = {}
-    for sample in held_out(snapshot, queries, numbers.cache_size, recipe.tuning.count):
+    for sample in held_out(snapshot, _placed(queries), numbers.cache_size, recipe.tuning.count):
         if len(rows) == 1 and sample.modality == recipe.modality and (sample.own >= 0).any():
             continue  # a single row has no other to be moved by
         cache = VisualCache(OtherRows(rows, sample.own))
@@ -172,12 +176,38 @@ def retune_cache(
     return measured
 
 
+def _placed(queries: Embeddings | Sequence[Embeddings]) -> list[Embeddings]:
+    """Give stores of queries with their whole paths, by which a record finds them again from any folder."""
+    return [
+        Path(os.path.abspath(each)) if isinstance(each, str | Path) else each  # noqa: PTH100  # resolve() follows links
+        for each in several(queries)
+    ]
+
+
 def _queries_of(cache: Path, record: CacheRecord) -> tuple[Path, ...]:
-    """Give the stores of queries that a cache was tuned on, else those of its recipe beside it, if they are there."""
-    sources = [name for found in record.measured.values() for name in str(found["source"]).split(" + ")]
-    beside = [queries_beside(cache)] if record.recipe.tuning.queries else []
-    for stores in (list(dict.fromkeys(map(Path, sources))), beside):
-        there = tuple(each for each in stores if (each / "manifest.json").is_file())
-        if there:
-            return there
-    return ()
+    """Give the stores of queries that a cache was tuned on, else those of its recipe beside it, if they are there.
+
+    A store that no longer holds what it asked with is another one: records of before name them as they were typed.
+    """
+    asked: dict[str, set[str]] = {}
+    for modality, found in record.measured.items():
+        for name in str(found["source"]).split(" + "):
+            if name not in ("", OWN_ROWS):
+                asked.setdefault(name, set()).add(modality)
+    there = tuple(Path(name) for name, modalities in asked.items() if modalities <= _held(Path(name)))
+    gone = [name for name in asked if Path(name) not in there]
+    if gone:
+        LOG.warning(
+            "%s: the queries that it was tuned on are gone, or hold no %s: %s. Name others: --queries EMBEDDINGS",
+            cache,
+            ", ".join(sorted(set().union(*(asked[name] for name in gone)))),
+            ", ".join(gone),
+        )
+    beside = queries_beside(cache)
+    return there or ((beside,) if record.recipe.tuning.queries and _held(beside) else ())
+
+
+def _held(folder: Path) -> set[str]:
+    """Give the modalities of a store; none where there is no store."""
+    manifest = Manifest.load(folder)
+    return set() if manifest is None else {name for name, count in manifest.counts.items() if count}

@@ -34,6 +34,7 @@ from bindsearch.errors import InputError
 from bindsearch.query import Embedding
 from bindsearch.registry import INDEXES
 from bindsearch.search import SearchIndex, open_index
+from bindsearch.search.hits import parse_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 POINT_SCALE = 5.0
 """What the reference divides a point cloud's pre-norm embedding by, before it goes into a picture."""
-_SHOWN = ("id", "key", "source", "member", "size", "mtime", "sha256")
+_SHOWN = ("id", "key", "source", "member", "size", "mtime", "sha256", "attributes")
 _BLOCK_BYTES = 64 << 20
 
 
@@ -161,22 +162,32 @@ class VisualCache:
 
         Returns:
             One a row of the batch: its number, how many features, the neighbours' id (as text), key, weight, and what
-            tells where their files lie and whether they have changed: source, member of a tar, size, mtime, sha256.
+            tells where their files lie and whether they have changed: source, member of a tar, size, mtime, sha256,
+            attributes (those of fused items name their parts).
         """
         found = self.retrieve(embeddings, cache_size, inverse_temperature, exact=exact)
+        items = self._items(np.unique(found.ids[found.ids >= 0]))
         shown = []
         for row, (ids, weights) in enumerate(zip(found.ids, found.weights.tolist(), strict=True)):
-            kept = ids[ids >= 0].tolist()
-            items: list[dict[str, Any]] = [{"id": each, "key": str(each), "source": ""} for each in kept]
-            if self.index is not None:
-                rows = self.index.items(kept).to_pylist()  # tables that were imported lack some columns
-                items = [{name: each.get(name) for name in _SHOWN} for each in rows]
             neighbours = [
-                {**item, "id": str(item["id"]), "weight": round(weight, 6)}
-                for item, weight in zip(items, weights, strict=False)
+                {**items[each], "weight": round(weight, 6)}
+                for each, weight in zip(ids[ids >= 0].tolist(), weights, strict=False)
             ]
             shown.append({"row": row, "features": len(neighbours), "neighbours": neighbours})
         return shown
+
+    def _items(self, ids: IntArray) -> dict[int, dict[str, Any]]:
+        """Look up what is shown of cached images, by id; a cache in memory knows their ids alone."""
+        if self.index is None:
+            return {each: {"id": str(each), "key": str(each), "source": ""} for each in ids.tolist()}
+        snapshot = self.index.folder.snapshot
+        there = set(snapshot.column_names())  # tables that were imported lack some
+        rows = snapshot.table(ids, [name for name in _SHOWN if name in there]).to_pylist()
+        return {
+            row["id"]: {name: row.get(name) for name in _SHOWN}
+            | {"id": str(row["id"]), "attributes": parse_attributes(row.get("attributes"))}
+            for row in rows
+        }
 
     def enhance(
         self,

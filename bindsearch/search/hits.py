@@ -247,7 +247,7 @@ def _make_hit(rank: int, score: float, row: dict[str, Any], contributions: dict[
     """Make a hit of a row of the item table."""
     columns = {name: value for name, value in row.items() if name not in _OWN_COLUMNS}
     if "attributes" in columns:
-        columns["attributes"] = json.loads(columns["attributes"]) if columns["attributes"] else {}
+        columns["attributes"] = parse_attributes(columns["attributes"])
     start, end = row.get("start_s"), row.get("end_s")
     return Hit(
         rank=rank,
@@ -260,6 +260,12 @@ def _make_hit(rank: int, score: float, row: dict[str, Any], contributions: dict[
         columns=columns,
         contributions=contributions,
     )
+
+
+def parse_attributes(cell: str | None) -> dict[str, Any]:
+    """Read an item's attributes, a JSON object in a cell of the item table; of an empty cell there are none."""
+    found: dict[str, Any] = json.loads(cell) if cell else {}
+    return found
 
 
 def percent_text(percentile: float | None) -> str:
