@@ -50,10 +50,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Write results/NAME.json with the machine beside the figures."""
+    """Write results/NAME.json with the machine beside the figures; paths under the working folder are relative to it."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(), **result}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps({"machine": machine(), **result}, indent=2, sort_keys=True) + "\n"
+    path.write_text(text.replace(f"{Path.cwd()}{os.sep}", ""), encoding="utf-8")
     return path
 
 

@@ -1,10 +1,14 @@
-"""The vectors that indexes are measured with: seeded by block, resumable, with queries beside the rows."""
+"""The vectors that indexes are measured with: seeded by block, resumable, with queries beside the rows; result files."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import record
 from benchmarks.vectors import BLOCK, QUERIES, Law, nearest, write_queries, write_rows
 from bindsearch.errors import MismatchError
 from bindsearch.index.build import build_index
@@ -65,3 +69,10 @@ def test_brute_force_finds_the_nearest(tmp_path):
     best = np.argsort(-every, axis=1, kind="stable")[:, :5]
     assert np.array_equal(ids, store.ids()[best])
     np.testing.assert_allclose(scores, np.take_along_axis(every, best, axis=1), rtol=1e-12)
+
+
+def test_a_result_names_no_folder_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    path = record.write_result("x", {"source": str(Path("runs/a").absolute()), "value": 0.5})
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert (found["source"], found["value"]) == (str(Path("runs/a")), 0.5)
