@@ -50,7 +50,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Write results/NAME.json with the machine beside the figures; paths under the working folder are relative to it."""
+    """Write results/NAME.json with the machine beside the figures; paths are from the working folder."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     text = json.dumps({"machine": machine(), **result}, indent=2, sort_keys=True) + "\n"

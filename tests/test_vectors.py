@@ -1,4 +1,4 @@
-"""The vectors that indexes are measured with: seeded by block, resumable, with queries beside the rows; result files."""
+"""The vectors that indexes are measured with: by block, resumable, with queries beside; result files."""
 
 from __future__ import annotations
 
