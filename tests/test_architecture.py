@@ -18,6 +18,7 @@ LAYERS = [
     ("makers",),
     ("drawing",),
     ("config",),
+    ("processes",),
     ("row_table",),
     ("members",),
     ("sources",),

@@ -22,10 +22,11 @@ from hostile import picture_bytes
 from bindsearch.cli.several import own_device, process_count
 from bindsearch.embed import EmbedOptions, run_embed
 from bindsearch.embed import run as running
-from bindsearch.embed.lease import FOLDER, Crew, LostLeaseError, Member, is_running, started
+from bindsearch.embed.lease import FOLDER, Crew, LostLeaseError, Member
 from bindsearch.embed.place import Place
 from bindsearch.embed.status import folder_status, status_text
 from bindsearch.errors import InputError, MissingInputError
+from bindsearch.processes import is_running, started
 from bindsearch.store import open_store
 from bindsearch.store.files import sweep_temps, temp_path, writer_mark
 

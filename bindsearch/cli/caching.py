@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,7 +93,7 @@ def cache_build(
         tuple(sources or ()),
         embeddings,
         space_id,
-        lambda name: open_space(name, device, dtype, None),
+        cache(lambda name: open_space(name, device, dtype, None)),  # asked for by every step
         not quiet,
         setting("workers", workers),
         tuple(queries or ()),

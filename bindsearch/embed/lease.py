@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from bindsearch.errors import BindSearchError
+from bindsearch.processes import home, is_running, started
 from bindsearch.store.files import full_disk_said, writer_mark
 
 LOG = logging.getLogger(__name__)
@@ -350,45 +351,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def home() -> str:
-    """Name what a process must share with this one to be seen from it: host, boot, process namespace."""
-    boot, space = "", ""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    with contextlib.suppress(OSError):
-        space = str(Path("/proc/self/ns/pid").readlink())
-    return " ".join(word for word in (socket.gethostname(), boot, space) if word)
-
-
-def started(pid: int) -> str:
-    """Tell when a process started, in ticks since the boot; "" where the system does not say."""
-    facts = _stat(pid)
-    return facts[19] if facts else ""
-
-
-def is_running(pid: int, begun: str) -> bool:
-    """Say whether the process of this id that started then still runs; True where that cannot be known."""
-    if os.name == "nt":  # there, signal 0 is no question
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    facts = _stat(pid)
-    return not facts or (facts[0] not in ("Z", "X") and (not begun or facts[19] == begun))
-
-
-def _stat(pid: int) -> list[str]:
-    """Give what stands behind the name in /proc/PID/stat: state first; [] where there is none."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return []
-    return text.rpartition(")")[2].split()
 
 
 def task_mark(*facts: Any) -> str:

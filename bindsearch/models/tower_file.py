@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bindsearch.errors import InputError, WeightsError
 from bindsearch.models.manifest import TowerRecord
+from bindsearch.processes import is_running
 
 if TYPE_CHECKING:
     import torch
@@ -79,21 +80,8 @@ def remove_leftovers(folder: Path) -> None:
     for left in folder.glob("*.tmp"):
         tower, pid = left.name.partition(".")[0], left.name.split(".")[-2]
         ours = left == _temporary(folder / f"{tower}.safetensors", pid)
-        if ours and pid.isdecimal() and not _is_running(int(pid)):
+        if ours and pid.isdecimal() and not is_running(int(pid)):
             left.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    """Say whether a process of this machine still runs; True where that cannot be known."""
-    if os.name == "nt":  # there, signal 0 is no question
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
 
 
 def write_tower(
