@@ -201,6 +201,12 @@ def test_the_recipe_is_data(tmp_path):
     (tmp_path / "r.json").write_text('{"cache": {"source": "world:0..{last}"}}', encoding="utf-8")
     with pytest.raises(InputError, match="say how many"):
         read_recipe(tmp_path / "r.json")
+    (tmp_path / "r.json").write_text('{"cache": {}, "recipe": {"backend": "ivf-pq", "build": {"nlists": 4}}}', "utf-8")
+    with pytest.raises(InputError, match="nlists"):
+        read_recipe(tmp_path / "r.json")
+    (tmp_path / "r.json").write_text('{"cache": {}, "recipe": {"backend": "ivf-qp"}}', "utf-8")
+    with pytest.raises(UnknownNameError, match="'ivf-pq'"):
+        read_recipe(tmp_path / "r.json")
 
 
 # ---- FAISS files -----------------------------------------------------------------------------------------------------

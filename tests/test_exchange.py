@@ -94,6 +94,18 @@ def test_every_layout_round_trips_any_unicode(tmp_path, layout, drawn):
     assert again.bad() == [], "bad inputs have no vector to hand over"
 
 
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_what_is_in_the_way_of_an_export_is_said_before_anything_is_read(tmp_path, layout, monkeypatch):
+    make_store(tmp_path / "in", [row("a")])
+    out = tmp_path / "out"
+    is_file = layout in ("parquet", "hdf5")
+    out.mkdir() if is_file else out.write_text("mine", encoding="utf-8")
+    monkeypatch.setattr(type(open_store(tmp_path / "in")), "iter_half_blocks", None)
+    with pytest.raises(InputError, match="this is a folder" if is_file else "this is a file"):
+        export_store(tmp_path / "in", out, layout)
+    assert out.is_dir() if is_file else out.read_text(encoding="utf-8") == "mine"
+
+
 def test_pairs_of_image_and_text_share_rows_in_clip_retrievals_layout(tmp_path):
     rows = [row(f"i{n}", group=f"g{n}", caption=f"text {n}") for n in range(4)]
     rows += [row(f"t{n}", "text", group=f"g{n}", caption=f"text {n}") for n in (2, 0, 3, 1)]

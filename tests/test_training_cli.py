@@ -651,6 +651,8 @@ def test_a_configuration_is_data(world, tmp_path):
         ('{"pairs": {"manifest": "p.csv"}, "schedule": {"checkpoint_every_s": 900}}', "at most 600"),
         ('{"pairs": {"manifest": "p.csv"}, "tower": {"kind": "timm"}}', "names a timm model"),
         ('{"pairs": {"manifest": "p.csv"}, "tower": {"kind": "tim"}}', "Did you mean 'timm'"),
+        ('{"pairs": {"manifest": "p.csv"}, "seed": 9223372036854775808}', "from 0 to 9223372036854775807"),
+        ('{"pairs": {"manifest": "p.csv"}, "seed": -1}', "seed: expected .* got -1"),
         ("{", "neither JSON nor a manifest"),
     ],
 )

@@ -14,6 +14,7 @@ from bindsearch.errors import InputError, MismatchError, MissingInputError
 from bindsearch.exchange.rows import check_modality
 from bindsearch.index.commit import CACHE_RECORD
 from bindsearch.index.recipe import Recipe
+from bindsearch.registry import INDEXES
 from bindsearch.store.files import commit_json
 
 FORMAT = "bindsearch-cache"
@@ -184,7 +185,9 @@ def read_recipe(path: str | Path) -> CacheRecipe:
 
     Raises:
         MissingInputError: no such file.
-        InputError: not valid JSON, an unknown field, or a value that cannot be meant.
+        InputError: not valid JSON, an unknown field, a value that cannot be meant, or numbers that the index's backend
+            refuses: after hours of embedding would be late.
+        UnknownNameError: no such backend.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -197,4 +200,5 @@ def read_recipe(path: str | Path) -> CacheRecipe:
     index = {"index": data["recipe"]} if "recipe" in data else {}
     recipe = from_json_dict(CacheRecipe, {**data["cache"], **index}, str(path))
     recipe.enhancement.check()
+    INDEXES[recipe.index.backend].check_build(recipe.index.build)
     return recipe

@@ -39,6 +39,8 @@ LAYOUTS = {
     "hdf5": "bindsearch.exchange.hdf5",
     "clip-retrieval": "bindsearch.exchange.clip_retrieval",
 }
+FILES = ("parquet", "hdf5")
+"""Layouts that are one file; the others are folders."""
 SHARD_ROWS = 4096
 
 
@@ -64,9 +66,13 @@ def export_store(
         UnknownNameError: no such layout.
         MissingInputError: no store there, or nothing of that modality in it.
         UnsupportedError: the layout cannot hold these modalities.
-        InputError: clip-retrieval's own files lie in the output folder.
+        InputError: clip-retrieval's own files lie in the output folder; or that is a folder and the layout a file, or
+            the other way round.
     """
-    module = find_layout(layout)
+    module, there = find_layout(layout), Path(output)
+    if there.exists() and there.is_dir() == (layout in FILES):
+        wanted, got = ("a file", "a folder") if layout in FILES else ("a folder", "a file")
+        raise InputError(f"{output}: {layout} is written as {wanted}, and this is {got}. Name another with -o.")
     store = EmbeddingStore.open(embeddings)
     counts = store.manifest.counts
     rows = sum(counts.values()) if modality is None else counts.get(modality, 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bindsearch.errors import InputError, UnknownNameError
 from bindsearch.llm.tiny import TinyConfig
-from bindsearch.train.config import read_config
+from bindsearch.train.config import check_seed, read_config
 
 TASKS = ("reading", "captions", "instructions")
 TRAINED = ("connector", "llama", "norms", "lora")
@@ -116,6 +116,10 @@ class AnswerConfig:
     measure_every: int = 500
     log_every: int = 50
     checkpoint_every_s: float = 180.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can be begun with."""
+        check_seed(self.seed)
 
 
 def read_run_config(

@@ -11,6 +11,7 @@ from bindsearch.errors import InputError, MissingInputError, UnknownNameError
 from bindsearch.listing.tables import TABLE_SUFFIXES
 from bindsearch.makers import maker_of
 from bindsearch.registry import MODALITIES
+from bindsearch.train.config import check_seed
 
 TOWER_KINDS = ("own", "timm", "projector")
 LONGEST_CHECKPOINT_S = 600.0
@@ -153,6 +154,10 @@ class BindConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     seed: int = 0
     name: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can be begun with."""
+        check_seed(self.seed)
 
 
 def load_bind_config(path: str | Path) -> BindConfig:

@@ -14,6 +14,17 @@ C = TypeVar("C")
 
 FALSE_NEGATIVES = ("mask", "positive", "keep")
 STYLES = ("varied", "plain", "full")
+LARGEST_SEED = 2**63 - 1
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what torch's and NumPy's generators do not both take.
+
+    Raises:
+        InputError: below 0, or over 63 bits.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"seed: expected a whole number from 0 to {LARGEST_SEED}, got {seed}.")
 
 
 class Schedule(Protocol):
@@ -158,6 +169,10 @@ class TrainConfig:
     measure_every: int = 250
     checkpoint_every_s: float = 240.0
     log_every: int = 50
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can be begun with."""
+        check_seed(self.seed)
 
 
 def load_train_config(path: str | Path) -> TrainConfig:
