@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional as F
 from train_driver import tiny, toy_stage
 
 from bindsearch.errors import BindSearchError, MismatchError, ShapeError, UnknownNameError
 from bindsearch.models.bind import build_tower, load_architecture
-from bindsearch.train import loop
+from bindsearch.train import loop, processes
 from bindsearch.train.checkpoint import begin_notes, hash_weights, save_checkpoint
 from bindsearch.train.config import StageConfig
 from bindsearch.train.loop import backward, learning_rate, step_generator, train_stage
@@ -209,6 +210,18 @@ def test_two_processes_train_as_one(tmp_path, monkeypatch):
             if key.endswith("in_proj_bias"):  # softmax takes no notice of a bias of the keys: Adam divides
                 difference = torch.cat((difference[:16], difference[32:]))  # rounding by rounding there
             assert float(difference.max()) < 1e-5, key
+
+
+def test_running_statistics_are_the_mean_over_the_processes(monkeypatch):
+    """Each process normalises by its own rows; what is kept of them must not be one process's alone."""
+    net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(2, track_running_stats=False))
+    net.register_buffer("fixed", torch.tensor([1.0, 7.0]))
+    net[1].running_mean += torch.tensor([1.0, 2.0, 3.0])
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda flat: flat.add_(10.0))
+    processes.average_statistics([net])
+    assert net[1].running_mean.tolist() == [5.5, 6.0, 6.5] and net[1].running_var.tolist() == [5.5] * 3
+    assert net.fixed.tolist() == [1.0, 7.0] and int(net[1].num_batches_tracked) == 0
 
 
 def test_killed_and_resumed_training_equals_undisturbed_training_bit_for_bit(tmp_path):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from bindsearch.config import to_json_dict
 from bindsearch.train.config import Schedule, StageConfig
 from bindsearch.train.loss import info_nce
-from bindsearch.train.processes import gather_rows, own_rows, rank, sum_gradients
+from bindsearch.train.processes import average_statistics, gather_rows, own_rows, rank, sum_gradients
 from bindsearch.train.steps import run_steps
 
 Encode = Callable[[slice], Tensor]
@@ -186,6 +186,7 @@ def train_step(stage: Stage, optimiser: torch.optim.Optimizer, step: int) -> flo
     optimiser.zero_grad(set_to_none=True)
     loss = backward(stage, step)
     sum_gradients(stage.parameters)
+    average_statistics(stage.towers.values())
     torch.nn.utils.clip_grad_norm_(stage.parameters, stage.config.clip_norm)
     optimiser.step()
     return loss

@@ -1,7 +1,8 @@
 """Several processes as one: torchrun starts them, each encodes its rows of every batch, all hold the same towers.
 
 Every process computes the whole loss over the gathered embeddings, so that the gradient of its own rows is complete
-without asking the others; the parameters' gradients are the sum over the processes.
+without asking the others; the parameters' gradients are the sum over the processes. Batch normalisation takes the
+statistics of a process's own rows, which should therefore be drawn like the others'; what it keeps of them is averaged.
 """
 
 from __future__ import annotations
@@ -72,3 +73,20 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for parameter in kept:
         parameter.grad = flat[at : at + parameter.numel()].view_as(parameter)
         at += parameter.numel()
+
+
+def average_statistics(towers: Iterable[nn.Module]) -> None:
+    """Put the mean over the processes in place of batch normalisation's running means and variances."""
+    if world_size() == 1:
+        return
+    named = [item for tower in towers for item in tower.named_buffers()]
+    kept = [buffer for name, buffer in named if name.endswith(("running_mean", "running_var"))]
+    if not kept:
+        return
+    flat = torch.cat([buffer.reshape(-1) for buffer in kept])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    at = 0
+    for buffer in kept:
+        buffer.copy_(flat[at : at + buffer.numel()].view_as(buffer))
+        at += buffer.numel()
