@@ -295,3 +295,19 @@ def test_the_command_says_what_to_type(bindsearch, store, tmp_path):
     for words, code, said in cases:
         done = bindsearch(*words)
         assert done.returncode == code and said in done.err and not done.out, (words, done.err)
+
+
+def test_a_modality_with_too_few_examples_keeps_no_other_from_being_measured(bindsearch, store):
+    known = read_labelled(store, "word")
+    kinds = tuple("text" if number % 4 else "audio" for number in range(36))  # three sounds a label
+    mixed = replace(known, modalities=kinds)
+    curves, without = mixed.curves((4,), 2, 0.5, 1000.0, 0)
+    assert list(curves) == ["text"] and curves["text"].items == 27
+    assert list(without) == ["audio"] and "has 1 examples" in without["audio"]
+    with pytest.raises(InputError) as caught:
+        mixed.curves((40,), 2, 0.5, 1000.0, 0)
+    assert [line.split("'")[0] for line in str(caught.value).splitlines()] == ["probe: audio: ", "probe: text: "]
+    labels = tuple("dog" if kind == "audio" else label for kind, label in zip(kinds, known.labels, strict=True))
+    assert list(replace(known, labels=labels, modalities=kinds).curves((4,), 1, 0.5, 1000.0, 0)[1]) == ["audio"]
+    done = bindsearch(store.path, "--column", "word", "--shots", "40")
+    assert done.returncode == 2 and "probe: text: 'bell' has 6 examples" in done.err

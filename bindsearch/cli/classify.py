@@ -26,6 +26,9 @@ from bindsearch.cli.options import (
 from bindsearch.errors import InputError, TooManyBadError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bindsearch.probe import Curve
     from bindsearch.store import EmbeddingStore
     from bindsearch.zeroshot import Classifier, Verdicts
 
@@ -320,11 +323,18 @@ def probe(
         check_plot(plot)
     penalty = INVERSE_PENALTY if inverse_penalty is None else inverse_penalty
     known = read_labelled(embeddings, column, labels, only)
-    curves = known.curves(_numbers(shots), repeats, test_share, penalty, seed)
+    curves, without = known.curves(_numbers(shots), repeats, test_share, penalty, seed)
     if save is not None:
         say(f"wrote {save_probe(known.fit(column, penalty), save)}")
     if plot is not None:
         say(f"wrote {plot_curves(curves, plot, f'{column}, {known.store.manifest.space_id}')}")
+    _show_curves(curves, without, as_json)
+
+
+def _show_curves(curves: Mapping[str, Curve], without: Mapping[str, str], as_json: bool) -> None:
+    """Print the curves; say what has none, or no figure at some number of shots."""
+    for name, reason in without.items():
+        say(f"note: {name} is not measured: {reason}")
     for name, curve in curves.items():
         if curve.left_out:
             numbers = ", ".join(str(shots) for shots, _ in curve.left_out)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bindsearch.errors import MissingInputError
+from bindsearch.errors import InputError, MissingInputError
 from bindsearch.probe.curve import Curve, few_shot
 from bindsearch.probe.linear import LinearProbe, fit_probe
 from bindsearch.store import EmbeddingStore, open_store
@@ -39,23 +39,36 @@ class Labelled:
 
     def curves(
         self, shots: Sequence[int], repeats: int, test_share: float, inverse_penalty: float, seed: int
-    ) -> dict[str, Curve]:
-        """Measure every modality by itself; see `few_shot`."""
-        found = {}
+    ) -> tuple[dict[str, Curve], dict[str, str]]:
+        """Measure every modality by itself; see `few_shot`.
+
+        Returns:
+            Modality -> its curve; and modality -> why it has none, such as too few examples.
+
+        Raises:
+            InputError: none can be measured.
+        """
+        found: dict[str, Curve] = {}
+        without: dict[str, str] = {}
         kinds = np.array(self.modalities)
         for modality in sorted(set(self.modalities)):
             here = np.flatnonzero(kinds == modality)
-            found[modality] = few_shot(
-                self.rows[here],
-                [self.labels[place] for place in here],
-                shots,
-                repeats,
-                units=[self.units[place] for place in here],
-                test_share=test_share,
-                inverse_penalty=inverse_penalty,
-                seed=seed,
-            )
-        return found
+            try:
+                found[modality] = few_shot(
+                    self.rows[here],
+                    [self.labels[place] for place in here],
+                    shots,
+                    repeats,
+                    units=[self.units[place] for place in here],
+                    test_share=test_share,
+                    inverse_penalty=inverse_penalty,
+                    seed=seed,
+                )
+            except InputError as error:
+                without[modality] = str(error).removeprefix("probe: ")
+        if not found:
+            raise InputError("\n".join(f"probe: {modality}: {reason}" for modality, reason in without.items()))
+        return found, without
 
     def fit(self, column: str, inverse_penalty: float) -> LinearProbe:
         """Fit one probe on all of them."""
