@@ -484,6 +484,9 @@ def test_the_command_says_what_to_type(bindsearch, store, tmp_path):
         (("--image", tmp_path / "no.png", "--labels", "a,b"), 3, "no such file"),
         (("--image", tmp_path / "broken.png", "--labels", "a,b", "--space", "tiny"), 3, "broken.png"),
         (("--text", "x@0.5", "--labels", "a,b", "--space", "tiny"), 2, "--together"),
+        ((store.path, "--labels", "a,b", "--together"), 2, "--together adds up files and texts"),
+        (("--text", "x", "--labels", "a,b", "--only", "text"), 2, "--only text chooses among the items"),
+        ((tmp_path / "nowhere", "--labels", "a,b", "-o", "labels.txt"), 2, "kind of table"),
         ((store.path, "--labels", "a,b", "--space", "tiny:5"), 5, "made with space"),
     ]
     for words, code, said in cases:

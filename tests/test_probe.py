@@ -290,6 +290,9 @@ def test_the_command_says_what_to_type(bindsearch, store, tmp_path):
         ((store.path, "--column", "word", "--shots", "few"), 2, "1,2,4,8"),
         ((store.path, "--column", "word", "-o", tmp_path / "x.csv"), 2, "--apply"),
         ((store.path, "--apply", tmp_path / "none.npz"), 3, "--save"),
+        ((store.path, "--apply", tmp_path / "none.npz", "--column", "word", "--c", "3"), 2, "--column, --c measures"),
+        ((store.path, "--apply", tmp_path / "none.npz", "-o", "labels.txt"), 2, "kind of table"),
+        ((tmp_path / "nowhere", "--column", "word", "--save", "probe.pkl"), 2, "kind of probe file"),
         ((tmp_path / "nowhere", "--column", "word"), 3, "bindsearch embed"),
     ]
     for words, code, said in cases:

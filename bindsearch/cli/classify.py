@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bindsearch.cli.disk import file_to_write
+from bindsearch.cli.disk import file_to_write, labels_to_write, probe_to_write
 from bindsearch.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -90,7 +90,7 @@ def classify_run(
     only: OnlyOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", callback=file_to_write, help="Write a row an item: .parquet, .csv or .jsonl."),
+        typer.Option("--output", "-o", callback=labels_to_write, help="Write a row an item: .parquet, .csv or .jsonl."),
     ] = None,
     html: Annotated[
         Path | None, typer.Option("--html", callback=file_to_write, help="Write a page with pictures and players.")
@@ -113,6 +113,10 @@ def classify_run(
     specs = parse_terms([(name, text) for name, texts in things.items() for text in texts or ()])
     if (embeddings is None) == (not specs):
         raise InputError("name either a folder of embeddings, or files by --image, --audio, ...: one of the two.")
+    if embeddings is not None and together:
+        raise InputError(f"--together adds up files and texts; of {embeddings} every item has its own labels.")
+    if embeddings is None and only is not None:
+        raise InputError(f"--only {only} chooses among the items of a folder of embeddings, and files are given.")
     fitted = load_calibration(calibration) if calibration is not None else None
     chosen = read_labels(labels)
     may_be_none = none_below if none_below is not None else none
@@ -283,7 +287,7 @@ def probe(
     save: Annotated[
         Path | None,
         typer.Option(
-            "--save", callback=file_to_write, help="Fit on all labelled items and write the probe: .npz or .json."
+            "--save", callback=probe_to_write, help="Fit on all labelled items and write the probe: .npz or .json."
         ),
     ] = None,
     apply: Annotated[
@@ -292,7 +296,7 @@ def probe(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", callback=file_to_write, help="With --apply: a row an item, .parquet, .csv or .jsonl."
+            "--output", "-o", callback=labels_to_write, help="With --apply: a row an item, .parquet, .csv or .jsonl."
         ),
     ] = None,
     html: Annotated[
@@ -309,6 +313,9 @@ def probe(
     from bindsearch.probe import INVERSE_PENALTY, apply_probe, load_probe, plot_curves, read_labelled, save_probe
 
     if apply is not None:
+        measuring = {"--column": column, "--labels": labels, "--plot": plot, "--save": save, "--c": inverse_penalty}
+        if given := [name for name, value in measuring.items() if value is not None]:
+            raise InputError(f"--apply labels with a probe that exists; {', '.join(given)} measures or makes one.")
         verdicts = apply_probe(embeddings, load_probe(apply), modality=only)
         _show(verdicts, output, html, as_json, whole=False)
         _say_left(verdicts, apply)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bindsearch.errors import BindSearchError, InputError, MissingInputError
@@ -42,10 +42,37 @@ def picture_to_write(path: Path | None) -> Path | None:
     """
     from bindsearch.drawing import check_ending
 
-    path = file_to_write(path)
+    return _checked(path, check_ending)
+
+
+def labels_to_write(path: Path | None) -> Path | None:
+    """Check a table of labels, as `picture_to_write` a picture.
+
+    Raises:
+        InputError: as of `file_to_write`.
+        UnknownNameError: an ending that names no kind of table.
+    """
+    from bindsearch.zeroshot.tables import check_table
+
+    return _checked(path, check_table)
+
+
+def probe_to_write(path: Path | None) -> Path | None:
+    """Check the file of a probe, as `picture_to_write` a picture.
+
+    Raises:
+        InputError: as of `file_to_write`.
+        UnknownNameError: an ending that names no kind of probe file.
+    """
+    from bindsearch.probe.linear import check_probe_file
+
+    return _checked(path, check_probe_file)
+
+
+def _checked(path: Path | None, check: Callable[[Path], object]) -> Path | None:
     if path is not None:
-        check_ending(path)
-    return path
+        check(path)
+    return file_to_write(path)
 
 
 def said_plainly(error: OSError, words: Sequence[str]) -> BindSearchError | None:

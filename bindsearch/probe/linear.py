@@ -137,8 +137,8 @@ def fit_probe(
     return LinearProbe(found, weights, bias, space_id, tuple(modalities), own, dict(tower_ids or {}))
 
 
-def save_probe(probe: LinearProbe, path: str | Path) -> Path:
-    """Write a probe as .npz (arrays and a text, no pickle) or as .json. Folders on the way are made.
+def check_probe_file(path: str | Path) -> str:
+    """Give the suffix of a file that a probe can be written to.
 
     Raises:
         UnknownNameError: another suffix.
@@ -147,6 +147,16 @@ def save_probe(probe: LinearProbe, path: str | Path) -> Path:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UnknownNameError("kind of probe file", suffix or path.name, SUFFIXES)
+    return suffix
+
+
+def save_probe(probe: LinearProbe, path: str | Path) -> Path:
+    """Write a probe as .npz (arrays and a text, no pickle) or as .json. Folders on the way are made.
+
+    Raises:
+        UnknownNameError: another suffix.
+    """
+    path, suffix = Path(path), check_probe_file(path)
     facts = {
         "format": FORMAT,
         "labels": list(probe.labels),

@@ -23,6 +23,19 @@ SUFFIXES = (".parquet", ".csv", ".jsonl")
 _KEPT = ("id", "key", "modality", "start_s", "end_s", "source", "member")
 
 
+def check_table(path: str | Path) -> str:
+    """Give the suffix of a table that labels can be written to.
+
+    Raises:
+        UnknownNameError: another suffix.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UnknownNameError("kind of table", suffix or path.name, SUFFIXES)
+    return suffix
+
+
 def write_labels(verdicts: Verdicts, path: str | Path) -> Path:
     """Write one row an item; folders on the way are made.
 
@@ -38,10 +51,7 @@ def write_labels(verdicts: Verdicts, path: str | Path) -> Path:
         UnknownNameError: another suffix.
         BindSearchError: the disk is full.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UnknownNameError("kind of table", suffix or path.name, SUFFIXES)
+    path, suffix = Path(path), check_table(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".parquet":
         _write_parquet(verdicts, path)
