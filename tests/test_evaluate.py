@@ -327,6 +327,29 @@ def test_command_on_a_manifest_with_zero_shot(world, tmp_path, capsys):
         )
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--pair", "group", "--ties", "optimistic"], 2, "Known: expected, pessimistic"),
+        (["--zero-shot", "subject", "--templates", "clip800"], 2, "clip80"),
+        (["--zero-shot", "subject", "--templates", "none.json"], 3, "none.json"),
+        (["--label", "subject", "--templates", "plain"], 2, "--templates plain is for --zero-shot"),
+        (["--label", "subject", "--table", "none.csv"], 3, "none.csv: there is no such table"),
+        (["--label", "subject", "--table", "labels.csv", "--on", "nam"], 2, "Did you mean 'name'"),
+        (["--label", "subject", "--on", "name"], 2, "--table labels.csv"),
+        (["--pair", "group", "--drop-own"], 2, "--label COLUMN"),
+        (["--recipe", "esc50", "--on", "name"], 2, "leave --pair"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_embedded(words, code, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.csv").write_text("name,subject\na.png,dog\n", encoding="utf-8")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.txt").write_text("a dog", encoding="utf-8")
+    assert run(["evaluate", "files", "-o", "out", *words]) == code
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_command_runs_a_recipe(tmp_path, capsys):
     make_esc50(tmp_path / "data", names=("dog", "rain"), folds=2)
     out, plot = tmp_path / "run", tmp_path / "plot.png"

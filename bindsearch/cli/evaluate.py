@@ -90,10 +90,10 @@ def evaluate(
     if plot is not None:
         report.check_plot(plot, recipe is not None or not zero_shot or bool(pair or label))
     options = _options(workers)
-    if recipe is not None and (pair or label or zero_shot or templates or table or ks or drop_own):
+    if recipe is not None and (pair or label or zero_shot or templates or table or on or ks or drop_own):
         raise InputError(
-            "--recipe says what is asked: leave --pair, --label, --zero-shot, --templates, --table, --drop-own and -k "
-            "away. Your own recipe may say otherwise: --recipe mine.json"
+            "--recipe says what is asked: leave --pair, --label, --zero-shot, --templates, --table, --on, --drop-own "
+            "and -k away. Your own recipe may say otherwise: --recipe mine.json"
         )
     if recipe is not None:
         result = _run_recipe(recipe, source, output, (space, device, dtype, preset), options, ties, not quiet)
@@ -109,6 +109,9 @@ def evaluate(
             table,
             on,
         )
+        question.check()
+        if templates is not None and not zero_shot:
+            raise InputError(f"--templates {templates} is for --zero-shot COLUMN, and none is given.")
         rows = open_rows(source, output, lambda: open_space(space, device, dtype, preset), options, not quiet)
         how = preset or dict(rows.preset_ids)
         result = evaluate_rows(rows, question, lambda: open_space(space, device, dtype, how, recorded=rows.space_name))

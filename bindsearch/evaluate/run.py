@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bindsearch.errors import InputError, MismatchError, MissingInputError
+from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError
 from bindsearch.evaluate.matrix import measure_labels, measure_pairs, plain
+from bindsearch.evaluate.metrics import TIES
 from bindsearch.evaluate.rows import Rows, embed_rows, is_store, read_rows
 from bindsearch.evaluate.zero_shot import ClassName, labels_of, load_prompts, measure_zero_shot, name_vectors
 from bindsearch.makers import maker_of
+from bindsearch.truth import named_rows
 
 if TYPE_CHECKING:
     from bindsearch.embed import EmbedOptions
@@ -41,6 +43,25 @@ class Question:
     drop_own: bool = False
     table: Path | None = None
     on: str | None = None
+
+    def check(self) -> None:
+        """Refuse what no rows could answer, before any are embedded.
+
+        Raises:
+            UnknownNameError: no such rule for ties, prompts, or column that names the items.
+            MissingInputError: no such table.
+            InputError: the table or the prompts cannot be read, or an option belongs to one that is not there.
+        """
+        if self.ties not in TIES:
+            raise UnknownNameError("rule for ties", self.ties, TIES)
+        if self.zero_shot:
+            load_prompts(self.templates)
+        if self.table is not None:
+            named_rows(self.table, self.on)
+        elif self.on is not None:
+            raise InputError(f"--on {self.on} names a column of a table, and none is given. Add --table labels.csv")
+        if self.drop_own and not self.labels:
+            raise InputError("--drop-own is for labels, and none are asked for. Add --label COLUMN")
 
 
 def open_rows(
