@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from bindsearch.cache import VisualCache
 from bindsearch.cli import run
 from bindsearch.errors import (
+    BindSearchError,
     InputError,
     MismatchError,
     MissingExtraError,
@@ -172,6 +173,20 @@ def test_a_run_does_not_go_on_with_another_space_or_model(begun, tmp_path, chang
     with pytest.raises(MismatchError, match=said):
         make_pair(small(**changes), folder, AnswerSources(), folder / "pair", say=lambda line: None)
     assert (folder / "pair" / FILE).read_bytes() == before
+
+
+def test_two_runs_never_train_in_one_folder(begun, tmp_path):
+    folder, refused = tmp_path / "run", []
+    shutil.copytree(begun, folder, symlinks=True)
+
+    def say(line):
+        if "wrote" not in line and not refused:
+            with pytest.raises(BindSearchError, match="another run trains there") as caught:
+                make_pair(small(), folder, AnswerSources(), folder / "pair", say=print)
+            refused.append(caught.value)
+
+    make_pair(small(), folder, AnswerSources(), folder / "pair", say=say)
+    assert len(refused) == 1
 
 
 def test_other_lora_terms_at_the_start_are_another_stage(home, space, tmp_path):

@@ -22,6 +22,7 @@ from PIL import Image
 from bindsearch.cli import run
 from bindsearch.config import from_json_dict, to_json_dict
 from bindsearch.errors import (
+    BindSearchError,
     DecodeError,
     InputError,
     MismatchError,
@@ -275,6 +276,21 @@ def test_an_interrupt_keeps_every_step(world, tmp_path):
     run_bind(config, tmp_path / "whole", QUIET)
     name = "space/features.safetensors"
     assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_two_runs_never_train_in_one_folder(world, tmp_path):
+    """Both would write one checkpoint, half of it each."""
+    config, refused = projector(world, steps=3, log_every=1), []
+
+    def say(line):
+        if line.startswith("bind: step 2/"):
+            with pytest.raises(BindSearchError, match="another run trains there") as caught:
+                run_bind(config, tmp_path / "run", QUIET)
+            refused.append(str(caught.value))
+
+    run_bind(config, tmp_path / "run", replace(QUIET, say=say))
+    assert len(refused) == 1 and str(tmp_path / "run") in refused[0]
+    assert run_bind(config, tmp_path / "run", QUIET).steps == 3
 
 
 class Terminal(io.StringIO):

@@ -17,6 +17,7 @@ from bindsearch.models.spaces import load_space
 from bindsearch.train.answer_config import AnswerConfig
 from bindsearch.train.answer_run import AnswerSources, Ready, prepare_run, train_pair
 from bindsearch.train.curves import plot_curves
+from bindsearch.train.run_lock import lock_run
 
 CURVES = "curves.json"
 
@@ -49,15 +50,15 @@ def make_pair(
         InputError: a stage trains a Llama that exists.
         MissingExtraError: transformers or sentencepiece is not installed.
         MismatchError: the folder holds a run of other numbers.
+        BindSearchError: another run trains in the folder.
     """
     if only is not None and only not in [stage.name for stage in config.stages]:
         raise UnknownNameError("stage", only, [stage.name for stage in config.stages])
     _refuse_to_train(config, sources.llama)
     if threads is not None:
         torch.set_num_threads(threads)
-    folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with (folder / "train.log").open("a", encoding="utf-8") as log:
+    with lock_run(folder), (folder / "train.log").open("a", encoding="utf-8") as log:
 
         def note(line: str) -> None:
             say(line)

@@ -18,7 +18,7 @@ from typing import Any
 
 from bindsearch.config import canonical_json, to_json_dict
 from bindsearch.embed.run import interruptible
-from bindsearch.errors import BindSearchError, InputError, MismatchError, TooManyBadError
+from bindsearch.errors import InputError, MismatchError, TooManyBadError
 from bindsearch.models.spaces import Space, load_space
 from bindsearch.store.files import commit_bytes
 from bindsearch.train.bind_config import BindConfig
@@ -30,6 +30,7 @@ from bindsearch.train.pair_files import Pairs, hold_out, read_pairs
 from bindsearch.train.prepared import PreparedRows, check_any, embed_anchors, prepare_inputs, read_anchors
 from bindsearch.train.processes import join_processes, world_size
 from bindsearch.train.recall import write_curves
+from bindsearch.train.run_lock import lock_run
 from bindsearch.train.same_files import check_files
 
 SETTINGS, FILES, LEDGER = "train.json", "files.json", "bad.jsonl"
@@ -122,6 +123,7 @@ def run_bind(config: BindConfig, folder: str | os.PathLike[str], options: RunOpt
         InputError: the configuration cannot be meant.
         TooManyBadError: more broken pairs than `max_bad` allows; the reasons are in the ledger.
         MismatchError: the folder holds a run of another configuration, or of other files.
+        BindSearchError: another run trains in the folder.
         KeyboardInterrupt: SIGINT or SIGTERM came; the step in hand was finished and kept.
     """
     options = options or RunOptions()
@@ -130,18 +132,23 @@ def run_bind(config: BindConfig, folder: str | os.PathLike[str], options: RunOpt
         options = RunOptions(0, False, lambda line: None, options.stop_after)  # noqa: ARG005
     began = time.monotonic()
     run = _open_run(config, Path(folder))
-    if number == 0:
-        with _lock(run.folder):
+    with nullcontext() if number else lock_run(run.folder):
+        if number == 0:
             _prepare(run, options)
-    else:
-        _wait_for(run)
+        else:
+            _wait_for(run)
+        return _bind(run, options, began, write=number == 0)
+
+
+def _bind(run: _Run, options: RunOptions, began: float, write: bool) -> BindReport:
+    """Train on what is prepared; one process writes what came of it."""
     join_processes()
     bound = _bound_pairs(run)
     report = BindReport(str(run.folder), space_id=run.space.space_id, modality=run.pairs.modality)
     report.anchor, report.seconds["prepare"] = run.pairs.anchor, round(time.monotonic() - began, 1)
     report.pairs = {"train": len(bound.train), "held_out": len(bound.held_out), "bad": len(bound.bad)}
     report.ledger = str(run.folder / LEDGER) if bound.bad else ""
-    _train(run, bound, options, report, write=number == 0)
+    _train(run, bound, options, report, write)
     return report
 
 
@@ -196,17 +203,6 @@ def _check_same(run: _Run) -> None:
         return
     whole = {"config": to_json_dict(run.config), "id": mine}
     commit_bytes(path, (json.dumps(whole, indent=1) + "\n").encode("ascii"))
-
-
-def _lock(folder: Path) -> Any:
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "train.lock")
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout as error:
-        raise BindSearchError(f"{folder}: another run trains there. Wait for it, or choose another folder.") from error
 
 
 def _prepare(run: _Run, options: RunOptions) -> None:
