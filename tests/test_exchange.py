@@ -101,7 +101,7 @@ def test_what_is_in_the_way_of_an_export_is_said_before_anything_is_read(tmp_pat
     is_file = layout in ("parquet", "hdf5")
     out.mkdir() if is_file else out.write_text("mine", encoding="utf-8")
     monkeypatch.setattr(type(open_store(tmp_path / "in")), "iter_half_blocks", None)
-    with pytest.raises(InputError, match="this is a folder" if is_file else "this is a file"):
+    with pytest.raises(InputError, match="is a folder, expected a file" if is_file else "is a file, expected a folder"):
         export_store(tmp_path / "in", out, layout)
     assert out.is_dir() if is_file else out.read_text(encoding="utf-8") == "mine"
 

@@ -70,9 +70,10 @@ def probe_to_write(path: Path | None) -> Path | None:
 
 
 def _checked(path: Path | None, check: Callable[[Path], object]) -> Path | None:
+    path = file_to_write(path)
     if path is not None:
         check(path)
-    return file_to_write(path)
+    return path
 
 
 def said_plainly(error: OSError, words: Sequence[str]) -> BindSearchError | None:

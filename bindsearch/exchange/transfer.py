@@ -72,7 +72,7 @@ def export_store(
     module, there = find_layout(layout), Path(output)
     if there.exists() and there.is_dir() == (layout in FILES):
         wanted, got = ("a file", "a folder") if layout in FILES else ("a folder", "a file")
-        raise InputError(f"{output}: {layout} is written as {wanted}, and this is {got}. Name another with -o.")
+        raise InputError(f"{output}: is {got}, expected {wanted}. {layout} is written as one; name another with -o.")
     store = EmbeddingStore.open(embeddings)
     counts = store.manifest.counts
     rows = sum(counts.values()) if modality is None else counts.get(modality, 0)
