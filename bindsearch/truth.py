@@ -66,9 +66,11 @@ def _of_attributes(records: Sequence[Mapping[str, Any]], column: str) -> list[st
     return found
 
 
-def named_rows(
-    table: Path, on: str | None = None, only: str | None = None
-) -> tuple[dict[str, dict[str, Any]], set[str]]:
+Named = tuple[dict[str, dict[str, Any]], set[str]]
+"""Name -> column -> value, and the columns that hold the names."""
+
+
+def named_rows(table: Path, on: str | None = None, only: str | None = None) -> Named:
     """Read what a table says of each name; of a name that is there several times, what all its rows say together.
 
     Args:

@@ -10,9 +10,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bindsearch.errors import ShapeError
+from bindsearch.errors import ShapeError, UnknownNameError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,6 +156,24 @@ class Hit:
     spans: Sequence[Hit] = ()
     duplicates: Sequence[Hit] = ()
     cursor: str | None = None
+
+
+def check_suffix(path: str | Path, what: str, known: Sequence[str]) -> str:
+    """Give the ending of a file's name in small letters.
+
+    Args:
+        path: of the file.
+        what: it is, for the message: "kind of table".
+        known: endings that it may have.
+
+    Raises:
+        UnknownNameError: another ending.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in known:
+        raise UnknownNameError(what, suffix or path.name, known)
+    return suffix
 
 
 def check_shape(array: Any, expected: Sequence[int | str | None], what: str, hint: str = "") -> None:

@@ -204,6 +204,8 @@ def test_the_recipe_is_data(tmp_path):
     (tmp_path / "r.json").write_text('{"cache": {}, "recipe": {"backend": "ivf-pq", "build": {"nlists": 4}}}', "utf-8")
     with pytest.raises(InputError, match="nlists"):
         read_recipe(tmp_path / "r.json")
+    with pytest.raises(InputError, match="nlists"):  # and one that is in no file, before anything is embedded
+        build_cache(tmp_path / "cache", Inputs(("nowhere",)), CacheRecipe(index=Recipe("ivf-pq", build={"nlists": 4})))
     (tmp_path / "r.json").write_text('{"cache": {}, "recipe": {"backend": "ivf-qp"}}', "utf-8")
     with pytest.raises(UnknownNameError, match="'ivf-pq'"):
         read_recipe(tmp_path / "r.json")

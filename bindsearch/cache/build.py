@@ -194,8 +194,7 @@ def build_kept(
 
 def _check_rest(inputs: Inputs, recipe: CacheRecipe) -> None:
     """Refuse what is read only after the images are embedded, which may take hours: numbers, backend, queries."""
-    recipe.enhancement.check()
-    INDEXES[recipe.index.backend]
+    recipe.check()
     for store in inputs.queries:
         open_source(store)
 

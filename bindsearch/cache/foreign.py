@@ -160,7 +160,7 @@ def import_faiss(
     """
     path, output = Path(path), Path(output)
     check_output(output, force)
-    (recipe or CacheRecipe()).enhancement.check()
+    (recipe or CacheRecipe()).check()
     facts, _ = check_type(path)
     source = FaissSource(facts, settle_identity(None, space_id, facts.dim, path))
     if recipe is None:

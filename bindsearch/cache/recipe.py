@@ -111,6 +111,16 @@ class CacheRecipe:
         if "{last}" in self.source and self.keep is None:
             raise InputError(f"cache recipe: source {self.source!r} grows until `keep` items stay: say how many.")
 
+    def check(self) -> None:
+        """Refuse what no cache can be built by, before hours of embedding; records of caches may hold any.
+
+        Raises:
+            InputError: numbers that nothing can be blended with, or that the index's backend refuses.
+            UnknownNameError: no such backend.
+        """
+        self.enhancement.check()
+        INDEXES[self.index.backend].check_build(self.index.build)
+
 
 @dataclass(frozen=True)
 class CacheRecord:
@@ -185,8 +195,7 @@ def read_recipe(path: str | Path) -> CacheRecipe:
 
     Raises:
         MissingInputError: no such file.
-        InputError: not valid JSON, an unknown field, a value that cannot be meant, or numbers that the index's backend
-            refuses: after hours of embedding would be late.
+        InputError: not valid JSON, an unknown field, or a value that cannot be meant.
         UnknownNameError: no such backend.
     """
     try:
@@ -199,6 +208,5 @@ def read_recipe(path: str | Path) -> CacheRecipe:
         raise InputError(f'{path}: expected {{"cache": {{"source": ...}}, "recipe": {{"backend": ...}}}}.')
     index = {"index": data["recipe"]} if "recipe" in data else {}
     recipe = from_json_dict(CacheRecipe, {**data["cache"], **index}, str(path))
-    recipe.enhancement.check()
-    INDEXES[recipe.index.backend].check_build(recipe.index.build)
+    recipe.check()
     return recipe

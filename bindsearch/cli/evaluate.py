@@ -102,7 +102,7 @@ def evaluate(
             pair,
             tuple(label or ()),
             tuple(zero_shot or ()),
-            templates or "clip80",
+            templates,
             tuple(ks or (1, 5, 10)),
             ties,
             drop_own,
@@ -110,8 +110,6 @@ def evaluate(
             on,
         )
         question.check()
-        if templates is not None and not zero_shot:
-            raise InputError(f"--templates {templates} is for --zero-shot COLUMN, and none is given.")
         rows = open_rows(source, output, lambda: open_space(space, device, dtype, preset), options, not quiet)
         how = preset or dict(rows.preset_ids)
         result = evaluate_rows(rows, question, lambda: open_space(space, device, dtype, how, recorded=rows.space_name))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bindsearch.embed import EmbedOptions
+    from bindsearch.truth import Named
     from bindsearch.types import FloatArray
 
 PAIR_COLUMNS = ("pair", "group")
@@ -86,18 +87,19 @@ class Rows:
                 return name
         return None
 
-    def joined(self, path: Path, on: str | None = None) -> Rows:
+    def joined(self, path: Path, on: str | None = None, named: Named | None = None) -> Rows:
         """Add the columns of a table.
 
         Args:
             path: csv, tsv, jsonl or parquet.
             on: its column that names the items as `truth_of` says; None: the first of its usual ones that is there.
+            named: what `truth.named_rows` gave of it, where it was read before. Not modified.
 
         Raises:
             MissingInputError: no such table, or no row in it.
             InputError: the table has no such column, two values for one name, or nothing of it fits an item.
         """
-        found, keys = named_rows(path, on)
+        found, keys = named or named_rows(path, on)
         names = ("key", "source", "group", "id")
         items = [
             dict(zip(names, values, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from bindsearch.truth import named_rows
 
 if TYPE_CHECKING:
     from bindsearch.embed import EmbedOptions
+    from bindsearch.truth import Named
+    from bindsearch.zeroshot.prompts import Templates
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Question:
         pair: column whose equal values make a pair; None: "pair" or "group", where there is one.
         labels: columns: does the best answer share the value.
         zero_shot: columns whose values are class names, found by prompts.
-        templates: see `zero_shot.load_prompts`.
+        templates: see `zero_shot.load_prompts`; None: clip80.
         ks: of recall_at_k.
         ties: see `metrics.TIES`.
         drop_own: what is paired with the query is no answer when labels are measured.
@@ -37,12 +40,22 @@ class Question:
     pair: str | None = None
     labels: tuple[str, ...] = ()
     zero_shot: tuple[str, ...] = ()
-    templates: str = "clip80"
+    templates: str | None = None
     ks: tuple[int, ...] = (1, 5, 10)
     ties: str = "pessimistic"
     drop_own: bool = False
     table: Path | None = None
     on: str | None = None
+
+    @cached_property
+    def named(self) -> Named | None:
+        """What the table says of each name, read once; None without a table."""
+        return None if self.table is None else named_rows(self.table, self.on)
+
+    @cached_property
+    def prompts(self) -> Templates:
+        """The templates, read once."""
+        return load_prompts(self.templates or "clip80")
 
     def check(self) -> None:
         """Refuse what no rows could answer, before any are embedded.
@@ -55,9 +68,11 @@ class Question:
         if self.ties not in TIES:
             raise UnknownNameError("rule for ties", self.ties, TIES)
         if self.zero_shot:
-            load_prompts(self.templates)
+            _ = self.prompts
+        elif self.templates is not None:
+            raise InputError(f"--templates {self.templates} is for --zero-shot COLUMN, and none is given.")
         if self.table is not None:
-            named_rows(self.table, self.on)
+            _ = self.named
         elif self.on is not None:
             raise InputError(f"--on {self.on} names a column of a table, and none is given. Add --table labels.csv")
         if self.drop_own and not self.labels:
@@ -111,7 +126,7 @@ def evaluate_rows(rows: Rows, question: Question, load: Callable[[], Any]) -> di
         UnknownNameError: no such column.
     """
     if question.table is not None:
-        rows = rows.joined(question.table, question.on)
+        rows = rows.joined(question.table, question.on, question.named)
     pair = rows.pair_column(question.pair)
     if pair is None and not question.labels and not question.zero_shot:
         raise InputError(
@@ -152,7 +167,6 @@ def _zero_shot(rows: Rows, question: Question, space: Any) -> dict[str, Any]:
             f"{rows.source}: made with space {rows.space_id}, the prompts would come from {space.space_id}. "
             f"Type: --space {rows.space_name}"
         )
-    templates = load_prompts(question.templates)
     found: dict[str, Any] = {}
     for column in question.zero_shot:
         given = rows.column(column)
@@ -166,7 +180,7 @@ def _zero_shot(rows: Rows, question: Question, space: Any) -> dict[str, Any]:
                 f"classified. Give the others that column (--table labels.csv), or measure texts: --label {column}"
             )
         classes = [ClassName.of_label(label) for label in labels]
-        vectors = name_vectors(space, classes, templates)
+        vectors = name_vectors(space, classes, question.prompts)
         found[column] = [
             plain(measure_zero_shot(rows, modality, column, classes, vectors, None, question.ties))
             for modality in having

@@ -25,6 +25,8 @@ from bindsearch.store.shard import npy_bytes
 _STEMS = {"image": "img_emb", "text": "text_emb"}
 _META, _ITEM = "bindsearch", "bindsearch_{}"
 PARTITION_ROWS = 1_000_000
+ONE_FILE = False
+"""Whether the layout is one file; else it is a folder."""
 _NUMBERED = re.compile(r"_(\d+)\.(npy|parquet)$")
 
 

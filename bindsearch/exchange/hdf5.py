@@ -16,6 +16,8 @@ from bindsearch.store.files import TEMP_ENDING, sync_folder
 _VECTORS = ("embeddings", "features", "vectors", "embedding", "train")
 _ITEMS, _NULL, _META = "items", "_is_null", "bindsearch"
 _ROWS = 8192
+ONE_FILE = True
+"""Whether the layout is one file; else it is a folder."""
 
 
 def write(export: Export, out: Path) -> None:

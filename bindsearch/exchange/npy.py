@@ -17,6 +17,8 @@ from bindsearch.store.files import commit_bytes, read_parquet
 
 VECTORS, ITEMS, IDENTITY = "embeddings.npy", "items.parquet", "identity.json"
 _ROWS = 8192
+ONE_FILE = False
+"""Whether the layout is one file; else it is a folder."""
 
 
 def write(export: Export, out: Path) -> None:

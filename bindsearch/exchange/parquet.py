@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 VECTOR = "embedding"
 _NAMES = (VECTOR, "embeddings", "vector", "vectors", "emb", "feature", "features")
 _META = "bindsearch"
+ONE_FILE = True
+"""Whether the layout is one file; else it is a folder."""
 _ROWS = 8192
 
 

@@ -39,8 +39,6 @@ LAYOUTS = {
     "hdf5": "bindsearch.exchange.hdf5",
     "clip-retrieval": "bindsearch.exchange.clip_retrieval",
 }
-FILES = ("parquet", "hdf5")
-"""Layouts that are one file; the others are folders."""
 SHARD_ROWS = 4096
 
 
@@ -70,8 +68,8 @@ def export_store(
             the other way round.
     """
     module, there = find_layout(layout), Path(output)
-    if there.exists() and there.is_dir() == (layout in FILES):
-        wanted, got = ("a file", "a folder") if layout in FILES else ("a folder", "a file")
+    if there.exists() and there.is_dir() == module.ONE_FILE:
+        wanted, got = ("a file", "a folder") if module.ONE_FILE else ("a folder", "a file")
         raise InputError(f"{output}: is {got}, expected {wanted}. {layout} is written as one; name another with -o.")
     store = EmbeddingStore.open(embeddings)
     counts = store.manifest.counts

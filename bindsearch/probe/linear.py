@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bindsearch.errors import InputError, MismatchError, MissingExtraError, MissingInputError, UnknownNameError
+from bindsearch.errors import InputError, MismatchError, MissingExtraError, MissingInputError
 from bindsearch.store.files import commit_bytes
 from bindsearch.store.identity import Identity, other_encoder
-from bindsearch.types import check_shape
+from bindsearch.types import check_shape, check_suffix
 from bindsearch.zeroshot.classifier import softmax
 
 if TYPE_CHECKING:
@@ -143,11 +143,7 @@ def check_probe_file(path: str | Path) -> str:
     Raises:
         UnknownNameError: another suffix.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UnknownNameError("kind of probe file", suffix or path.name, SUFFIXES)
-    return suffix
+    return check_suffix(path, "kind of probe file", SUFFIXES)
 
 
 def save_probe(probe: LinearProbe, path: str | Path) -> Path:

@@ -8,7 +8,7 @@ statistics of a process's own rows, which should therefore be drawn like the oth
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -67,12 +67,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for parameter in kept:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([parameter.grad.reshape(-1) for parameter in kept if parameter.grad is not None])
-    dist.all_reduce(flat)
-    at = 0
-    for parameter in kept:
-        parameter.grad = flat[at : at + parameter.numel()].view_as(parameter)
-        at += parameter.numel()
+    _add_up([parameter.grad for parameter in kept if parameter.grad is not None])
 
 
 def average_statistics(towers: Iterable[nn.Module]) -> None:
@@ -83,10 +78,16 @@ def average_statistics(towers: Iterable[nn.Module]) -> None:
     kept = [buffer for name, buffer in named if name.endswith(("running_mean", "running_var"))]
     if not kept:
         return
-    flat = torch.cat([buffer.reshape(-1) for buffer in kept])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    at = 0
+    _add_up(kept)
     for buffer in kept:
-        buffer.copy_(flat[at : at + buffer.numel()].view_as(buffer))
-        at += buffer.numel()
+        buffer /= world_size()
+
+
+def _add_up(tensors: Sequence[Tensor]) -> None:
+    """Put the sum over the processes in place of each tensor, all in one message; overwrites them."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    at = 0
+    for tensor in tensors:
+        tensor.copy_(flat[at : at + tensor.numel()].view_as(tensor))
+        at += tensor.numel()

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.config import readable_json
-from bindsearch.errors import UnknownNameError
 from bindsearch.store.files import commit_bytes, commit_file
-from bindsearch.types import to_text
+from bindsearch.types import check_suffix, to_text
 from bindsearch.zeroshot.verdict import TableItems
 
 if TYPE_CHECKING:
@@ -29,11 +28,7 @@ def check_table(path: str | Path) -> str:
     Raises:
         UnknownNameError: another suffix.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UnknownNameError("kind of table", suffix or path.name, SUFFIXES)
-    return suffix
+    return check_suffix(path, "kind of table", SUFFIXES)
 
 
 def write_labels(verdicts: Verdicts, path: str | Path) -> Path:
