@@ -15,7 +15,7 @@ Alignment and uniformity: T. Wang and P. Isola, ICML 2020, with alpha = 2 and t 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,28 +46,39 @@ def measure_gap(rows: Rows, pair: str | None = None, seed: int = 0) -> dict[str,
         seed: of the samples.
 
     Returns:
-        Plain JSON types: source, space_id, pair, sample, and for `stored` and `centred`: modalities (name -> n,
-        centroid_norm, spread, uniformity) and pairs (a, b, centroid_distance, uniformity, nearer_own; with true pairs
-        matched, alignment, cosine_matched, cosine_other).
+        Plain JSON types: source, space_id, pair, sample, left_out (modality -> why it cannot be measured), and for
+        `stored` and `centred`: modalities (name -> n, centroid_norm, spread, uniformity) and pairs (a, b,
+        centroid_distance, uniformity, nearer_own; with true pairs matched, alignment, cosine_matched, cosine_other).
 
     Raises:
-        InputError: a modality has fewer than two items, or all its items are one point.
+        InputError: no modality can be measured: each has fewer than two items, or one that is the mean of them all.
     """
     column = rows.pair_column(pair)
     value = None if column is None else codes(rows.column(column))
-    places = {name: rows.where(name) for name in rows.modalities}
-    for name, here in places.items():
-        if here.size < 2:
-            raise InputError(f"{rows.source}: one {name} alone has no spread. Embed more of them, or the rest alone.")
-    vectors = {name: rows.vectors[here].astype(np.float64) for name, here in places.items()}
+    vectors: dict[str, Real] = {}
+    moved: dict[str, Real] = {}
+    left_out: dict[str, str] = {}
+    for name in rows.modalities:
+        whole = rows.vectors[rows.where(name)].astype(np.float64)
+        try:
+            moved[name] = centred(whole)
+        except InputError as error:
+            left_out[name] = str(error)
+        else:
+            vectors[name] = whole
+    if not vectors:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise InputError(f"{rows.source}: no modality can be measured: {reasons}. Embed more items.")
+    places = {name: rows.where(name) for name in vectors}
     numbers = {name: np.full(here.size, -1) if value is None else value[here] for name, here in places.items()}
     return {
         "source": rows.source,
         "space_id": rows.space_id,
         "pair": column,
         "sample": LARGEST_SAMPLE,
+        "left_out": left_out,
         "stored": _measure(vectors, numbers, seed),
-        "centred": _measure({name: centred(part) for name, part in vectors.items()}, numbers, seed),
+        "centred": _measure(moved, numbers, seed),
     }
 
 
@@ -75,12 +86,14 @@ def centred(rows: Real) -> Real:
     """Take the mean from rows and normalise them again: (n, d) float64 -> (n, d) float64 unit rows.
 
     Raises:
-        InputError: a row is the mean.
+        InputError: fewer than two rows, or one of them is the mean.
     """
+    if len(rows) < 2:
+        raise InputError("one item alone has no spread")
     moved = rows - rows.mean(axis=0)
     norms = np.linalg.norm(moved, axis=1, keepdims=True)
     if (norms < 1e-6).any():
-        raise InputError("gap: an item is the mean of its modality; nothing is left of it when that is taken away.")
+        raise InputError("an item is the mean of them all; nothing is left of it when that is taken away")
     return np.asarray(moved / norms, dtype=np.float64)
 
 
@@ -201,7 +214,8 @@ def to_text(result: Mapping[str, Any]) -> str:
         parts.append("\n".join([title, _table(heads[0], modalities)]))
         parts.append(_table(heads[1], pairs))
     pairs_by = f"pairs by {result['pair']}" if result["pair"] else "no column of pairs, so no alignment"
-    return "\n\n".join([*parts, f"space {result['space_id']}; {pairs_by}; a gap of 0 has nearer own = 0.5"])
+    left_out = "".join(f"\nleft out: {name}: {reason}" for name, reason in result["left_out"].items())
+    return "\n\n".join([*parts, f"space {result['space_id']}; {pairs_by}; a gap of 0 has nearer own = 0.5{left_out}"])
 
 
 def _cell(record: Mapping[str, Any], key: str) -> str:
@@ -227,16 +241,17 @@ class Drawing:
     explained: Real
 
 
-def project(rows: Rows, centre: bool, seed: int = 0) -> Drawing:
+def project(rows: Rows, modalities: Iterable[str], centre: bool, seed: int = 0) -> Drawing:
     """Project up to DRAWN items a modality on the two main axes of all of them together (PCA).
 
     Args:
         rows: what is embedded. Not modified.
+        modalities: to draw.
         centre: take each modality's mean away first.
         seed: of the sample.
     """
     parts = {}
-    for name in rows.modalities:
+    for name in modalities:
         whole = rows.vectors[rows.where(name)].astype(np.float64)
         whole = centred(whole) if centre else whole
         chosen = np.random.default_rng(seed).permutation(len(whole))[:DRAWN]
@@ -265,7 +280,7 @@ def write_plot(rows: Rows, result: Mapping[str, Any], path: Path, seed: int = 0)
         parts: Any = figure.subfigures(2, 1, height_ratios=(1.3, 1))
         top, bottom = parts
         for axes, state in zip(top.subplots(1, 2), ("stored", "centred"), strict=True):
-            drawing = project(rows, state == "centred", seed)
+            drawing = project(rows, result[state]["modalities"], state == "centred", seed)
             for name, points in drawing.points.items():
                 axes.scatter(points[:, 0], points[:, 1], s=7, alpha=0.6, label=name, rasterized=True)
             axes.set_title(f"{state} (PCA, {100 * drawing.explained.sum():.0f} % of the variance)", fontsize=9)

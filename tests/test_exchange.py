@@ -106,6 +106,21 @@ def test_what_is_in_the_way_of_an_export_is_said_before_anything_is_read(tmp_pat
     assert out.is_dir() if is_file else out.read_text(encoding="utf-8") == "mine"
 
 
+def test_an_export_that_was_cut_off_does_not_carry_the_earlier_ones_space(tmp_path, monkeypatch, caplog):
+    make_store(tmp_path / "in", [row("a", "image")], IDENTITY)
+    make_store(tmp_path / "other", [row("b", "image")], replace(IDENTITY, space_id="other@0123"))
+    export_store(tmp_path / "in", tmp_path / "out", "npy")
+
+    def cut_off(path, data):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr("bindsearch.exchange.npy.commit_bytes", cut_off)
+        export_store(tmp_path / "other", tmp_path / "out", "npy")
+    assert import_store(tmp_path / "out", tmp_path / "back", "npy") == 1
+    assert open_store(tmp_path / "back").manifest.space_id == "unknown" and "does not say its space" in caplog.text
+
+
 def test_pairs_of_image_and_text_share_rows_in_clip_retrievals_layout(tmp_path):
     rows = [row(f"i{n}", group=f"g{n}", caption=f"text {n}") for n in range(4)]
     rows += [row(f"t{n}", "text", group=f"g{n}", caption=f"text {n}") for n in (2, 0, 3, 1)]

@@ -14,7 +14,7 @@ from bindsearch.cache.bridge import bridge_to
 from bindsearch.cli import run
 from bindsearch.errors import InputError, MismatchError
 from bindsearch.evaluate import Rows
-from bindsearch.gap import centred, measure_gap, project, uniformity
+from bindsearch.gap import centred, measure_gap, project, to_text, uniformity, write_plot
 from bindsearch.index.build import build_index
 from bindsearch.index.centring import Centring, measure_means
 from bindsearch.index.folder import IndexFolder
@@ -93,8 +93,22 @@ def test_several_items_a_pair_and_none():
     assert pair["matched"] == 2 and pair["alignment"] == pytest.approx(((2 - 2 * 0.5**0.5) + 2) / 2, rel=1e-5)
     (pair,) = measure_gap(rows)["stored"]["pairs"]  # no column of pairs
     assert pair["matched"] == 0 and "alignment" not in pair
-    with pytest.raises(InputError, match="one image alone"):
-        measure_gap(Rows(vectors[1:], kinds[1:], {"key": list("bcdef")}, "toy@0", "toy", "toy"))
+
+
+def test_a_modality_that_cannot_be_measured_is_left_out_and_named(tmp_path):
+    rows = two_cones(n=40)
+    alone = np.concatenate([rows.vectors, rows.vectors[:1], np.tile(rows.vectors[1], (3, 1))])
+    kinds = np.concatenate([rows.modality, ["audio"], ["depth"] * 3])
+    columns = {name: [*values, *[None] * 4] for name, values in rows.columns.items()}
+    more = Rows(alone, kinds, columns, "toy@0", "toy", "toy")
+    found, plain = measure_gap(more), measure_gap(rows)
+    assert found["left_out"]["audio"] == "one item alone has no spread"
+    assert "nothing is left" in found["left_out"]["depth"]
+    assert (found["stored"], found["centred"]) == (plain["stored"], plain["centred"]) and plain["left_out"] == {}
+    assert "left out: audio: one item alone" in to_text(found) and "left out" not in to_text(plain)
+    assert write_plot(more, found, tmp_path / "gap.svg").stat().st_size > 1000
+    with pytest.raises(InputError, match="toy: no modality can be measured: audio: one item alone"):
+        measure_gap(Rows(alone[-4:-3], kinds[-4:-3], {"key": ["a"]}, "toy@0", "toy", "toy"))
 
 
 def labelled(n, d=64, labels=("dog", "cat", None)):
@@ -134,7 +148,7 @@ def test_memory_grows_with_the_items_and_not_with_their_pairs():
 
 def test_the_drawing_is_a_principal_plane():
     rows = two_cones(n=50)
-    drawing = project(rows, centre=False)
+    drawing = project(rows, ("image", "text"), centre=False)
     from sklearn.decomposition import PCA
 
     expected = PCA(2, svd_solver="full").fit(

@@ -482,6 +482,12 @@ def test_a_budget_on_the_command_line(on_disk, tmp_path, capsys, table):
     assert json.loads(capsys.readouterr().out)["modalities"]["text"]["queries"] == 20
 
 
+def test_queries_held_out_of_nothing_are_refused(on_disk, tmp_path, capsys):
+    assert run(["index", str(on_disk[0]), "-o", str(tmp_path / "index"), "--held-out", "30"]) == 2
+    assert "--held-out 30: nothing is tuned without a budget" in capsys.readouterr().err
+    assert not (tmp_path / "index").exists()
+
+
 def test_a_budget_that_cannot_be_met_exits_6(on_disk, tmp_path, capsys, table):
     assert run(["index", str(on_disk[0]), "-o", str(tmp_path / "index"), "--memory", "1kB"]) == 6
     said = capsys.readouterr().err

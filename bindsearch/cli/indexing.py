@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bindsearch.cli.options import BuildFirst, JsonOption, QuietOption, make_group, print_facts, print_json, say
+from bindsearch.errors import InputError
 
 if TYPE_CHECKING:
     from bindsearch.index.base import Progress
@@ -41,7 +42,9 @@ def index_build(
     memory: MemoryOption = None,
     latency: LatencyOption = None,
     queries: QueriesOption = None,
-    held_out: HeldOutOption = 500,
+    held_out: Annotated[
+        int | None, typer.Option("--held-out", min=20, help="Queries a modality to tune on; default: 500.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan of what these options build, and stop.")
     ] = False,
@@ -69,12 +72,17 @@ def index_build(
     Other options go before what a --recipe says.
     """
     from bindsearch.index.build import build_index
+    from bindsearch.index.heldout import COUNT
     from bindsearch.index.plan import Wish, build_planned, plan_for
     from bindsearch.index.rates import kept_note
     from bindsearch.index.recipe import Recipe
 
     budget, choices = _choices((recall, memory, latency), bool(queries), recipe, backend, row_dtype)
     recipes = tuple(each if isinstance(each, Recipe) else Recipe(each) for each in choices)
+    if budget is None and held_out is not None:
+        raise InputError(
+            f"--held-out {held_out}: nothing is tuned without a budget. Say one, as --recall 0.95, or leave it away."
+        )
     if dry_run or budget is not None:
         plan = plan_for(embeddings, budget, recipes)
         if dry_run and as_json:
@@ -90,7 +98,7 @@ def index_build(
     if budget is None:
         folder = build_index(embeddings, output, choices[0], force, centre, beside, progress=progress)
     else:
-        wish = Wish(tuple(queries or ()), held_out, recipes, force, centre, beside)
+        wish = Wish(tuple(queries or ()), COUNT if held_out is None else held_out, recipes, force, centre, beside)
         folder = build_planned(embeddings, output, budget, wish, progress)
         if not quiet:
             say(tuned_text(folder.manifest))

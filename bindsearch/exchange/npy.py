@@ -22,11 +22,12 @@ ONE_FILE = False
 
 
 def write(export: Export, out: Path) -> None:
-    """Write the folder; vectors float16, row i of the table for row i."""
+    """Write the folder; vectors float16, row i of the table for row i; what says whose they are comes last."""
     import pyarrow.parquet as pq
 
     out.mkdir(parents=True, exist_ok=True)
     shape = (export.rows, export.identity.dim)
+    (out / IDENTITY).unlink(missing_ok=True)  # an earlier export's must not stand beside vectors of this one
     with (out / VECTORS).open("wb") as file, pq.ParquetWriter(out / ITEMS, item_schema(), compression="zstd") as items:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
         for half, table in export.blocks:
