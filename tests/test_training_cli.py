@@ -575,6 +575,8 @@ def test_inputs_vary_by_the_step_alone(modality, shape):
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not torch.equal(first, x)
+    parts = [vary(modality, x[rows], np.random.default_rng(1), 6, rows) for rows in (slice(0, 4), slice(4, 6))]
+    assert torch.equal(first, torch.cat(parts))  # whoever prepares them
 
 
 def test_words_and_features_are_left_alone():

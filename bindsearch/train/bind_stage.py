@@ -21,6 +21,7 @@ from bindsearch.train.loop import Batch, Stage, fast_numbers
 from bindsearch.train.new_tower import TowerPlan
 from bindsearch.train.pair_files import PairRow
 from bindsearch.train.prepared import Ledger, PreparedRows
+from bindsearch.train.processes import own_rows
 from bindsearch.train.recall import recall_figures
 
 if TYPE_CHECKING:
@@ -139,10 +140,16 @@ def bind_stage(
         chosen = draw_rows(rows, batch, schedule.hard, rng)
         keys = [bound.train[place][1] for place in chosen]
         clips = [int(rng.integers(0, bound.inputs.clips[key])) for key in keys]
-        x = torch.from_numpy(bound.inputs.stack(keys, clips))
-        x = as_input(vary(modality, x, rng) if schedule.augment else x, modality)
+        mine = own_rows(batch)  # each process reads and varies what it encodes
+        x = torch.from_numpy(bound.inputs.stack(keys[mine], clips[mine]))
+        x = as_input(vary(modality, x, rng, batch, mine) if schedule.augment else x, modality)
         frozen, alike = anchors[chosen], torch.from_numpy(kin.among(chosen))
-        return Batch(batch, lambda part: frozen[part], lambda part: tower(x[part]), alike)
+        return Batch(
+            batch,
+            lambda part: frozen[part],
+            lambda part: tower(x[part.start - mine.start : part.stop - mine.start]),
+            alike,
+        )
 
     return Stage(
         _stage_config(schedule, modality, batch),
