@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from train_driver import tiny, toy_stage
@@ -279,6 +279,57 @@ def test_checkpoint_of_other_numbers_is_refused(tmp_path):
     other = toy_stage(tmp_path, steps=13)
     with pytest.raises(MismatchError, match=r"toy\.safetensors: written by configuration"):
         train_stage(other, say=lambda line: None)
+
+
+@pytest.mark.parametrize("what", ["cut", "empty", "another"])
+def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path, what):
+    stage = toy_stage(tmp_path)
+    train_stage(stage, stop_after=2, say=lambda line: None)
+    if what == "another":
+        save_file({"x": torch.zeros(2)}, stage.path)
+    else:
+        stage.path.write_bytes(stage.path.read_bytes()[: 0 if what == "empty" else -40])
+    with pytest.raises(BindSearchError, match=r"toy\.safetensors: damaged, or no checkpoint .*Remove it, and the same"):
+        train_stage(toy_stage(tmp_path), say=lambda line: None)
+
+
+FULL_DISK = """
+import subprocess, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from train_driver import toy_stage
+from bindsearch.errors import BindSearchError
+from bindsearch.train.checkpoint import save_checkpoint, begin_notes, steps_done
+from bindsearch.train.loop import build_optimiser
+
+disk = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "none", disk], check=True)
+stage = toy_stage(disk)
+optimiser = build_optimiser(stage.towers, stage.config)
+save_checkpoint(stage.path, stage.towers, optimiser, {**begin_notes(stage.facts), "step": 1})
+size = stage.path.stat().st_size
+subprocess.run(["mount", "-o", f"remount,size={size + size // 2}", disk], check=True)
+try:
+    save_checkpoint(stage.path, stage.towers, optimiser, {**begin_notes(stage.facts), "step": 2})
+except BindSearchError as error:
+    print(error)
+print(steps_done(stage.path), [path.name for path in disk.iterdir()])
+"""
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    disk, script = tmp_path / "disk", tmp_path / "script.py"
+    disk.mkdir()
+    script.write_text(FULL_DISK)
+    command = ["unshare", "--mount", "--map-root-user", sys.executable, str(script), str(disk), str(TESTS)]
+    probe = subprocess.run([*command[:3], "true"], capture_output=True)
+    if probe.returncode:
+        pytest.skip(f"no mount namespaces here: {probe.stderr!r}")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    words, kept = done.stdout.splitlines()
+    assert "toy.safetensors: no space left on the device" in words
+    assert kept == "1 ['toy.safetensors']"
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(tmp_path):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from torch import Tensor, nn
 
 from bindsearch.config import canonical_json, content_hash
 from bindsearch.errors import BindSearchError, MismatchError
+from bindsearch.store.files import full_disk_said, sync_folder
 
 STATE = "state"
 _SHOWN, _CHARACTERS = 4, 100
@@ -28,7 +33,11 @@ def save_checkpoint(
         towers: by name.
         optimiser: AdamW over the towers' parameters.
         notes: JSON-able: those of `begin_notes`, with the step, curves and seconds so far.
+
+    Raises:
+        BindSearchError: the disk is full; the checkpoint before it stays.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -36,10 +45,27 @@ def save_checkpoint(
         tensors |= {f"tower/{name}/{key}": value.detach().contiguous() for key, value in tower.state_dict().items()}
     for number, state in optimiser.state_dict()[STATE].items():
         tensors |= {f"optimiser/{number}/{key}": value.contiguous() for key, value in state.items()}
-    temporary = path.with_suffix(".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(temporary), metadata={"notes": json.dumps(notes)})
-    temporary.replace(path)
+    temporary = path.with_suffix(".tmp")  # one writer has the folder: what a killed one left is written over
+    try:
+        with full_disk_said(path):
+            try:
+                save_file(tensors, str(temporary), metadata={"notes": json.dumps(notes)})
+            except SafetensorError as error:
+                raise _system_error(error, path) from error
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _system_error(error: Exception, path: Path) -> OSError:
+    """Give the system's error that safetensors tells of in words alone."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number) if found else str(error), str(path))
 
 
 def has_finite_weights(towers: dict[str, nn.Module]) -> bool:
@@ -57,12 +83,30 @@ def hash_weights(tower: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-def _read_notes(path: Path) -> dict[str, Any]:
-    from safetensors import safe_open
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Open a checkpoint: the file of tensors, and its notes.
 
-    with safe_open(str(path), framework="pt") as file:
-        notes: dict[str, Any] = json.loads(file.metadata()["notes"])
-    return notes
+    Raises:
+        BindSearchError: truncated, or no checkpoint.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(safe_open(str(path), framework="pt"))
+            notes: dict[str, Any] = json.loads((file.metadata() or {})["notes"])
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise BindSearchError(
+                f"{path}: damaged, or no checkpoint ({type(error).__name__}: {error}). Remove it, and the same command "
+                "trains this stage from its start."
+            ) from error
+        yield file, notes
+
+
+def _read_notes(path: Path) -> dict[str, Any]:
+    with _opened(path) as (_, notes):
+        return notes
 
 
 def steps_done(path: Path) -> int:
@@ -99,12 +143,9 @@ def load_checkpoint(
 
     Raises:
         MismatchError: the checkpoint is of a stage made of other things; they are named with both values.
-        BindSearchError: its weights are not finite.
+        BindSearchError: it is damaged, or its weights are not finite.
     """
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="pt") as file:
-        notes: dict[str, Any] = json.loads(file.metadata()["notes"])
+    with _opened(path) as (file, notes):
         if notes["config"] != content_hash(facts):
             raise _other_stage(path, notes, facts)
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
