@@ -96,7 +96,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         try:
             file = stack.enter_context(safe_open(str(path), framework="pt"))
             notes: dict[str, Any] = json.loads((file.metadata() or {})["notes"])
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, ValueError) as error:
             raise BindSearchError(
                 f"{path}: damaged, or no checkpoint ({type(error).__name__}: {error}). Remove it, and the same command "
                 "trains this stage from its start."
