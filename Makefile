@@ -5,8 +5,7 @@ FAISS ?= cpu            # cpu or gpu: never both, they own the same files
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRA := $(strip $(FAISS))
-# Modules are compiled when they are first imported: compiling all fourteen thousand took a minute and a half.
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo test test-slow check format bench docs clean
 
