@@ -31,7 +31,9 @@ QueriesOption = Annotated[
     list[Path] | None,
     typer.Option("--queries", help="Embeddings of queries like those to come: settings are tuned on them."),
 ]
-HeldOutOption = Annotated[int, typer.Option("--held-out", min=20, help="Queries a modality to tune on.")]
+HeldOutOption = Annotated[
+    int | None, typer.Option("--held-out", min=20, help="Queries a modality to tune on; default: 500.")
+]
 
 
 @index_app.command("build")
@@ -42,9 +44,7 @@ def index_build(
     memory: MemoryOption = None,
     latency: LatencyOption = None,
     queries: QueriesOption = None,
-    held_out: Annotated[
-        int | None, typer.Option("--held-out", min=20, help="Queries a modality to tune on; default: 500.")
-    ] = None,
+    held_out: HeldOutOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan of what these options build, and stop.")
     ] = False,
@@ -98,7 +98,7 @@ def index_build(
     if budget is None:
         folder = build_index(embeddings, output, choices[0], force, centre, beside, progress=progress)
     else:
-        wish = Wish(tuple(queries or ()), COUNT if held_out is None else held_out, recipes, force, centre, beside)
+        wish = Wish(tuple(queries or ()), held_out or COUNT, recipes, force, centre, beside)
         folder = build_planned(embeddings, output, budget, wish, progress)
         if not quiet:
             say(tuned_text(folder.manifest))
@@ -151,16 +151,17 @@ def index_tune(
     memory: MemoryOption = None,
     latency: LatencyOption = None,
     queries: QueriesOption = None,
-    held_out: HeldOutOption = 500,
+    held_out: HeldOutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Choose the search settings of an index anew, for other queries or another recall; nothing is rebuilt."""
     from bindsearch.index.budget import Budget
     from bindsearch.index.folder import IndexFolder
+    from bindsearch.index.heldout import COUNT
     from bindsearch.index.plan import retune
 
     folder = IndexFolder.open(index)
-    tuned = retune(folder, Budget.parse(recall, memory, latency), tuple(queries or ()), held_out)
+    tuned = retune(folder, Budget.parse(recall, memory, latency), tuple(queries or ()), held_out or COUNT)
     if as_json:
         print_json(tuned)
     else:

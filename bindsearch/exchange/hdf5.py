@@ -11,7 +11,7 @@ import numpy as np
 from bindsearch.errors import InputError
 from bindsearch.exchange.rows import KEY_COLUMNS, Export, Import, bytes_text, check_matrix, identity_of, identity_text
 from bindsearch.store import item_schema
-from bindsearch.store.files import TEMP_ENDING, sync_folder
+from bindsearch.store.files import TEMP_ENDING, commit_written
 
 _VECTORS = ("embeddings", "features", "vectors", "embedding", "train")
 _ITEMS, _NULL, _META = "items", "_is_null", "bindsearch"
@@ -23,15 +23,12 @@ ONE_FILE = True
 def write(export: Export, out: Path) -> None:
     """Write the file. A column that has empty cells has a second dataset, NAME_is_null, that says which."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    temp = out.with_name(out.name + TEMP_ENDING)
-    temp.touch()  # where this is refused, the system's error names the file; h5py's doesn't
-    try:
+
+    def fill(temp: Path) -> None:
+        temp.touch()  # where this is refused, the system's error names the file; h5py's doesn't
         _fill(temp, export)
-        temp.replace(out)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
-    sync_folder(out.parent)
+
+    commit_written(out, out.with_name(out.name + TEMP_ENDING), fill)
 
 
 def _fill(temp: Path, export: Export) -> None:

@@ -68,6 +68,29 @@ def _commit_file(path: Path, write: Callable[[IO[bytes]], Any], guard: Guard | N
     sync_folder(path.parent)
 
 
+def commit_written(path: Path, temp: Path, write: Callable[[Path], Any]) -> None:
+    """Let a library write a file by name under a temporary one, flush it to the disk, and give it its name.
+
+    Args:
+        path: the file; replaced if it is there.
+        temp: beside it; what lies there is written over.
+        write: is given the temporary name.
+
+    Raises:
+        BindSearchError: the disk is full; the temporary file is removed and what was there before stays.
+    """
+    with full_disk_said(path):
+        try:
+            write(temp)
+            with temp.open("rb+") as file:
+                os.fsync(file.fileno())
+            temp.replace(path)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
 @contextmanager
 def full_disk_said(path: Path) -> Iterator[None]:
     """Turn the system's errors of a full disk into one that says what to do; others pass.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bindsearch.config import canonical_json, content_hash
 from bindsearch.errors import BindSearchError, MismatchError
-from bindsearch.store.files import full_disk_said, sync_folder
+from bindsearch.store.files import commit_written
 
 STATE = "state"
 _SHOWN, _CHARACTERS = 4, 100
@@ -46,19 +46,15 @@ def save_checkpoint(
     for number, state in optimiser.state_dict()[STATE].items():
         tensors |= {f"optimiser/{number}/{key}": value.contiguous() for key, value in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")  # one writer has the folder: what a killed one left is written over
-    try:
-        with full_disk_said(path):
-            try:
-                save_file(tensors, str(temporary), metadata={"notes": json.dumps(notes)})
-            except SafetensorError as error:
-                raise _system_error(error, path) from error
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, str(temporary), metadata={"notes": json.dumps(notes)})
+        except SafetensorError as error:
+            raise _system_error(error, path) from error
+
+    # one writer has the folder: what a killed one left under this name is written over
+    commit_written(path, path.with_suffix(".tmp"), write)
 
 
 def _system_error(error: Exception, path: Path) -> OSError:
