@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from bindsearch.errors import InputError
 from bindsearch.world.grounds import GROUNDS, plain
-from bindsearch.world.motion import poses
+from bindsearch.world.motion import exposure_times, poses
 from bindsearch.world.scene import Scenes, draw, names, spread, table
 from bindsearch.world.shapes import Array, Canvas, box, column, ellipse, turn
 from bindsearch.world.sprites import EXTENT, paint_sprites
 
 BLOCK, CHUNK = 1024, 48
 CLUTTER = 5
-EXPOSURES = ((0.32, 0.25), (0.16, 0.45), (0.0, 1.0))
-"""Age in seconds and opacity of what a frame shows, oldest first."""
+OPACITIES = (0.45, 0.65, 1.0)
+"""Of what a frame shows, oldest first; its times are `exposure_times`."""
 SPRITE_SHARE = 0.9
 RELIEF = 0.3
 VIEWS = {"low": (-0.15, 1.1), "level": (0.0, 1.0), "high": (0.16, 0.84)}
@@ -180,13 +180,13 @@ def subject_heat(scenes: Scenes) -> Array:
 def _paint_subjects(canvas: Canvas, scenes: Scenes, sprites: Array, gains: dict[str, Array], time_s: float) -> None:
     """Put every copy of every exposure in, oldest exposure first."""
     size = round(1 / float(canvas.pixel))
-    pose = poses(scenes, np.array([time_s - age for age, _ in EXPOSURES]))
+    pose = poses(scenes, exposure_times(scenes, time_s))
     placed = []
     still = scenes.motion == names("motion").index("still")
-    for e, (age, opacity) in enumerate(EXPOSURES):
+    for e, opacity in enumerate(OPACITIES):
         for copy in range(3):
             shown = (scenes.subject >= 0) & (scenes.count >= copy)
-            rows = np.flatnonzero(shown & ~still) if age else np.flatnonzero(shown)
+            rows = np.flatnonzero(shown & ~still) if e < len(OPACITIES) - 1 else np.flatnonzero(shown)
             now = {key: getattr(pose, key)[rows, e].astype(np.float32) for key in ("dx", "dy", "angle", "zoom")}
             placed.append(
                 (rows, np.full(len(rows), opacity, dtype=np.float32), place_copies(scenes.rows(rows), copy, now))
