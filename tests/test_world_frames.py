@@ -11,9 +11,9 @@ from PIL import Image
 from bindsearch.errors import InputError
 from bindsearch.world import sprites
 from bindsearch.world.depth import FAR_M, render_depths
-from bindsearch.world.frames import EXPOSURES, ambient_c, ground_heat, paint_frames, subject_heat
+from bindsearch.world.frames import OPACITIES, ambient_c, ground_heat, paint_frames, subject_heat
 from bindsearch.world.image import render_images
-from bindsearch.world.motion import STILL_S, poses
+from bindsearch.world.motion import AGES_S, STILL_S, exposure_times, poses
 from bindsearch.world.scene import ABSENT, Scenes, names, sample, split_seeds
 from bindsearch.world.shapes import PLANES, Canvas
 from bindsearch.world.sprites import paint_sprites
@@ -97,7 +97,7 @@ def test_a_moving_subject_leaves_a_paler_trail_behind_it():
     base = sample(split_seeds("test", 200))
     one = base.rows(np.flatnonzero(base.count == 0)[:60])
     moved = moving(one, "slide")
-    pose = poses(moved, np.array([STILL_S - EXPOSURES[0][0], STILL_S]))
+    pose = poses(moved, np.array([STILL_S - AGES_S[0], STILL_S]))
     way = np.sign(pose.dx[:, 1] - pose.dx[:, 0])
     x = ((np.arange(64) + 0.5) / 64)[None, None, :]
     trail, whole = seen(moving(one, "still")), seen(moved)
@@ -106,8 +106,26 @@ def test_a_moving_subject_leaves_a_paler_trail_behind_it():
     clear = np.abs(pose.dx[:, 1] - pose.dx[:, 0]) > 0.1
     assert clear.sum() > 20
     assert (np.sign(there[clear]) == -way[clear]).mean() > 0.9
-    opacities = [opacity for _, opacity in EXPOSURES]
-    assert opacities == sorted(opacities) and opacities[-1] == 1.0
+    assert list(OPACITIES) == sorted(OPACITIES) and OPACITIES[-1] == 1.0
+
+
+def test_a_still_shows_a_tremble_between_its_sides_over_afterimages_at_them():
+    shaking = moving(sample(split_seeds("test", 300)), "shake")
+    times = exposure_times(shaking, STILL_S)
+    assert times.shape == (300, 3) and (times[:, 2] == STILL_S).all() and (times[:, :2] < STILL_S).all()
+    dx = poses(shaking, times).dx / shaking.reach[:, None] / 0.07
+    one, other = (np.median(part) for part in dx.T[:2])
+    assert one < -1 and other > 1 and np.median(np.abs(dx[:, 2])) < 0.5
+    way = poses(shaking, np.linspace(STILL_S - 0.3, STILL_S, 60)).dx / shaking.reach[:, None] / 0.07
+    assert (dx[:, 0] <= way.min(axis=1) + 0.35).mean() > 0.9 and (dx[:, 1] >= way.max(axis=1) - 0.35).mean() > 0.9
+    alone = exposure_times(shaking.rows(slice(7, 8)), STILL_S)
+    assert np.array_equal(alone[0], times[7])
+
+
+def test_a_still_shows_what_approaches_while_it_goes_away():
+    leaving = moving(sample(split_seeds("test", 300)), "approach")
+    zoom = poses(leaving, exposure_times(leaving, STILL_S)).zoom
+    assert (zoom[:, 0] > zoom[:, 2]).all() and (zoom[:, 1] > zoom[:, 2]).all()
 
 
 def test_count_is_the_number_of_copies():

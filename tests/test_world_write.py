@@ -199,6 +199,10 @@ def test_another_world_in_the_folder_is_refused(tmp_path):
             write_world(2, tmp_path, **{"seed": 5, "size_px": 32, "modalities": ("text",), **other})
     with pytest.raises(MismatchError, match="named like scene-00000; 200000 are named like scene-000000"):
         write_world(200_000, tmp_path, seed=5, size_px=32, modalities=("text",))
+    record = json.loads((tmp_path / "world.json").read_text())
+    (tmp_path / "world.json").write_text(json.dumps({**record, "format": "bindsearch-world/1"}))
+    with pytest.raises(MismatchError, match=r"drawn as bindsearch-world/1, this version draws bindsearch-world/2"):
+        write_world(2, tmp_path, seed=5, size_px=32, modalities=("text",))
     (tmp_path / "world.json").write_text('{"n": 3}')
     with pytest.raises(InputError, match="not the record of a world: KeyError"):
         write_world(2, tmp_path, seed=5, size_px=32, modalities=("text",))

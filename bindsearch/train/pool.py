@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bindsearch.config import content_hash
 from bindsearch.registry import MODALITIES
 from bindsearch.world.motion import CLIP_S
-from bindsearch.world.scene import Scenes, sample, split_seeds
+from bindsearch.world.scene import VERSION, Scenes, sample, split_seeds
 
 SHARD = 2000
 MEL_SCALE = 48.0
@@ -108,7 +108,7 @@ def render_pool(
 
     Args:
         modality: a key of RENDERERS.
-        folder: of the shards; shards that exist are kept. Empty it when the world's own code has changed.
+        folder: of the shards; shards that exist are kept. A world of another VERSION has others.
         span: number of the first scene in the training split, and how many.
         partial: see `sample`.
         numbers: the modality's numbers of the space; a shard of other numbers is not taken.
@@ -119,7 +119,7 @@ def render_pool(
     """
     folder.mkdir(parents=True, exist_ok=True)
     first, total = span
-    named = content_hash(dict(numbers), 8)
+    named = content_hash({"world": VERSION, **numbers}, 8)
     jobs = []
     paths = []
     for at in range(first, first + total, SHARD):

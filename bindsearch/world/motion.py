@@ -7,8 +7,8 @@ spin      turns round the axis that points at the camera
 shake     trembles, several times a second
 approach  comes nearer and goes away
 
-A still shows motion by what its time exposure holds, so that a moment is chosen in which it can: between turning points,
-going away rather than coming nearer, which would hide the smaller self behind the larger one (docs/adr/0161).
+A still shows motion by what its time exposure holds, so that a moment is chosen in which it can: between turning
+points; going away rather than coming nearer, which would hide the smaller self behind the larger one (docs/adr/0161).
 """
 
 from __future__ import annotations

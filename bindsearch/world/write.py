@@ -25,10 +25,10 @@ from bindsearch.world.files import (
     encode,
     render_values,
 )
-from bindsearch.world.scene import KINDS, Scenes, sample
+from bindsearch.world.scene import KINDS, VERSION, Scenes, sample
 
 ATTRIBUTES, FILES, RECORD = "attributes.parquet", "files.parquet", "world.json"
-FORMAT = "bindsearch-world/1"
+FORMAT = f"bindsearch-world/{VERSION}"
 BLOCK_BYTES = 48 << 20
 """Rendered values that one process holds at a time."""
 _SHORTEST_BLOCK, _LONGEST_BLOCK = 8, 512
@@ -151,13 +151,18 @@ def read_world(folder: Path) -> World | None:
     Raises:
         InputError: its world.json cannot be read.
     """
+    return (_read_record(folder) or (None,))[0]
+
+
+def _read_record(folder: Path) -> tuple[World, str] | None:
+    """Read a folder's record and its format."""
     path = folder / RECORD
     if not path.is_file():
         return None
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         lists = [tuple(facts[name]) for name in ("modalities", "languages")]
-        return World(*(facts[name] for name in ("n", "seed", "size_px", "kind")), *lists)
+        return World(*(facts[name] for name in ("n", "seed", "size_px", "kind")), *lists), str(facts["format"])
     except (ValueError, KeyError, TypeError) as error:
         what = f"not the record of a world: {type(error).__name__}: {error}"
         raise InputError(f"{path}: {what}. Delete it, or write to another folder.") from error
@@ -165,9 +170,15 @@ def read_world(folder: Path) -> World | None:
 
 def _joined(world: World, folder: Path) -> World:
     """Join a world with what the folder holds already."""
-    there = read_world(folder)
-    if there is None:
+    record = _read_record(folder)
+    if record is None:
         return world
+    there, drawn_as = record
+    if drawn_as != FORMAT:
+        raise MismatchError(
+            f"{folder}: holds scenes drawn as {drawn_as}, this version draws {FORMAT}: the same seeds look otherwise. "
+            "Write to another folder, or delete this one."
+        )
     for name in ("seed", "size_px", "kind"):
         if getattr(there, name) != getattr(world, name):
             raise MismatchError(
