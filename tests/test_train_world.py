@@ -18,7 +18,7 @@ from bindsearch.config import from_json_dict, to_json_dict
 from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError
 from bindsearch.models.bind import build_tower, load_architecture
 from bindsearch.registry import MODALITIES
-from bindsearch.train.binding import embed_rows, embed_videos, foresight_loss, text_stage
+from bindsearch.train.binding import embed_rows, embed_videos
 from bindsearch.train.config import StageConfig, TrainConfig, load_train_config
 from bindsearch.train.measure import accuracy, interval, named_shares, other_hits, pair_figures, top_hits
 from bindsearch.train.pairs import PREPARE, BatchDrawer, TextRows, alike, normalise_clips, normalise_images
@@ -142,38 +142,6 @@ def test_a_video_is_the_mean_of_its_clips():
     assert np.abs(np.linalg.norm(found, axis=1) - 1).max() < 1e-6
 
 
-def test_foresight_moves_stills_to_the_clips_of_their_scenes_and_leaves_clips_alone():
-    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)).requires_grad_()
-    loss = foresight_loss(rows)
-    units = torch.nn.functional.normalize(rows.detach(), dim=1)
-    assert float(loss) == pytest.approx(1 - float((units[:3] * units[3:]).sum(1).mean()), abs=1e-6)
-    loss.backward()
-    assert (rows.grad[3:] == 0).all() and (rows.grad[:3] != 0).any(dim=1).all()
-    moved = rows.detach() - 0.1 * rows.grad
-    assert float(foresight_loss(moved)) < float(loss)
-
-
-def test_a_stage_with_foresight_shows_a_scene_as_still_and_as_clip(tmp_path):
-    numbers = {"shared_setting": 0.5, "shared_subject": 0.0, "first_scene": 7000, "partial": 0.24}
-    shown = {"train_anchor": True, "video_share": 0.5, "foresight": 1.0, "pool": 0, "clips": 12}
-    stage = StageConfig("s", "text", 1, 8, **shown, **numbers)
-    config = TrainConfig("bindsearch-mini", 3, (stage,), validation=4)
-    run = train_mini().prepare(config, tmp_path, 0, lambda line: None)
-    ready = text_stage(run, stage, {})
-    drawn = []
-    ready.towers["vision"].register_forward_hook(lambda module, given, out: drawn.append(given[0].detach()))
-    batch = ready.draw(np.random.default_rng(1))
-    batch.anchors(slice(0, 8))
-    stills, clips = drawn[0].chunk(2)
-    assert batch.size == 8 and torch.equal(stills[:, :, 0], stills[:, :, 1])
-    away = (stills[:, None, :, 0] - clips[None, :, :, 0]).abs().mean(dim=(2, 3, 4))
-    assert (away.argmin(dim=1) == torch.arange(4)).all()  # the nearest clip is that of its own scene
-    rows = torch.randn(8, run.architecture.dim)
-    plain = replace(stage, foresight=0.0, naming=0.0, pool=12)
-    assert text_stage(run, plain, {}).draw(np.random.default_rng(1)).added is None
-    assert float(batch.added(rows)) == pytest.approx(float(foresight_loss(rows)))
-
-
 @pytest.mark.parametrize("modality", ["audio", "depth", "thermal", "imu"])
 def test_rows_of_the_pool_are_what_embed_sees_in_the_files(modality, mini, tmp_path):
     from bindsearch.sources import Source
@@ -227,11 +195,6 @@ def test_packaged_configuration_reads_and_unknown_fields_are_refused(tmp_path):
         StageConfig("s", "text", steps=1, shared_setting=0.8, shared_subject=0.5)
     with pytest.raises(InputError, match="video_share"):
         StageConfig("s", "text", steps=1, video_share=0.5, clips=10)
-    ready = {"train_anchor": True, "video_share": 0.5, "clips": 4, "pool": 0, "batch": 4}
-    assert StageConfig("s", "text", 1, **ready, foresight=2.0).foresight == 2.0
-    for changed in ({"foresight": -1.0}, {"pool": 8}, {"batch": 3}, {"video_share": 0.25}, {"foresight": 0.0}):
-        with pytest.raises(InputError, match="foresight"):
-            StageConfig("s", "text", 1, **{**ready, "foresight": 2.0, **changed})
     with pytest.raises(UnknownNameError, match="maks"):
         StageConfig("s", "text", steps=1, false_negatives="maks")
 

@@ -149,10 +149,10 @@ def text_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -
     if naming is not None:
         towers[NAMING] = naming
     scenes = pool_scenes(stage.first_scene, stage.pool + stage.clips, stage.partial)
-    stills = run.rows("image", stage, stage.first_scene, stage.pool or stage.clips)
+    stills = run.rows("image", stage, stage.first_scene, stage.pool)
     clips = run.rows("frames", stage, stage.first_scene + stage.pool, stage.clips) if stage.clips else None
     moving = round(stage.batch * stage.video_share)
-    draw_stills = BatchDrawer(scenes.rows(slice(0, stage.pool or None)), stage, stage.batch - moving)
+    draw_stills = BatchDrawer(scenes.rows(slice(0, stage.pool)), stage, stage.batch - moving)
     draw_clips = BatchDrawer(scenes.rows(slice(stage.pool, None)), stage, moving) if moving else None
     text = TextRows(run.numbers["text"])
 
@@ -160,45 +160,24 @@ def text_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -
         which = draw_stills.rows(rng)
         seen = normalise_images(stills[which], run.numbers["image"], rng)
         if draw_clips is not None and clips is not None:
-            more = which if stage.foresight else draw_clips.rows(rng)
+            more = draw_clips.rows(rng)
             pair = normalise_clips(clips[more], run.numbers["video"], rng)
             seen = torch.cat((seen.expand(-1, -1, pair.shape[2], -1, -1), pair))
             which = np.concatenate((which, more + stage.pool))
         shown = scenes.rows(which)
         ids, fits = text.draw(shown, rng, stage.languages, stage.styles)
         codes = torch.from_numpy(named_codes(shown))
-
-        def added(rows: Tensor) -> Tensor:
-            loss = rows.new_zeros(())
-            if naming is not None:
-                loss = loss + stage.naming * naming(rows, codes, stage.naming_weights)
-            if stage.foresight:
-                loss = loss + stage.foresight * foresight_loss(rows)
-            return loss
-
         return Batch(
             len(which),
             lambda part: towers["vision"](seen[part]),
             lambda part: towers["text"](ids[part]),
             _tensor(fits),
-            added if naming is not None or stage.foresight else None,
+            None if naming is None else lambda rows: stage.naming * naming(rows, codes, stage.naming_weights),
         )
 
     pairs = (("text", "image"), ("image", "text"), ("image", "image"), ("text", "video"), ("german", "text"))
     validation = Validation(run, ("image", "video", "text", "german"), pairs)
     return _stage(run, stage, towers, draw, lambda: validation.measure(towers))
-
-
-def foresight_loss(rows: Tensor) -> Tensor:
-    """Give the mean of 1 - cosine of each still with the clip of its scene, which is held fast.
-
-    Args:
-        rows: (2 n, d), any norm: n stills, then the clips of the same scenes. Not modified.
-
-    What a still leaves open it then holds in the middle, between the videos that it may be taken from.
-    """
-    stills, clips = rows.chunk(2)
-    return 1 - F.cosine_similarity(stills, clips.detach(), dim=1).mean()
 
 
 def bound_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -> Stage:

@@ -80,8 +80,6 @@ class StageConfig:
             trained.
         naming_weights: of the named attributes, in the order of `naming.NAMED`.
         video_share: share of a batch whose anchors are clips of two frames; only where the anchor is trained.
-        foresight: weight of the loss that brings a still to the clip of its own scene, see `binding.foresight_loss`;
-            half of a batch are then stills of the clips' scenes, and `pool` is 0.
         styles: of captions, in equal shares: varied, plain (subject or setting or both), full (with the motion).
         languages: of captions, in equal shares.
         first_scene, pool, clips: number of the pool's first scene in the training split; scenes with a still, followed
@@ -110,7 +108,6 @@ class StageConfig:
     naming: float = 0.0
     naming_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     video_share: float = 0.0
-    foresight: float = 0.0
     styles: tuple[str, ...] = ("varied",)
     languages: tuple[str, ...] = ("english",)
     first_scene: int = 0
@@ -149,20 +146,6 @@ class StageConfig:
             raise InputError(
                 f"{where}: naming {self.naming} and video_share {self.video_share} are for a stage that trains the "
                 "image tower. Add train_anchor: true, or leave both out."
-            )
-        self._check_foresight(where)
-
-    def _check_foresight(self, where: str) -> None:
-        if self.foresight < 0:
-            raise InputError(f"{where}: foresight is the weight of a loss, 0 or more; got {self.foresight}.")
-        if (self.foresight > 0) != (self.pool == 0) or (self.foresight and 2 * round(self.batch / 2) != self.batch):
-            raise InputError(
-                f"{where}: with foresight, and only then, stills are those of the clips' scenes: pool is 0 and the "
-                f"batch even; got foresight {self.foresight}, pool {self.pool}, batch {self.batch}."
-            )
-        if self.foresight and self.video_share != 0.5:
-            raise InputError(
-                f"{where}: foresight needs video_share 0.5, a clip for each still; got {self.video_share}."
             )
 
 
