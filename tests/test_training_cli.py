@@ -42,7 +42,7 @@ from bindsearch.sources import Source
 from bindsearch.train.augment import vary
 from bindsearch.train.bind import RunOptions, run_bind
 from bindsearch.train.bind_config import BindConfig, NewTowerConfig, PairsConfig, ScheduleConfig, load_bind_config
-from bindsearch.train.bind_stage import Kinship, draw_rows
+from bindsearch.train.bind_stage import BoundPairs, Kinship, draw_rows
 from bindsearch.train.new_tower import plan_tower
 from bindsearch.train.pair_files import components, hold_out, read_pairs
 from bindsearch.train.recall import recall_figures
@@ -136,6 +136,17 @@ def test_the_space_is_the_parent_s_with_one_tower_more(trained, world):
     scores = space.embed("image", [world / f"{number:03d}.png" for number in range(COUNT)]) @ own[0]
     assert int(scores.argmax()) == 7
     assert verify(folder / "space")["features"].endswith(report.tower_id)
+
+
+def test_inputs_are_stacked_for_a_projector_alone(world, tmp_path, monkeypatch):
+    """Another tower takes no statistics of them, and pictures of a whole set are more than memory holds."""
+    asked = []
+    stacked = BoundPairs.statistics_rows
+    monkeypatch.setattr(BoundPairs, "statistics_rows", lambda bound: asked.append(1) or stacked(bound))
+    run_bind(depth_tower(world, steps=1), tmp_path / "depth", QUIET)
+    assert not asked
+    run_bind(projector(world, steps=1), tmp_path / "projector", QUIET)
+    assert asked
 
 
 def test_embed_index_and_query_take_it(trained, world, tmp_path, capsys):
