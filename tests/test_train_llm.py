@@ -22,6 +22,7 @@ from bindsearch.cache import VisualCache
 from bindsearch.cli import run
 from bindsearch.errors import (
     BindSearchError,
+    DecodeError,
     InputError,
     MismatchError,
     MissingExtraError,
@@ -51,7 +52,7 @@ from bindsearch.train.answer_pair import make_pair, write_pair
 from bindsearch.train.answer_run import AnswerSources, _stage, prepare_run, train_pair
 from bindsearch.train.answers import AnswerBatch, answer_loss, draw_batch, only_these_learn
 from bindsearch.train.checkpoint import differences
-from bindsearch.train.picture_rows import embed_scenes, named_rows
+from bindsearch.train.picture_rows import embed_scenes, named_rows, read_pictures
 from bindsearch.world.image import render_images
 from bindsearch.world.scene import sample, split_seeds
 
@@ -648,6 +649,92 @@ def test_a_picture_that_was_replaced_is_embedded_anew(space, tmp_path):
     assert np.array_equal(rows[0][1], rows[1][1])
     named_rows(space.with_preset({"image": "reference"}), tmp_path / "embeddings", names, lines.append)
     assert len(lines) == 3
+
+
+class Counted:
+    """A space that notes which pictures it embeds, and may be stopped at one."""
+
+    def __init__(self, space, stop=None):
+        self.space, self.stop, self.seen = space, stop, []
+
+    def __getattr__(self, name):
+        return getattr(self.space, name)
+
+    def embed(self, modality, sources):
+        if self.stop in sources:
+            raise KeyboardInterrupt
+        rows = self.space.embed(modality, sources)
+        self.seen += sources
+        return rows
+
+
+def test_pictures_are_kept_shard_by_shard_each_once(space, tmp_path, monkeypatch):
+    """A kill loses the shard in hand, another picture the shard that it is in, and no name is embedded twice."""
+    monkeypatch.setattr("bindsearch.train.picture_rows._BLOCK", 2)
+    names = [str(tmp_path / f"{number}.ppm") for number in range(5)]
+    for number, name in enumerate(names):
+        Image.new("RGB", (64, 64), (40 * number, 90, 200)).save(name)
+    first = Counted(space, stop=names[4])
+    with pytest.raises(KeyboardInterrupt):
+        named_rows(first, tmp_path / "embeddings", names * 3, lambda line: None)
+    assert first.seen == names[:4]
+    second = Counted(space)
+    rows = named_rows(second, tmp_path / "embeddings", names * 3, lambda line: None)
+    assert second.seen == names[4:] and len(rows) == 15 and np.array_equal(rows[:5], rows[10:])
+    Image.new("RGB", (64, 64), "red").save(names[3])
+    os.utime(names[3], (1e9, 1e9))
+    third = Counted(space)
+    named_rows(third, tmp_path / "embeddings", names, lambda line: None)
+    assert third.seen == names[2:4]
+
+
+def test_pictures_that_cannot_be_read_are_told_and_tried_again(space, tmp_path):
+    names = [str(tmp_path / f"{number}.ppm") for number in range(4)]
+    for name in names[::2]:
+        Image.new("RGB", (64, 64), "red").save(name)
+    Path(names[1]).write_bytes(b"no 64 64 255 " + bytes(64 * 64 * 3))
+    found = read_pictures(space, tmp_path / "embeddings", names, lambda line: None)
+    assert list(found.bad) == names[1::2] and list(found.places) == names[::2]
+    assert np.isfinite(found.rows).all() and "no such file" in found.bad[names[3]]
+    with pytest.raises(DecodeError, match=re.escape(names[1])):
+        named_rows(space, tmp_path / "embeddings", names, lambda line: None)
+    facts = Path(names[1]).stat()
+    Path(names[1]).write_bytes(b"P6 64 64 255 " + bytes(64 * 64 * 3))
+    os.utime(names[1], ns=(facts.st_atime_ns, facts.st_mtime_ns))  # the shard is that of before, as its name says
+    again = Counted(space)
+    found = read_pictures(again, tmp_path / "embeddings", names, lambda line: None)
+    assert again.seen == [names[1]] and list(found.bad) == [names[3]]
+    assert np.abs(found.of([names[1]])[0] - space.embed("image", [names[1]])[0]).max() < 1e-3
+
+
+def test_conversations_whose_picture_cannot_be_read_are_left_out(pair, picture, tmp_path, capsys):
+    data, config, output = tmp_path / "talk.json", tmp_path / "run.json", tmp_path / "out"
+    (tmp_path / "good.png").write_bytes(picture.read_bytes())
+    (tmp_path / "broken.png").write_bytes(picture.read_bytes()[:60])
+    stage = {"name": "own", "task": "instructions", "steps": 2, "batch": 2, "trains": ["connector"]}
+    config.write_text(json.dumps({"connector": {"hidden": 16}, "stages": [stage]}), encoding="utf-8")
+    told = ["train-llm", "-o", str(output), "--config", str(config), "--llama", str(pair / "llama")]
+    told += ["--data", str(data)]
+
+    def write(*names):
+        talk = [Conversation(str(n), (Turn("What?", "A kite."),), name) for n, name in enumerate(names)]
+        write_conversations(data, talk)
+
+    write("broken.png", "gone.png")
+    assert run(told) == 3
+    said = capsys.readouterr().err
+    assert "2 of 2 pictures cannot be read" in said and str(output / "bad.jsonl") in said
+    write("good.png", "broken.png", "good.png", "broken.png")
+    assert run(told) == 0
+    said = capsys.readouterr().err
+    assert "1 of 2 pictures cannot be read, 2 conversations are left out" in said and "broken.png" in said
+    (line,) = (output / "bad.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["image"] == str(tmp_path / "broken.png") and json.loads(line)["reason"]
+    assert (output / "pair" / "pair.json").is_file()
+    (output / "own.safetensors").unlink()
+    (tmp_path / "broken.png").write_bytes(picture.read_bytes())
+    assert run(told) == 0
+    assert not (output / "bad.jsonl").exists()
 
 
 def test_a_run_does_not_go_on_with_other_pictures(pair, tmp_path, capsys):
