@@ -532,6 +532,23 @@ def test_chat_reads_the_turns_before(pair, picture, capsys, monkeypatch):
     assert len(chat.prompt(turns * 200, "What colour is it?")) <= 256
 
 
+def test_a_question_that_is_too_long_does_not_end_a_chat(pair, picture, capsys, monkeypatch, tmp_path):
+    long = " ".join(f"word{n}" for n in range(600))
+    asked = ["ask", "--image", str(picture), "--pair", str(pair), "--max-new-tokens", "2"]
+    for words, sheet in (([], "one.png"), (["--json"], "two.png")):
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"What is it?\n{long}\nHow many?\n"))
+        assert run([*asked, "--chat", *words, "--sheet", str(tmp_path / sheet)]) == 4
+        out, err = capsys.readouterr()
+        assert "word1" in err and "no room for an answer. Shorten the question." in err
+        assert "error: 1 of 3 questions were not answered." in err and (tmp_path / sheet).is_file()
+        if words:
+            assert [one["question"] for one in json.loads(out)["answers"]] == ["What is it?", "How many?"]
+        else:
+            assert len(out.splitlines()) == 2
+    assert run([*asked, long]) == 2
+    assert "Shorten the question." in capsys.readouterr().err
+
+
 def test_ask_says_what_is_missing(pair, picture, capsys, monkeypatch):
     assert run(["ask", "What is it?", "--pair", str(pair)]) == 2
     assert "--image, --audio" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from bindsearch.cli.options import (
     say,
     with_options,
 )
-from bindsearch.errors import InputError
+from bindsearch.errors import InputError, ShapeError, TooManyBadError
 
 if TYPE_CHECKING:
     from bindsearch.cache import VisualCache
@@ -114,12 +114,15 @@ def ask(
     asked = _mixed(wanted, how, found, opened, blend)
     if show_cached and not quiet:
         _say_cached(asked.neighbours)
-    answers = list(_answers(model, asked, _questions(question, chat), sampling, as_json, quiet))
+    unanswered: list[str] | None = [] if chat else None
+    answers = list(_answers(model, asked, _questions(question, chat), sampling, (as_json, quiet), unanswered))
     if sheet is not None:
         say(f"wrote {_write_sheet(asked, answers, sheet)}")
     if as_json:
         name = found.manifest.name if found else str(adapter)
         print_json({"pair": name, **asked.facts(), "answers": answers})
+    if unanswered:
+        raise TooManyBadError(f"{len(unanswered)} of {len(answers) + len(unanswered)} questions were not answered.")
 
 
 def _load_model(
@@ -202,19 +205,44 @@ def _questions(first: str | None, chat: bool) -> Iterator[str]:
 
 
 def _answers(
-    model: AdapterLlama, asked: _Asked, questions: Iterator[str], sampling: Sampling, as_json: bool, quiet: bool
+    model: AdapterLlama,
+    asked: _Asked,
+    questions: Iterator[str],
+    sampling: Sampling,
+    told: tuple[bool, bool],
+    unanswered: list[str] | None,
 ) -> Iterator[dict[str, Any]]:
-    """Answer one question after another, printing as the answer comes; give each with its time."""
+    """Answer one question after another, printing as the answer comes; give each with its time.
+
+    Args:
+        model: that answers.
+        asked: what the questions are about.
+        questions: one after another.
+        sampling: how tokens are drawn.
+        told: --json and --quiet.
+        unanswered: gets the questions that cannot be answered, such as one that is too long; None: such a one ends it.
+
+    Raises:
+        ShapeError, InputError: as `Dialogue.ask`.
+    """
     from bindsearch.llm import Dialogue
 
+    as_json, quiet = told
     dialogue = Dialogue(model, asked.vector, sampling)
     for question in questions:
         began, pieces = time.monotonic(), []
-        for piece in dialogue.ask(question):
-            pieces.append(piece)
-            if not as_json:
-                typer.echo(piece, nl=False)
-                sys.stdout.flush()
+        try:
+            for piece in dialogue.ask(question):
+                pieces.append(piece)
+                if not as_json:
+                    typer.echo(piece, nl=False)
+                    sys.stdout.flush()
+        except InputError as error:
+            if unanswered is None or isinstance(error, ShapeError):
+                raise
+            unanswered.append(question)
+            say(f"{question[:60]!r}: not answered: {error}")
+            continue
         if not as_json:
             typer.echo("")
         seconds = time.monotonic() - began
