@@ -71,12 +71,14 @@ def load(
         WeightsError: a damaged or wrong file: keys are listed by name.
         MismatchError: an adapter of another size of Llama, or recorded for another one (see `record_base`), or with
             other visual heads; a tokenizer of another vocabulary.
+        UnsupportedError: an option that adapters of this kind do not take, or trained word embeddings beside LLaVA's.
     """
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, DTYPES)
-    from bindsearch.llm.llava_model import is_llava, load_llava
+    from bindsearch.llm.llava_model import check_llava_options, is_llava, load_llava
 
     if is_llava(Path(adapter)):
+        check_llava_options(Path(adapter), merge_lora, quantize, visual_heads)
         return load_llava(adapter, llama, dtype, device, attention)
     state = read_adapter(Path(adapter))
     facts = describe(state, str(adapter))
