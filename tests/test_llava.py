@@ -450,6 +450,21 @@ def projector_folder(folder, **more):
     return folder
 
 
+def test_logits_of_a_llava_read_the_embedding(tmp_path):
+    of = golden.model(projector_folder(tmp_path))
+    rows = torch.randn(2, of.connector.dim, generator=torch.Generator().manual_seed(1))
+    ids = torch.tensor([of.prompt("What is it?")]).expand(2, -1)
+    scores = of.logits(rows, ids)
+    assert scores.shape == (2, ids.shape[1], of.llama.config.vocab_size)
+    assert float((scores[0, -1] - scores[1, -1]).abs().max()) > 0.1
+    with of.connection.inject(rows), torch.no_grad():
+        expected = of.llama(**of.connection.inputs(ids, torch.ones_like(ids))).logits
+    assert torch.equal(scores, expected)
+    assert torch.equal(of.logits(rows.numpy(), ids, attention_mask=torch.ones_like(ids)), expected)
+    with pytest.raises(InputError, match="a prompt without <image>"):
+        of.logits(rows, torch.tensor([[1, 5]]))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
