@@ -39,7 +39,7 @@ from bindsearch.llm.pair import ADAPTER, FILE, load_pair, pair_bytes, read_manif
 from bindsearch.llm.tiny import TinyConfig, save_llama
 from bindsearch.llm.tokenizer import Tokenizer
 from bindsearch.models.space import find_dtype
-from bindsearch.models.spaces import load_space
+from bindsearch.models.spaces import bundled_folder, load_space
 from bindsearch.train.answer_config import (
     AnswerConfig,
     AnswerStageConfig,
@@ -411,6 +411,17 @@ def test_a_pair_of_llava_is_asked_in_the_prompts_it_was_taught(home, space, pict
     (folder / FILE).write_text(json.dumps(facts | {"prompts": "chatml"}), encoding="utf-8")
     with pytest.raises(UnknownNameError, match="prompts 'chatml'"):
         load_pair(folder)
+
+
+def test_a_pair_finds_its_space_from_every_folder(home, tmp_path, monkeypatch):
+    config = dataclasses.replace(numbers(), space="./bindsearch-mini")
+    folder = bundled_folder("bindsearch-mini")
+    monkeypatch.chdir(folder.parent)
+    written = write_pair(ready_in(home, tmp_path, load_space(config.space), config), tmp_path / "pair")
+    assert written.space == read_manifest(tmp_path / "pair").space == str(folder)
+    named = dataclasses.replace(config, space="bindsearch-mini")
+    monkeypatch.chdir(tmp_path)
+    assert write_pair(ready_in(home, tmp_path, load_space(named.space), named), tmp_path / "own").space == named.space
 
 
 def test_a_pair_of_llava_that_is_not_whole_is_refused(home, space, tmp_path):
