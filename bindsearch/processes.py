@@ -1,4 +1,4 @@
-"""Processes of this machine: who can be seen from here, when one started, whether it still runs."""
+"""Processes of this machine: who can be seen from here, when one started, whether it still runs; files of this one."""
 
 from __future__ import annotations
 
@@ -45,3 +45,15 @@ def _stat(pid: int) -> list[str]:
     except OSError:
         return []
     return text.rpartition(")")[2].split()
+
+
+def allow_open_files() -> None:
+    """Let this process have as many files open as the system allows it, where it had asked for fewer."""
+    try:
+        import resource
+    except ImportError:  # the system counts otherwise
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -80,33 +80,43 @@ def named_rows(table: Path, on: str | None = None, only: str | None = None) -> N
 
     Returns:
         Name (without "./") -> column -> value as the file has it, None where it is blank; and the columns that hold the
-        names, which are among no row's values. Rows without a name are passed over.
+        names, which are among no row's values. Rows without a name are passed over. A line of JSON has columns of its
+        own: what it lacks is blank.
 
     Raises:
         MissingInputError: no such table, or no row in it.
-        UnknownNameError: no such column.
-        InputError: a row that cannot be read, or two values for one name.
+        UnknownNameError: no row has such a column.
+        InputError: a row that cannot be read, two values for one name, or no row with a column of names.
     """
     if not table.is_file():
         raise MissingInputError(f"{table}: there is no such table.")
     found: dict[str, dict[str, Any]] = {}
     keys: set[str] = set()
+    columns: dict[str, None] = {}
     number = -1
     for number, row in enumerate(table_rows(table)):
         if isinstance(row, str):
             raise InputError(f"{table}, {row}")
-        for wanted in (only, on):
-            if wanted is not None and wanted not in row:
-                raise UnknownNameError(f"column of {table}", wanted, [str(name) for name in row])
-        key_column = on or key_column_of(table, row, only)
+        columns.update(dict.fromkeys(row))
+        key_column = on or next((each for each in KEY_COLUMNS if each in row and each != only), None)
+        if key_column is None or key_column not in row:
+            continue
         keys.add(key_column)
         name = text_of(row[key_column])
         if name is not None:
             name = name.removeprefix("./")
-            said = {only: row[only]} if only else {each: row[each] for each in row if each != key_column}
+            said = {only: row.get(only)} if only else {each: row[each] for each in row if each != key_column}
             _add_said(found.setdefault(name, {}), said, f"{table}, row {number}: {name!r}")
     if number < 0:
         raise MissingInputError(f"{table}: no row in it.")
+    for wanted in (only, on):
+        if wanted is not None and wanted not in columns:
+            raise UnknownNameError(f"column of {table}", wanted, [str(name) for name in columns])
+    if not keys:
+        raise InputError(
+            f"{table}: which items are these rows? Expected a column {', '.join(KEY_COLUMNS[:-1])} or "
+            f"{KEY_COLUMNS[-1]}, got {', '.join(map(str, columns))}."
+        )
     return found, keys
 
 
@@ -123,21 +133,6 @@ def _add_said(own: dict[str, Any], said: Mapping[str, Any], where: str) -> None:
             own[column] = value
         elif text_of(own[column]) != text_of(value):
             raise InputError(f"{where}: {column} is {text_of(value)!r} here and {text_of(own[column])!r} before.")
-
-
-def key_column_of(table: Path, row: Mapping[str, Any], value_column: str | None = None) -> str:
-    """Choose the column that names the items of a table: the first of KEY_COLUMNS that is there.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = next((name for name in KEY_COLUMNS if name in row and name != value_column), None)
-    if found is None:
-        raise InputError(
-            f"{table}: which items are these rows? Expected a column {', '.join(KEY_COLUMNS[:-1])} or "
-            f"{KEY_COLUMNS[-1]}, got {', '.join(map(str, row))}."
-        )
-    return found
 
 
 def names_of(record: Mapping[str, Any], folder: Path) -> Iterator[str]:

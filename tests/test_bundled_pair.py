@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
 
 from bindsearch import load_space
-from bindsearch.cache.bundled import bundled_cache
+from bindsearch.cache.bundled import FOLDER, bundled_cache
 from bindsearch.cli import run
 from bindsearch.llm.conversations import Chat
 from bindsearch.llm.pair import BUNDLED, load_pair
@@ -76,3 +76,18 @@ def test_ask_about_a_sound_at_the_prompt(tmp_path, capsys):
     (told,) = json.loads(capsys.readouterr().out)["answers"]
     assert read_answer("subject", told["answer"]) == int(sample(seed, "subject").subject[0])
     assert picture.stat().st_size > 1000
+
+
+def test_a_cache_moves_no_picture(tmp_path, capsys):
+    """Whether it is the bundled one or named: the model reads pictures as they are; what else is asked about moves."""
+    seed = split_seeds("demo", 1, 31)
+    write_world(1, tmp_path / "world", seed=int(seed[0]), kind="subject", modalities=("audio", "image"))
+    picture, sound = (str(next((tmp_path / "world").glob(f"*.{kind}"))) for kind in ("png", "wav"))
+    ask = ["ask", "What is it?", "--json", "--max-new-tokens", "2", "--show-cached", "--cache", str(FOLDER)]
+    assert run([*ask, "--image", picture]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["cached"] == [] and f"{FOLDER}: not used: the model was trained on pictures" in err
+    assert "no cached images: the model was trained on pictures" in err
+    assert run([*ask, "--image", picture, "--audio", sound]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["cached"] and "not used" not in err

@@ -221,9 +221,13 @@ def test_tensors_come_back_as_tensors(grid, cache):
     plain = cache.enhance(grid["no_cache"])
     wide = torch.tensor(grid["no_cache"], requires_grad=True)
     np.testing.assert_array_equal(cache.enhance(wide).numpy(), plain)
-    half = cache.enhance(torch.tensor(grid["no_cache"]).bfloat16())
-    assert half.dtype == torch.float32
-    np.testing.assert_allclose(half.numpy(), plain, atol=0.02)
+    half = torch.tensor(grid["no_cache"]).bfloat16()
+    moved = cache.enhance(half)
+    assert moved.dtype == torch.float32
+    np.testing.assert_allclose(moved.numpy(), plain, atol=0.02)
+    np.testing.assert_array_equal(moved.numpy(), cache.enhance(half.float().numpy()))  # what comes out is not rounded
+    with pytest.raises(ShapeError, match=r"expected floats, got torch\.int64"):
+        cache.enhance(torch.ones(2, grid["no_cache"].shape[1], dtype=torch.int64))
     given_before = grid["no_cache"].copy()
     cache.enhance(grid["no_cache"])
     np.testing.assert_array_equal(grid["no_cache"], given_before)

@@ -27,7 +27,7 @@ from bindsearch.errors import (
 from bindsearch.models.spaces import load_space
 from bindsearch.store import Identity, open_store
 from bindsearch.store.files import read_parquet
-from bindsearch.truth import truth_of
+from bindsearch.truth import named_rows, truth_of
 from bindsearch.types import to_text
 from bindsearch.verdicts import page_html, to_json, to_table
 from bindsearch.zeroshot import (
@@ -374,6 +374,23 @@ def test_truth_joins_by_key_stem_path_and_group(tmp_path):
         assert truth_of(records, "kind", tmp_path / "t.csv") == expected, text
     assert truth_of(records, "kind") == [None, "3", "4"] and truth_of(records, "odd") == [None, "true", None]
     assert truth_of(records, "group") == ["s1", "s2", None]
+
+
+def test_a_line_of_json_without_the_column_says_nothing_of_its_item(tmp_path):
+    records = [{"key": name, "source": "", "group": None, "attributes": None} for name in ("a.png", "b.png", "c.png")]
+    table = tmp_path / "t.jsonl"
+    lines = [{"key": "a.png", "more": 1}, {"key": "b.png", "kind": "x"}, {"kind": "y"}, {"file": "c.png", "kind": "z"}]
+    table.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert truth_of(records, "kind", table) == [None, "x", "z"]
+    found, keys = named_rows(table, "key")
+    assert list(found) == ["a.png", "b.png"] and keys == {"key"}
+    with pytest.raises(UnknownNameError, match=r"'kidn'\. Did you mean 'kind'\? Known: file, key, kind, more"):
+        truth_of(records, "kidn", table)
+    with pytest.raises(UnknownNameError, match="'kye'"):
+        named_rows(table, "kye")
+    table.write_text('{"kind": "x"}\n{"more": 1}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="which items are these rows"):
+        truth_of(records, "kind", table)
 
 
 def test_truth_that_cannot_be_meant(tmp_path):

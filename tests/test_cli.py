@@ -321,6 +321,7 @@ def test_outputs_that_cannot_be_are_plain_errors(walk, tmp_path, capsys):
         (errno.ENOENT, "out/page.html", 3, "out/page.html: no such file or folder."),
         (errno.EEXIST, "out/shard", 2, "out/shard: is already there."),
         (errno.ENOSPC, "out/vectors.npy", 1, "out/vectors.npy: no room left."),
+        (errno.EMFILE, "out/vectors.npy", 1, "out/vectors.npy: too many files are open. Raise the limit"),
         (errno.EIO, "out/vectors.npy", 1, "out/vectors.npy: Input/output error."),
     ],
 )

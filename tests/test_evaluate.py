@@ -22,11 +22,13 @@ from bindsearch.evaluate import (
     bootstrap,
     judge,
     list_recipes,
+    load_recipe,
     measure_labels,
     measure_pairs,
     measure_zero_shot,
     read_rows,
     report,
+    run_recipe,
     wilson,
 )
 from bindsearch.evaluate.metrics import average_precision, judge_scores
@@ -97,6 +99,17 @@ def test_hits_by_hand():
     assert judge_scores(scores, right, None, "expected").hits(2).tolist() == [0.5, 1, 0]
     assert found.chance(2).tolist() == pytest.approx([2 / 4, 1 - 1 / 6, 0])
     assert found.ties_matter() == 1
+
+
+def test_a_rule_for_ties_that_there_is_not_is_refused(tmp_path):
+    scores, right = np.array([[0.5, 0.5]]), np.array([[True, False]])
+    for measure in (
+        lambda: judge_scores(scores, right, None, "Expected"),
+        lambda: average_precision(scores, right, "Expected"),
+        lambda: run_recipe(load_recipe("esc50"), tmp_path, tmp_path / "run", load_space("tiny"), ties="Expected"),
+    ):
+        with pytest.raises(UnknownNameError, match="Known: expected, pessimistic"):
+            measure()
 
 
 def test_what_is_barred_is_no_answer():
@@ -339,6 +352,7 @@ def test_command_on_a_manifest_with_zero_shot(world, tmp_path, capsys):
         (["--label", "subject", "--on", "name"], 2, "--table labels.csv"),
         (["--pair", "group", "--drop-own"], 2, "--label COLUMN"),
         (["--recipe", "esc50", "--on", "name"], 2, "leave --pair"),
+        (["--recipe", "esc50", "--ties", "optimistic"], 2, "Known: expected, pessimistic"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_embedded(words, code, said, tmp_path, monkeypatch, capsys):

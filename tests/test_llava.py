@@ -6,6 +6,7 @@ import json
 import pickle
 from pathlib import Path
 
+import golden_llm as golden
 import pytest
 import torch
 from safetensors import safe_open
@@ -432,3 +433,58 @@ def test_connections_refuse_what_nobody_would_read(llama):
             with pytest.raises(error), connection.inject(bad):
                 pass
     assert llava.PROJECTORS[2] == "mlp2x_gelu"
+
+
+# ---- a loaded model --------------------------------------------------------------------------------------------------
+
+
+def projector_folder(folder, **more):
+    """Write a projector for the tiny Llama of the goldens."""
+    torch.manual_seed(5)
+    width = golden.figures("full_forward")["image_feature"].shape[1]
+    hidden = json.loads(next(golden.LLAMA.rglob("params.json")).read_text(encoding="utf-8"))["dim"]
+    state = LlavaConnector("linear", width, hidden).mm_projector.state_dict()
+    torch.save(
+        {**{f"model.mm_projector.{key}": value for key, value in state.items()}, **more}, folder / "mm_projector.bin"
+    )
+    return folder
+
+
+def test_logits_of_a_llava_read_the_embedding(tmp_path):
+    of = golden.model(projector_folder(tmp_path))
+    rows = torch.randn(2, of.connector.dim, generator=torch.Generator().manual_seed(1))
+    ids = torch.tensor([of.prompt("What is it?")]).expand(2, -1)
+    scores = of.logits(rows, ids)
+    assert scores.shape == (2, ids.shape[1], of.llama.config.vocab_size)
+    assert float((scores[0, -1] - scores[1, -1]).abs().max()) > 0.1
+    with of.connection.inject(rows), torch.no_grad():
+        expected = of.llama(**of.connection.inputs(ids, torch.ones_like(ids))).logits
+    assert torch.equal(scores, expected)
+    assert torch.equal(of.logits(rows.numpy(), ids, attention_mask=torch.ones_like(ids)), expected)
+    with pytest.raises(InputError, match="a prompt without <image>"):
+        of.logits(rows, torch.tensor([[1, 5]]))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"quantize": "8bit"}, "quantize='8bit'"),
+        ({"quantize": "2bit"}, "quantize='2bit'"),
+        ({"visual_heads": 4}, "visual_heads=4"),
+        ({"merge_lora": False}, "merge_lora=False"),
+    ],
+)
+def test_what_llava_does_not_take_is_refused(tmp_path, options, said):
+    (projector_folder(tmp_path) / "adapter_config.json").write_text('{"r": 4}', encoding="utf-8")
+    with pytest.raises(UnsupportedError, match=said):
+        golden.model(tmp_path, **options)
+
+
+def test_trained_word_embeddings_beside_a_projector_are_refused(tmp_path):
+    words = {"model.embed_tokens.weight": torch.zeros(4, 2), "model.vision_tower.x": torch.zeros(2)}
+    with pytest.raises(UnsupportedError, match=r"trained word embeddings \(embed_tokens\.weight\)"):
+        golden.model(projector_folder(tmp_path, **words))
+    with pytest.raises(UnsupportedError, match=r"lm_head\.weight"):
+        golden.model(projector_folder(tmp_path, **{"lm_head.weight": torch.zeros(4, 2)}))
+    del words["model.embed_tokens.weight"]
+    assert golden.model(projector_folder(tmp_path, **words)).connector.dim == 32

@@ -573,6 +573,19 @@ def test_open_clip_offline_says_what_is_missing(
         space.embed("text", ["a dog"])
 
 
+def test_info_about_open_clip_loads_no_weights(
+    open_clip_space: Space, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BINDSEARCH_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    words = ["models", "info", "open_clip:ViT-B-32/laion2b_s34b_b79k"]
+    assert run([*words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["dim"] == 512 and facts["modalities"] == ["image", "text"] and "logit_scales" not in facts
+    assert run(words) == 0
+    assert "known when a tower is loaded" in capsys.readouterr().out
+
+
 # what is not imported
 
 HEAVY = ("torchvision", "timm", "open_clip", "torchaudio", "transformers", "faiss", "pyarrow")

@@ -22,6 +22,7 @@ from bindsearch.cache import VisualCache
 from bindsearch.cli import run
 from bindsearch.errors import (
     BindSearchError,
+    DecodeError,
     InputError,
     MismatchError,
     MissingExtraError,
@@ -38,7 +39,7 @@ from bindsearch.llm.pair import ADAPTER, FILE, load_pair, pair_bytes, read_manif
 from bindsearch.llm.tiny import TinyConfig, save_llama
 from bindsearch.llm.tokenizer import Tokenizer
 from bindsearch.models.space import find_dtype
-from bindsearch.models.spaces import load_space
+from bindsearch.models.spaces import bundled_folder, load_space
 from bindsearch.train.answer_config import (
     AnswerConfig,
     AnswerStageConfig,
@@ -51,7 +52,7 @@ from bindsearch.train.answer_pair import make_pair, write_pair
 from bindsearch.train.answer_run import AnswerSources, _stage, prepare_run, train_pair
 from bindsearch.train.answers import AnswerBatch, answer_loss, draw_batch, only_these_learn
 from bindsearch.train.checkpoint import differences
-from bindsearch.train.picture_rows import embed_scenes, named_rows
+from bindsearch.train.picture_rows import embed_scenes, named_rows, read_pictures
 from bindsearch.world.image import render_images
 from bindsearch.world.scene import sample, split_seeds
 
@@ -412,6 +413,17 @@ def test_a_pair_of_llava_is_asked_in_the_prompts_it_was_taught(home, space, pict
         load_pair(folder)
 
 
+def test_a_pair_finds_its_space_from_every_folder(home, tmp_path, monkeypatch):
+    config = dataclasses.replace(numbers(), space="./bindsearch-mini")
+    folder = bundled_folder("bindsearch-mini")
+    monkeypatch.chdir(folder.parent)
+    written = write_pair(ready_in(home, tmp_path, load_space(config.space), config), tmp_path / "pair")
+    assert written.space == read_manifest(tmp_path / "pair").space == str(folder)
+    named = dataclasses.replace(config, space="bindsearch-mini")
+    monkeypatch.chdir(tmp_path)
+    assert write_pair(ready_in(home, tmp_path, load_space(named.space), named), tmp_path / "own").space == named.space
+
+
 def test_a_pair_of_llava_that_is_not_whole_is_refused(home, space, tmp_path):
     config = numbers(2, "llava", ("connector", "norms"))
     config = dataclasses.replace(config, stages=config.stages[2:], validation=0)
@@ -531,6 +543,23 @@ def test_chat_reads_the_turns_before(pair, picture, capsys, monkeypatch):
     assert len(chat.prompt(turns * 200, "What colour is it?")) <= 256
 
 
+def test_a_question_that_is_too_long_does_not_end_a_chat(pair, picture, capsys, monkeypatch, tmp_path):
+    long = " ".join(f"word{n}" for n in range(600))
+    asked = ["ask", "--image", str(picture), "--pair", str(pair), "--max-new-tokens", "2"]
+    for words, sheet in (([], "one.png"), (["--json"], "two.png")):
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"What is it?\n{long}\nHow many?\n"))
+        assert run([*asked, "--chat", *words, "--sheet", str(tmp_path / sheet)]) == 4
+        out, err = capsys.readouterr()
+        assert "word1" in err and "no room for an answer. Shorten the question." in err
+        assert "error: 1 of 3 questions were not answered." in err and (tmp_path / sheet).is_file()
+        if words:
+            assert [one["question"] for one in json.loads(out)["answers"]] == ["What is it?", "How many?"]
+        else:
+            assert len(out.splitlines()) == 2
+    assert run([*asked, long]) == 2
+    assert "Shorten the question." in capsys.readouterr().err
+
+
 def test_ask_says_what_is_missing(pair, picture, capsys, monkeypatch):
     assert run(["ask", "What is it?", "--pair", str(pair)]) == 2
     assert "--image, --audio" in capsys.readouterr().err
@@ -648,6 +677,92 @@ def test_a_picture_that_was_replaced_is_embedded_anew(space, tmp_path):
     assert np.array_equal(rows[0][1], rows[1][1])
     named_rows(space.with_preset({"image": "reference"}), tmp_path / "embeddings", names, lines.append)
     assert len(lines) == 3
+
+
+class Counted:
+    """A space that notes which pictures it embeds, and may be stopped at one."""
+
+    def __init__(self, space, stop=None):
+        self.space, self.stop, self.seen = space, stop, []
+
+    def __getattr__(self, name):
+        return getattr(self.space, name)
+
+    def embed(self, modality, sources):
+        if self.stop in sources:
+            raise KeyboardInterrupt
+        rows = self.space.embed(modality, sources)
+        self.seen += sources
+        return rows
+
+
+def test_pictures_are_kept_shard_by_shard_each_once(space, tmp_path, monkeypatch):
+    """A kill loses the shard in hand, another picture the shard that it is in, and no name is embedded twice."""
+    monkeypatch.setattr("bindsearch.train.picture_rows._BLOCK", 2)
+    names = [str(tmp_path / f"{number}.ppm") for number in range(5)]
+    for number, name in enumerate(names):
+        Image.new("RGB", (64, 64), (40 * number, 90, 200)).save(name)
+    first = Counted(space, stop=names[4])
+    with pytest.raises(KeyboardInterrupt):
+        named_rows(first, tmp_path / "embeddings", names * 3, lambda line: None)
+    assert first.seen == names[:4]
+    second = Counted(space)
+    rows = named_rows(second, tmp_path / "embeddings", names * 3, lambda line: None)
+    assert second.seen == names[4:] and len(rows) == 15 and np.array_equal(rows[:5], rows[10:])
+    Image.new("RGB", (64, 64), "red").save(names[3])
+    os.utime(names[3], (1e9, 1e9))
+    third = Counted(space)
+    named_rows(third, tmp_path / "embeddings", names, lambda line: None)
+    assert third.seen == names[2:4]
+
+
+def test_pictures_that_cannot_be_read_are_told_and_tried_again(space, tmp_path):
+    names = [str(tmp_path / f"{number}.ppm") for number in range(4)]
+    for name in names[::2]:
+        Image.new("RGB", (64, 64), "red").save(name)
+    Path(names[1]).write_bytes(b"no 64 64 255 " + bytes(64 * 64 * 3))
+    found = read_pictures(space, tmp_path / "embeddings", names, lambda line: None)
+    assert list(found.bad) == names[1::2] and list(found.places) == names[::2]
+    assert np.isfinite(found.rows).all() and "no such file" in found.bad[names[3]]
+    with pytest.raises(DecodeError, match=re.escape(names[1])):
+        named_rows(space, tmp_path / "embeddings", names, lambda line: None)
+    facts = Path(names[1]).stat()
+    Path(names[1]).write_bytes(b"P6 64 64 255 " + bytes(64 * 64 * 3))
+    os.utime(names[1], ns=(facts.st_atime_ns, facts.st_mtime_ns))  # the shard is that of before, as its name says
+    again = Counted(space)
+    found = read_pictures(again, tmp_path / "embeddings", names, lambda line: None)
+    assert again.seen == [names[1]] and list(found.bad) == [names[3]]
+    assert np.abs(found.of([names[1]])[0] - space.embed("image", [names[1]])[0]).max() < 1e-3
+
+
+def test_conversations_whose_picture_cannot_be_read_are_left_out(pair, picture, tmp_path, capsys):
+    data, config, output = tmp_path / "talk.json", tmp_path / "run.json", tmp_path / "out"
+    (tmp_path / "good.png").write_bytes(picture.read_bytes())
+    (tmp_path / "broken.png").write_bytes(picture.read_bytes()[:60])
+    stage = {"name": "own", "task": "instructions", "steps": 2, "batch": 2, "trains": ["connector"]}
+    config.write_text(json.dumps({"connector": {"hidden": 16}, "stages": [stage]}), encoding="utf-8")
+    told = ["train-llm", "-o", str(output), "--config", str(config), "--llama", str(pair / "llama")]
+    told += ["--data", str(data)]
+
+    def write(*names):
+        talk = [Conversation(str(n), (Turn("What?", "A kite."),), name) for n, name in enumerate(names)]
+        write_conversations(data, talk)
+
+    write("broken.png", "gone.png")
+    assert run(told) == 3
+    said = capsys.readouterr().err
+    assert "2 of 2 pictures cannot be read" in said and str(output / "bad.jsonl") in said
+    write("good.png", "broken.png", "good.png", "broken.png")
+    assert run(told) == 0
+    said = capsys.readouterr().err
+    assert "1 of 2 pictures cannot be read, 2 conversations are left out" in said and "broken.png" in said
+    (line,) = (output / "bad.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["image"] == str(tmp_path / "broken.png") and json.loads(line)["reason"]
+    assert (output / "pair" / "pair.json").is_file()
+    (output / "own.safetensors").unlink()
+    (tmp_path / "broken.png").write_bytes(picture.read_bytes())
+    assert run(told) == 0
+    assert not (output / "bad.jsonl").exists()
 
 
 def test_a_run_does_not_go_on_with_other_pictures(pair, tmp_path, capsys):

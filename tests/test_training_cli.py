@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -37,15 +39,18 @@ from bindsearch.models.bind import build_tower
 from bindsearch.models.manifest import FILE
 from bindsearch.models.spaces import drawn_tower, load_space, tiny_manifest
 from bindsearch.models.weights import getters, save_space, verify
+from bindsearch.registry import MODALITIES
 from bindsearch.row_table import load_row_table
 from bindsearch.sources import Source
 from bindsearch.train.augment import vary
 from bindsearch.train.bind import RunOptions, run_bind
 from bindsearch.train.bind_config import BindConfig, NewTowerConfig, PairsConfig, ScheduleConfig, load_bind_config
-from bindsearch.train.bind_stage import Kinship, draw_rows
+from bindsearch.train.bind_stage import BoundPairs, Kinship, draw_rows
 from bindsearch.train.new_tower import plan_tower
 from bindsearch.train.pair_files import components, hold_out, read_pairs
+from bindsearch.train.prepared import prepare_inputs
 from bindsearch.train.recall import recall_figures
+from bindsearch.types import Item
 
 COUNT, WIDTH, SPACE = 160, 24, "tiny:3"
 QUIET = RunOptions(0, say=lambda line: None)
@@ -136,6 +141,17 @@ def test_the_space_is_the_parent_s_with_one_tower_more(trained, world):
     scores = space.embed("image", [world / f"{number:03d}.png" for number in range(COUNT)]) @ own[0]
     assert int(scores.argmax()) == 7
     assert verify(folder / "space")["features"].endswith(report.tower_id)
+
+
+def test_inputs_are_stacked_for_a_projector_alone(world, tmp_path, monkeypatch):
+    """Another tower takes no statistics of them, and pictures of a whole set are more than memory holds."""
+    asked = []
+    stacked = BoundPairs.statistics_rows
+    monkeypatch.setattr(BoundPairs, "statistics_rows", lambda bound: asked.append(1) or stacked(bound))
+    run_bind(depth_tower(world, steps=1), tmp_path / "depth", QUIET)
+    assert not asked
+    run_bind(projector(world, steps=1), tmp_path / "projector", QUIET)
+    assert asked
 
 
 def test_embed_index_and_query_take_it(trained, world, tmp_path, capsys):
@@ -395,6 +411,42 @@ def test_broken_files_are_in_the_ledger_and_skipped(world, tmp_path):
     assert all(line["reason"] for line in lines)
     with pytest.raises(TooManyBadError, match=r"4 of 44 pairs are broken \(9\.1%\), over --max-bad 0\.05"):
         run_bind(replace(config, pairs=replace(config.pairs, max_bad=0.05)), tmp_path / "run", QUIET)
+
+
+@pytest.fixture
+def few_files():
+    """Let this process open few files more than it has open; the hard limit stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 20, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def words_prepared(folder):
+    items = [Item(f"{number}", "text", f"{number}", literal=f"number {number}") for number in range(60)]
+    return prepare_inputs(items, MODALITIES["text"].config("default"), folder, 0, lambda done: None)
+
+
+def test_more_shards_than_files_may_be_open(tmp_path, monkeypatch, few_files):
+    monkeypatch.setattr("bindsearch.train.prepared.SHARD_ITEMS", 1)
+    found = words_prepared(tmp_path)
+    assert len(found.shards) == 60 and not found.bad
+
+
+def test_what_stops_the_system_from_reading_a_shard_is_no_damage(tmp_path, monkeypatch):
+    """Else the user would be told to remove whole days of work."""
+    words_prepared(tmp_path)
+
+    def refused(path, **_options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Too many open files"):
+        patch.setattr(np, "load", refused)
+        words_prepared(tmp_path)
+    for damage in (b"", b"\x93NUMPY"):
+        next(tmp_path.glob("*.npy")).write_bytes(damage)
+        with pytest.raises(BindSearchError, match=r"damaged .*Remove"):
+            words_prepared(tmp_path)
 
 
 def test_pairs_of_words(world, tmp_path):

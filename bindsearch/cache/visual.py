@@ -30,7 +30,7 @@ from bindsearch.cache.blend import (
 from bindsearch.cache.recipe import CacheRecord, Enhancement
 from bindsearch.cache.rows import BackendRows, CachedRows, IndexRows
 from bindsearch.config import to_json_dict
-from bindsearch.errors import InputError
+from bindsearch.errors import InputError, ShapeError
 from bindsearch.query import Embedding
 from bindsearch.registry import INDEXES
 from bindsearch.search import SearchIndex, open_index
@@ -224,7 +224,11 @@ class VisualCache:
         out = np.empty(vectors.shape, dtype=np.float32)
         for part, found in self._found(vectors, cache_size, inverse_temperature, settings, exact):
             out[part] = blend(vectors[part], found[2], weight)
-        return embeddings.new_tensor(out).float() if hasattr(embeddings, "new_tensor") else out
+        if not hasattr(embeddings, "detach"):
+            return out
+        import torch
+
+        return torch.from_numpy(out).to(embeddings.device)
 
     def retrieve(
         self,
@@ -275,6 +279,9 @@ class VisualCache:
             self.check(embeddings)
             embeddings = embeddings.vector
         if hasattr(embeddings, "detach"):
+            if not embeddings.is_floating_point():
+                kind = embeddings.dtype
+                raise ShapeError(f"{self.rows.name}: embeddings: expected floats, got {kind}. Convert: x.float().")
             embeddings = embeddings.detach().float().cpu().numpy()
         return check_rows(embeddings, f"{self.rows.name}: embeddings", self.rows.dim)
 

@@ -25,7 +25,7 @@ from bindsearch.cli.options import (
     say,
     with_options,
 )
-from bindsearch.errors import InputError
+from bindsearch.errors import InputError, ShapeError, TooManyBadError
 
 if TYPE_CHECKING:
     from bindsearch.cache import VisualCache
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _SEEN = ("image", "video")
 """What the image tower encodes: a model trained on pictures reads it as it is."""
+_AS_IT_IS = "the model was trained on pictures, and reads pictures and videos as they are."
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def ask(
         Path | None, typer.Option(help="A released adapter instead, such as 7B.pth; with --llama and --space.")
     ] = None,
     llama: Annotated[Path | None, typer.Option(help="Folder of the Llama that --adapter was made for.")] = None,
-    cache: Annotated[Path | None, typer.Option("--cache", help="Visual cache that moves the embedding.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Visual cache that moves what is no picture or video.")
+    ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Leave the embedding as it is.")] = False,
     cache_size: Annotated[int | None, typer.Option(min=1, help="Neighbours of the cache.")] = None,
     inverse_temperature: Annotated[float | None, typer.Option(min=0, help="Of the cache's softmax.")] = None,
@@ -113,13 +116,16 @@ def ask(
     opened = None if no_cache else _open_cache(cache, wanted, found)
     asked = _mixed(wanted, how, found, opened, blend)
     if show_cached and not quiet:
-        _say_cached(asked.neighbours)
-    answers = list(_answers(model, asked, _questions(question, chat), sampling, as_json, quiet))
+        _say_cached(asked)
+    unanswered: list[str] | None = [] if chat else None
+    answers = list(_answers(model, asked, _questions(question, chat), sampling, (as_json, quiet), unanswered))
     if sheet is not None:
         say(f"wrote {_write_sheet(asked, answers, sheet)}")
     if as_json:
         name = found.manifest.name if found else str(adapter)
         print_json({"pair": name, **asked.facts(), "answers": answers})
+    if unanswered:
+        raise TooManyBadError(f"{len(unanswered)} of {len(answers) + len(unanswered)} questions were not answered.")
 
 
 def _load_model(
@@ -176,13 +182,19 @@ def _mixed(
 
 
 def _open_cache(folder: Path | None, wanted: list[tuple[str, str]], pair: Pair | None) -> VisualCache | None:
-    """Open the cache that was named, else the bundled one where something is no picture and the space is its own."""
+    """Open the cache that moves what was asked about: the one that was named, else the bundled one of its own space.
+
+    Pictures and videos alone are read as they are: None, with a note where a cache was named.
+    """
     from bindsearch.cache import VisualCache
     from bindsearch.cache.bundled import SPACE, bundled_cache
 
-    if folder is not None:
-        return VisualCache.open(folder)
     seen = all(name in _SEEN for name, _ in wanted)
+    if folder is not None:
+        named = VisualCache.open(folder)
+        if seen:
+            say(f"{folder}: not used: {_AS_IT_IS}")
+        return None if seen else named
     return None if seen or pair is None or pair.manifest.space != SPACE else bundled_cache()
 
 
@@ -202,19 +214,44 @@ def _questions(first: str | None, chat: bool) -> Iterator[str]:
 
 
 def _answers(
-    model: AdapterLlama, asked: _Asked, questions: Iterator[str], sampling: Sampling, as_json: bool, quiet: bool
+    model: AdapterLlama,
+    asked: _Asked,
+    questions: Iterator[str],
+    sampling: Sampling,
+    told: tuple[bool, bool],
+    unanswered: list[str] | None,
 ) -> Iterator[dict[str, Any]]:
-    """Answer one question after another, printing as the answer comes; give each with its time."""
+    """Answer one question after another, printing as the answer comes; give each with its time.
+
+    Args:
+        model: that answers.
+        asked: what the questions are about.
+        questions: one after another.
+        sampling: how tokens are drawn.
+        told: --json and --quiet.
+        unanswered: gets the questions that cannot be answered, such as one that is too long; None: such a one ends it.
+
+    Raises:
+        ShapeError, InputError: as `Dialogue.ask`.
+    """
     from bindsearch.llm import Dialogue
 
+    as_json, quiet = told
     dialogue = Dialogue(model, asked.vector, sampling)
     for question in questions:
         began, pieces = time.monotonic(), []
-        for piece in dialogue.ask(question):
-            pieces.append(piece)
-            if not as_json:
-                typer.echo(piece, nl=False)
-                sys.stdout.flush()
+        try:
+            for piece in dialogue.ask(question):
+                pieces.append(piece)
+                if not as_json:
+                    typer.echo(piece, nl=False)
+                    sys.stdout.flush()
+        except InputError as error:
+            if unanswered is None or isinstance(error, ShapeError):
+                raise
+            unanswered.append(question)
+            say(f"{question[:60]!r}: not answered: {error}")
+            continue
         if not as_json:
             typer.echo("")
         seconds = time.monotonic() - began
@@ -223,11 +260,12 @@ def _answers(
         yield {"question": question, "answer": "".join(pieces).strip(), "seconds": round(seconds, 3)}
 
 
-def _say_cached(neighbours: list[dict[str, Any]]) -> None:
+def _say_cached(asked: _Asked) -> None:
     """Say which cached images carried an answer, the weightiest first."""
-    if not neighbours:
-        say("no cached images: name a cache with --cache.")
-    for each in neighbours:
+    if not asked.neighbours:
+        seen = all(spec.kind in _SEEN for spec in asked.specs)
+        say(f"no cached images: {_AS_IT_IS if seen else 'name a cache with --cache.'}")
+    for each in asked.neighbours:
         say(f"{each['weight']:.3f}  {each['key']}")
 
 

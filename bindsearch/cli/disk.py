@@ -140,4 +140,9 @@ def _refusal(number: int, path: Path, says: str = "") -> BindSearchError:
         return InputError(f"{path}: the name is too long for this file system. Name a shorter one.")
     if number in _FULL:
         return BindSearchError(f"{path}: no room left. Make room and run the same command again.")
+    if number in (errno.EMFILE, errno.ENFILE):
+        return BindSearchError(
+            f"{path}: too many files are open. Raise the limit (ulimit -n 65536; its hard one: ulimit -Hn) and run the "
+            "same command again."
+        )
     return BindSearchError(f"{path}: {says}. Is the disk in order? The traceback: bindsearch --debug COMMAND ...")

@@ -157,8 +157,10 @@ def _run_recipe(
 ) -> dict[str, Any]:
     """Run a recipe into a folder of its own; its presets hold unless --preset names others."""
     from bindsearch.config import setting
+    from bindsearch.evaluate.metrics import check_ties
     from bindsearch.evaluate.recipe import check_space, load_recipe, presets_for, run_recipe
 
+    check_ties(ties)
     recipe = load_recipe(name)
     recipe.check(data)
     space = open_space(*opened)

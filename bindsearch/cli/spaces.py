@@ -35,7 +35,10 @@ def models_info(name: NameArgument, as_json: JsonOption = False) -> None:
     """Say what a space is: towers, sizes, ids, preprocessing, licence."""
     from bindsearch.models.spaces import info
 
-    print_facts(info(name), as_json)
+    facts = info(name)
+    if not as_json and "space_id" in facts:
+        facts.setdefault("logit_scales", "known when a tower is loaded")
+    print_facts(facts, as_json)
 
 
 @models_app.command("path")

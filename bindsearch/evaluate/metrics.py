@@ -191,6 +191,16 @@ def none_drawn(total: IntArray, marked: IntArray, drawn: IntArray) -> Real:
     return out
 
 
+def check_ties(ties: str) -> None:
+    """Refuse a rule for ties that there is not.
+
+    Raises:
+        UnknownNameError: naming those of TIES.
+    """
+    if ties not in TIES:
+        raise UnknownNameError("rule for ties", ties, TIES)
+
+
 def judge(
     queries: FloatArray,
     gallery: FloatArray,
@@ -211,8 +221,7 @@ def judge(
         ShapeError: queries and gallery have different d, or a relevance has another shape.
         UnknownNameError: no such rule.
     """
-    if ties not in TIES:
-        raise UnknownNameError("rule for ties", ties, TIES)
+    check_ties(ties)
     if queries.shape[1:] != gallery.shape[1:]:
         raise ShapeError(f"evaluate: queries have shape {queries.shape}, the gallery {gallery.shape}.")
     wide = gallery.astype(np.float64)
@@ -247,7 +256,9 @@ def judge_scores(scores: Real, relevant: BoolArray, barred: BoolArray | None = N
 
     Raises:
         ShapeError: the shapes differ.
+        UnknownNameError: no such rule.
     """
+    check_ties(ties)
     for what, mask in (("relevance", relevant), ("barred", barred)):
         if mask is not None and mask.shape != scores.shape:
             raise ShapeError(f"evaluate: scores have shape {scores.shape}, {what} {mask.shape}.")
@@ -278,9 +289,13 @@ def average_precision(scores: Real, right: BoolArray, ties: str = TIES[0]) -> Re
     Returns:
         (q,) float64; 0 where nothing is right.
 
+    Raises:
+        UnknownNameError: no such rule.
+
     Source: for expected ties, F. McSherry and M. Najork, "Computing information retrieval performance measures
     efficiently in the presence of tied scores", ECIR 2008.
     """
+    check_ties(ties)
     order = np.lexsort((right, -scores), axis=1)  # among equals the wrong ones first
     hit = np.take_along_axis(right, order, axis=1)
     place = np.arange(1, scores.shape[1] + 1)

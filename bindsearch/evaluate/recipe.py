@@ -18,7 +18,7 @@ import numpy as np
 from bindsearch.config import from_json_dict
 from bindsearch.errors import InputError, MissingInputError, UnknownNameError, UnsupportedError
 from bindsearch.evaluate.matrix import plain, summarise
-from bindsearch.evaluate.metrics import judge
+from bindsearch.evaluate.metrics import check_ties, judge
 from bindsearch.evaluate.rows import Rows, codes, embed_rows
 from bindsearch.evaluate.zero_shot import ClassName, load_prompts, measure_zero_shot, name_vectors
 
@@ -246,9 +246,11 @@ def run_recipe(
     Raises:
         MissingInputError: files are missing; says what to download where.
         UnsupportedError: the space lacks a modality of the benchmark.
+        UnknownNameError: no such rule for ties.
     """
     from bindsearch.evaluate.layouts import list_items
 
+    check_ties(ties)
     check_space(recipe, space)
     recipe.check(data)
     output.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bindsearch.errors import InputError, MismatchError, MissingInputError, UnknownNameError
+from bindsearch.errors import InputError, MismatchError, MissingInputError
 from bindsearch.evaluate.matrix import measure_labels, measure_pairs, plain
-from bindsearch.evaluate.metrics import TIES
+from bindsearch.evaluate.metrics import check_ties
 from bindsearch.evaluate.rows import Rows, embed_rows, is_store, read_rows
 from bindsearch.evaluate.zero_shot import ClassName, labels_of, load_prompts, measure_zero_shot, name_vectors
 from bindsearch.makers import maker_of
@@ -65,8 +65,7 @@ class Question:
             MissingInputError: no such table.
             InputError: the table or the prompts cannot be read, or an option belongs to one that is not there.
         """
-        if self.ties not in TIES:
-            raise UnknownNameError("rule for ties", self.ties, TIES)
+        check_ties(self.ties)
         if self.zero_shot:
             _ = self.prompts
         elif self.templates is not None:

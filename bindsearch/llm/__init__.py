@@ -2,7 +2,7 @@
 
 >>> from bindsearch import llm
 >>> model = llm.load(adapter="7B.pth", llama="llama-7b", dtype="bfloat16")
->>> for piece in model.answer(space.audio("bird.wav").vector[None], "What is making this sound?", stream=True): ...
+>>> for piece in model.answer(space.audio("bird.wav").vector, "What is making this sound?", stream=True): ...
 """
 
 from __future__ import annotations

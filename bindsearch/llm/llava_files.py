@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 NON_LORA = "non_lora_trainables.bin"
+LORA_CONFIG = "adapter_config.json"
+_WORDS = ("embed_tokens", "lm_head")
+"""What the names of a Llama's own word embeddings have in them."""
 _PREFIX = re.compile(r"^(?:base_model\.model\.)?(?:model\.)*")
 _LORA = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -107,10 +110,28 @@ def load_projector(path: str | Path) -> LlavaConnector:
     Raises:
         MissingInputError, WeightsError: as of `read_tensors`, `split_state` and `connector_of`.
     """
-    path = Path(path)
+    return connector_of(*read_projector(Path(path)))
+
+
+def read_projector(path: Path) -> tuple[NonLora, str]:
+    """Read what is trained beside LoRA, and give the file's name with it; arguments and errors as `load_projector`."""
     if path.is_dir():
         path = path / (NON_LORA if (path / NON_LORA).is_file() else "mm_projector.bin")
-    return connector_of(split_state(read_tensors(path), str(path)), str(path))
+    return split_state(read_tensors(path), str(path)), str(path)
+
+
+def check_no_words(parts: NonLora, where: str) -> None:
+    """Refuse word embeddings that were trained with a projector: the Llama's own would be read instead.
+
+    Raises:
+        UnsupportedError: naming them.
+    """
+    words = sorted(name for name in parts.others if any(word in name for word in _WORDS))
+    if words:
+        raise UnsupportedError(
+            f"{where}: holds trained word embeddings ({', '.join(words)}), which are not read here: without them it "
+            "would answer as another model. Write them into the Llama's own files and leave them out of this one."
+        )
 
 
 def merge_lora(llama: nn.Module, folder: str | Path) -> int:
@@ -131,7 +152,7 @@ def merge_lora(llama: nn.Module, folder: str | Path) -> int:
             then.
     """
     folder = Path(folder)
-    config = _read_config(folder / "adapter_config.json")
+    config = _read_config(folder / LORA_CONFIG)
     file = next((folder / name for name in _ADAPTERS if (folder / name).is_file()), folder / _ADAPTERS[0])
     factors: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in read_tensors(file).items():
@@ -148,7 +169,7 @@ def merge_lora(llama: nn.Module, folder: str | Path) -> int:
         if pair["A"].ndim != 2 or pair["B"].shape[1:] != pair["A"].shape[:1]:
             shapes = ", ".join(str(tuple(pair[factor].shape)) for factor in "AB")
             raise MismatchError(f"{file}: {name} has factors of shapes {shapes}: no product. Fetch it again.")
-        scale = _scale(config, name, len(pair["A"]), f"{folder / 'adapter_config.json'}: {name}")
+        scale = _scale(config, name, len(pair["A"]), f"{folder / LORA_CONFIG}: {name}")
         delta = scale * (pair["B"].float() @ pair["A"].float())
         if delta.shape != weight.shape:
             raise MismatchError(f"{file}: {name} is {tuple(delta.shape)}, in the Llama {tuple(weight.shape)}.")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bindsearch.errors import MismatchError, MissingInputError, UnknownNameError
+from bindsearch.errors import MismatchError, MissingInputError, UnknownNameError, UnsupportedError
 from bindsearch.llm.checkpoints import adapter_shapes, check_finite, fill, lora_terms, rank_of, read_adapter
 from bindsearch.llm.conversations import Chat
 from bindsearch.llm.fingerprint import check_base, fingerprint_of, recorded_base
@@ -14,7 +14,14 @@ from bindsearch.llm.generate import CONTEXT_TOKENS
 from bindsearch.llm.keys import place_of
 from bindsearch.llm.llama_files import find_llama, load_llama
 from bindsearch.llm.llava import IMAGE_ID, IMAGE_TAG, tokenize
-from bindsearch.llm.llava_files import connector_of, load_projector, merge_lora, split_state
+from bindsearch.llm.llava_files import (
+    LORA_CONFIG,
+    check_no_words,
+    connector_of,
+    merge_lora,
+    read_projector,
+    split_state,
+)
 from bindsearch.llm.model import DTYPES, AdapterLlama
 from bindsearch.llm.tokenizer import Tokenizer
 from bindsearch.models.weights import check_keys
@@ -39,6 +46,20 @@ def is_llava(path: Path) -> bool:
     return path.name.startswith(NAMES) or any((path / f"{name}.bin").is_file() for name in NAMES)
 
 
+def check_llava_options(path: Path, merge_lora: bool, quantize: str | None, visual_heads: int | None) -> None:
+    """Refuse options of `llm.load` that LLaVA's files do not take.
+
+    Raises:
+        UnsupportedError: naming the option.
+    """
+    if quantize is not None:
+        raise UnsupportedError(f"{path}: quantize={quantize!r}: LLaVA's Llama is not quantised here. Leave it out.")
+    if visual_heads is not None:
+        raise UnsupportedError(f"{path}: visual_heads={visual_heads}: LLaVA has no visual blocks. Leave it out.")
+    if not merge_lora and (path / LORA_CONFIG).is_file():
+        raise UnsupportedError(f"{path}: merge_lora=False: LLaVA's LoRA terms are always merged here. Leave it out.")
+
+
 def load_llava(
     projector: str | Path, llama: str | Path, dtype: str = "bfloat16", device: str = "cpu", attention: str = "sdpa"
 ) -> LlavaLlama:
@@ -53,11 +74,14 @@ def load_llava(
 
     Raises:
         MissingInputError, WeightsError, MismatchError: as of `llm.load`, `load_projector` and `merge_lora`.
+        UnsupportedError: the file holds trained word embeddings as well, or as of `merge_lora`.
     """
     projector = Path(projector)
-    connector = load_projector(projector)
+    parts, where = read_projector(projector)
+    check_no_words(parts, where)
+    connector = connector_of(parts, where)
     base, tokenizer, mark = _load_base(connector, projector, llama, (dtype, device, attention))
-    if projector.is_dir() and (projector / "adapter_config.json").is_file():
+    if projector.is_dir() and (projector / LORA_CONFIG).is_file():
         merge_lora(base, projector)
     return LlavaLlama(base, connector.to(device), tokenizer, base=mark)
 

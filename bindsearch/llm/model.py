@@ -71,12 +71,14 @@ def load(
         WeightsError: a damaged or wrong file: keys are listed by name.
         MismatchError: an adapter of another size of Llama, or recorded for another one (see `record_base`), or with
             other visual heads; a tokenizer of another vocabulary.
+        UnsupportedError: an option that adapters of this kind do not take, or trained word embeddings beside LLaVA's.
     """
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, DTYPES)
-    from bindsearch.llm.llava_model import is_llava, load_llava
+    from bindsearch.llm.llava_model import check_llava_options, is_llava, load_llava
 
     if is_llava(Path(adapter)):
+        check_llava_options(Path(adapter), merge_lora, quantize, visual_heads)
         return load_llava(adapter, llama, dtype, device, attention)
     state = read_adapter(Path(adapter))
     facts = describe(state, str(adapter))
@@ -139,15 +141,20 @@ class AdapterLlama:
 
         Args:
             embeddings: (1, d) or (B, d) floats. Not modified.
-            ids: (B, L) int64. Not modified.
-            options: more arguments of the model.
+            ids: (B, L) int64; for LLaVA with the image's tag in each row. Not modified.
+            options: more arguments of the model, such as the attention_mask of (B, L).
 
         Returns:
-            (B, L, V) in the Llama's dtype.
+            (B, L, V) in the Llama's dtype; for LLaVA the tag's place is that of the embedding.
+
+        Raises:
+            ShapeError, InputError: embeddings or ids that the connector does not read.
         """
         device = self.llama.get_input_embeddings().weight.device
+        mask = options.pop("attention_mask", torch.ones_like(ids))
         with torch.no_grad(), self.connection.inject(torch.as_tensor(embeddings)):
-            out: torch.Tensor = self.llama(input_ids=ids.to(device), **options).logits
+            inputs = self.connection.inputs(ids.to(device), mask.to(device))
+            out: torch.Tensor = self.llama(**inputs, **options).logits
         return out
 
     @overload

@@ -364,7 +364,7 @@ def _cached() -> Iterator[Path]:
 
 
 def info(name: str) -> dict[str, Any]:
-    """Say what a space is, as a flat record; loads no tower.
+    """Say what a space is, as a flat record; loads no tower, and has no logit_scales where they are the towers' own.
 
     Raises:
         UnknownNameError: no such space.
@@ -392,9 +392,10 @@ def info(name: str) -> dict[str, Any]:
         tower_ids=card.tower_ids,
         clip_shapes={modality: list(shape) for modality, shape in card.clip_shapes.items()},
         presets={modality: _preset_id(space, modality) for modality in card.towers},
-        logit_scales={modality: round(space.logit_scale(modality), 4) for modality in card.towers},
         source=card.source,
     )
+    if not card.scale_from_tower:  # else its weights would be loaded, or downloaded
+        facts["logit_scales"] = {modality: round(space.logit_scale(modality), 4) for modality in card.towers}
     facts["licence"] = card.licence or facts.get("licence", "")
     return facts
 

@@ -13,7 +13,8 @@ import torch
 from bindsearch.config import to_json_dict
 from bindsearch.errors import InputError, UnknownNameError
 from bindsearch.llm.pair import LLAMA, PairManifest, pair_bytes, save_pair
-from bindsearch.models.spaces import load_space
+from bindsearch.models.manifest import FILE as SPACE_FILE
+from bindsearch.models.spaces import Space, load_space
 from bindsearch.train.answer_config import AnswerConfig
 from bindsearch.train.answer_run import AnswerSources, Ready, prepare_run, train_pair
 from bindsearch.train.curves import plot_curves
@@ -111,7 +112,7 @@ def write_pair(ready: Ready, output: Path) -> PairManifest:
     own = ready.sources.llama
     manifest = PairManifest(
         name=output.resolve().name,
-        space=config.space,
+        space=_place_of(config.space, ready.space),
         space_id=ready.space.space_id,
         connector=config.connector.kind,
         llama=LLAMA if own is None else str(own.resolve()),
@@ -119,3 +120,8 @@ def write_pair(ready: Ready, output: Path) -> PairManifest:
     )
     tokenizer = ready.chat.tokenizer.path if own is None else None
     return save_pair(output, manifest, ready.connector, ready.llama, ready.lora, tokenizer)
+
+
+def _place_of(name: str, space: Space) -> str:
+    """Give what opens the pair's space from every working folder: where its folder lies, or the name that it has."""
+    return space.location if (Path(name).expanduser() / SPACE_FILE).is_file() else name

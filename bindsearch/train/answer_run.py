@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bindsearch.config import to_json_dict
+from bindsearch.config import canonical_json, to_json_dict
 from bindsearch.errors import InputError, MissingInputError
 from bindsearch.llm.conversations import Chat, Conversation, read_conversations, write_conversations
 from bindsearch.llm.llama_files import find_llama, linear_sizes, load_llama
 from bindsearch.llm.llava import IMAGE_ID
 from bindsearch.llm.tiny import build_llama, need_extra, train_tokenizer
 from bindsearch.llm.tokenizer import Tokenizer
+from bindsearch.store.files import commit_bytes
 from bindsearch.train.answer_config import AnswerConfig, AnswerStageConfig, ConnectorConfig
 from bindsearch.train.answer_measure import measure_answers
 from bindsearch.train.answers import AnswerStage, Talk, train_answers
 from bindsearch.train.checkpoint import finished_notes, hash_weights, load_checkpoint
-from bindsearch.train.picture_rows import embed_scenes, named_rows, reader_ids
+from bindsearch.train.picture_rows import PictureRows, embed_scenes, named_rows, read_pictures, reader_ids
 from bindsearch.world.address import parse
 from bindsearch.world.instructions import ask, every_text, write_instructions, write_readings
 from bindsearch.world.scene import Scenes, sample, split_seeds
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from bindsearch.models.spaces import Space
 
 Say = Callable[[str], None]
+LEDGER = "bad.jsonl"
+_NAMED = 10
+"""Pictures that cannot be read are named in the log, so many of them."""
 _DESCRIPTIONS = 3
 _BLOCK = 5000
 _LLAMA_SETTINGS = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_parameters")
@@ -306,9 +310,39 @@ def _own_talk(ready: Ready, stage: AnswerStageConfig) -> Talk:
     conversations = _answered(ready, conversations, data, shuffled=False)
     home = ready.sources.images or data.parent
     names = [name if parse_or_none(name) else str(home / name) for name in (one.image or "" for one in conversations)]
-    rows = named_rows(ready.space, ready.folder / "embeddings", names, ready.say)
+    found = read_pictures(ready.space, ready.folder / "embeddings", names, ready.say)
+    (ready.folder / LEDGER).unlink(missing_ok=True)
+    if found.bad:
+        _say_bad(ready, found, names, data)
+        kept = [name not in found.bad for name in names]
+        conversations, names = list(itertools.compress(conversations, kept)), list(itertools.compress(names, kept))
+    rows = found.of(names)
     facts = {"file": data.name, "sha256": _digest(data), "embeddings": hashlib.sha256(rows.tobytes()).hexdigest()}
     return Talk(conversations, ready.features(rows), ready.chat, False, {**facts, **reader_ids(ready.space)})
+
+
+def _say_bad(ready: Ready, found: PictureRows, names: list[str], data: Path) -> None:
+    """Say which pictures cannot be read, with the reasons in the run's ledger.
+
+    Args:
+        ready: of the run.
+        found: what could be read, and what not.
+        names: of the conversations' pictures.
+        data: file of the conversations, for messages.
+
+    Raises:
+        MissingInputError: none of the pictures can be read.
+    """
+    ledger = ready.folder / LEDGER
+    lines = (canonical_json({"image": name, "reason": reason}) + "\n" for name, reason in found.bad.items())
+    commit_bytes(ledger, "".join(lines).encode("ascii"))
+    lost = sum(name in found.bad for name in names)
+    first = list(found.bad)[:_NAMED]
+    more = f" and {len(found.bad) - _NAMED} more" if len(found.bad) > _NAMED else ""
+    why = f"{data}: {len(found.bad)} of {len(found.bad) + len(found.places)} pictures cannot be read"
+    if not found.places:
+        raise MissingInputError(f"{why}: {first[0]}: {found.bad[first[0]]}; all reasons: {ledger}. Right --images?")
+    ready.say(f"{why}, {lost} conversations are left out: {', '.join(first)}{more}; the reasons: {ledger}")
 
 
 def _answered(ready: Ready, conversations: list[Conversation], path: Path, shuffled: bool) -> list[Conversation]:

@@ -302,7 +302,7 @@ def _watched(stage: Stage, progress: bool) -> Iterator[None]:
 def _train(run: _Run, bound: BoundPairs, options: RunOptions, report: BindReport, write: bool) -> None:
     """Train, and write what came of it; fills the report."""
     tower = start_tower(run.plan, run.config.seed)
-    take_statistics(tower, bound.statistics_rows())
+    take_statistics(tower, bound.statistics_rows)
     report.parameters = sum(parameter.numel() for parameter in tower.parameters())
     schedule = run.config.schedule
     interrupted = threading.Event()

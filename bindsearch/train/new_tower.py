@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,10 +167,15 @@ def start_tower(plan: TowerPlan, seed: int) -> Tower:
     return tower
 
 
-def take_statistics(tower: Tower, rows: torch.Tensor) -> None:
-    """Standardise a projector's inputs by the (n, F) float32 rows that it trains on; other towers stay as they are."""
+def take_statistics(tower: Tower, rows: Callable[[], torch.Tensor]) -> None:
+    """Standardise a projector's inputs by the rows that it trains on; other towers stay as they are.
+
+    Args:
+        tower: overwritten where it is a projector.
+        rows: gives (n, F) float32; not asked for other towers, whose inputs may be larger than memory.
+    """
     if isinstance(tower.stem, FeaturesStem):
-        tower.stem.set_statistics(rows)
+        tower.stem.set_statistics(rows())
 
 
 def write_joined_space(

@@ -18,6 +18,7 @@ from bindsearch.embed.decoding import Decoded, Failed
 from bindsearch.embed.worker import Task
 from bindsearch.embed.workers import DecodePool
 from bindsearch.errors import BindSearchError, MissingInputError
+from bindsearch.processes import allow_open_files
 from bindsearch.store import open_store
 from bindsearch.store.files import commit_bytes
 from bindsearch.types import Item
@@ -133,9 +134,10 @@ def prepare_inputs(
         advance: told of so many items that are done.
 
     Raises:
-        BindSearchError: workers cannot be started.
+        BindSearchError: workers cannot be started, or a shard is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    allow_open_files()  # each shard that is mapped keeps its file open
     found = PreparedRows()
     with DecodePool(workers) as pool:
         for at in range(0, len(items), SHARD_ITEMS):
@@ -178,7 +180,7 @@ def _read_shard(path: Path, found: PreparedRows) -> None:
         rows = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
         found.shards.append(rows.view(np.ndarray))  # numpy's own class of maps is slow to index
         lines = json.loads(path.with_suffix(".json").read_bytes())
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, EOFError, ValueError) as error:
         raise BindSearchError(f"{path}: damaged ({error}). Remove {path.parent} and run the same command.") from error
     at = 0
     for line in lines:
