@@ -245,6 +245,24 @@ def test_a_row_that_cannot_be_meant_is_in_the_ledger(media, tmp_path, space):
     assert run_embed([media / "list.jsonl"], tmp_path / "out", space, options=HERE).unchanged == 3
 
 
+@pytest.mark.parametrize("uri", ["tar://x.tar/a.jpg", "file://[abc/x.jpg", "row://table.npz", "odd://x/a.jpg"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_uri_of_no_known_form_costs_its_own_row_alone(uri, workers, media, tmp_path, space, monkeypatch):
+    import fsspec
+
+    def odd(*_, **__):
+        raise KeyError("no such bucket")
+
+    monkeypatch.setattr(fsspec, "open", odd)
+    (media / "list.jsonl").write_text(f'{{"path": "0.png"}}\n{{"path": "{uri}", "modality": "image"}}\n')
+    options = dataclasses.replace(HERE, workers=workers, max_bad=1)
+    report = run_embed([media / "list.jsonl"], tmp_path / "out", space, options=options)
+    assert (report.embedded, report.bad) == ({"image": 1}, {"image": 1})
+    assert [row["key"] for row in open_store(tmp_path / "out").bad()] == [uri]
+    again = run_embed([media / "list.jsonl"], tmp_path / "out", space, options=options)
+    assert (again.unchanged, again.shards) == (2, 0)
+
+
 def test_a_damaged_shard_is_made_anew(media, tmp_path, space):
     out = tmp_path / "out"
     run_embed([media], out, space, options=HERE)

@@ -13,7 +13,7 @@ import numpy as np
 
 from bindsearch.embed.decoding import source_of
 from bindsearch.embed.plan import say_twice
-from bindsearch.errors import DecodeError, InputError
+from bindsearch.errors import InputError
 from bindsearch.listing.naming import to_path
 from bindsearch.store import EmbeddingStore, Generation, generation_folders
 from bindsearch.store.files import read_parquet
@@ -112,7 +112,9 @@ class KnownUnits:
             return True
         try:
             return source_of(item).sha256() == self._checksums[known]
-        except (DecodeError, OSError):
+        except (ImportError, MemoryError):
+            raise
+        except Exception:  # a URI of no known form, a foreign file system: embedding it will say what is wrong
             return False
 
     @cached_property
@@ -245,6 +247,8 @@ def _can_be_read(item: Item) -> bool:
     try:
         with source_of(item).open() as file:
             file.read(1)
-    except (DecodeError, OSError):
+    except (ImportError, MemoryError):
+        raise
+    except Exception:  # foreign file systems raise anything
         return False
     return True

@@ -192,7 +192,9 @@ def _sha256_if_any(item: Item) -> str | None:
         return None
     try:
         return _sha256(item)
-    except (DecodeError, OSError):
+    except (ImportError, MemoryError):
+        raise
+    except Exception:  # what made the item fail fails again: a URI of no known form, a foreign file system
         return None
 
 
