@@ -569,6 +569,41 @@ def test_a_tar_damaged_in_the_middle_is_not_taken_for_its_end(tmp_path):
     assert "damaged at byte 7168" in items[2].reason
 
 
+def nest(header, depth=2000):
+    """Put a header behind many that each hold a long name for the next."""
+    outer = tarfile.TarInfo("././@LongLink")
+    outer.type, outer.size = tarfile.GNUTYPE_LONGNAME, 2
+    return (outer.tobuf(tarfile.GNU_FORMAT) + b"x\0".ljust(512, b"\0")) * depth + header
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("damage", ["back", "sparse", "nested"])
+def test_a_tar_whose_headers_lead_nowhere_is_one_broken_item(damage, first, tmp_path):
+    """A size below zero leads back to the header before; names of names of names never come to a file."""
+    write(tmp_path, "a.txt", data=b"beside it")
+    before = [("m.txt", b"first"), ("n.txt", b"second")]
+    whole = make_tar(tmp_path / "t.tar", [] if first else before, tarfile.GNU_FORMAT).read_bytes()
+    good = whole.rstrip(b"\0")
+    good += bytes(-len(good) % 512)
+    bad = tarfile.TarInfo("z.jpg")
+    bad.size = -1536
+    if damage == "sparse":
+        bad.type = tarfile.GNUTYPE_SPARSE
+    header = bad.tobuf(tarfile.GNU_FORMAT)
+    if damage == "nested":
+        bad.size = 0
+        header = nest(bad.tobuf(tarfile.GNU_FORMAT))
+    (tmp_path / "t.tar").write_bytes(good + header + bytes(10240))
+    *items, broken = collect(tmp_path)
+    assert [item.key for item in items] == (["a.txt"] if first else ["a.txt", "t.tar/m.txt", "t.tar/n.txt"])
+    assert (broken.key, broken.hides, broken.stage) == ("t.tar", True, "read")
+    why = "cannot be read as a tar: headers within headers" if first and damage == "nested" else f"byte {len(good)}: "
+    assert why in broken.reason
+    with pytest.raises(DecodeError, match=r"no such member|cannot be read as a tar"):
+        Source.of(f"tar://{tmp_path}/t.tar!/z.jpg").read_bytes()
+
+
 @pytest.mark.parametrize("data", [b"", b"no tar at all " * 100, bytes(700)])
 def test_what_is_no_tar_is_broken_or_empty(data, tmp_path):
     (tmp_path / "a.tar").write_bytes(data)
