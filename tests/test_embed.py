@@ -198,6 +198,54 @@ def test_only_what_was_listed_again_can_be_gone(media, tmp_path, space):
     assert "x.png" in keys(out)
 
 
+def test_another_look_at_a_source_takes_nothing_away(media, tmp_path, space):
+    """What --modality, --text-column or a smaller space passes over is there; each look finds what it has lost."""
+    out, words = tmp_path / "out", dataclasses.replace(HERE, modality="text")
+    whole = run_embed([media], out, space, options=HERE)
+    (media / "new.txt").write_text("read as text alone")
+    report = run_embed([media], out, space, options=words)
+    assert (report.gone, report.embedded, report.items) == (0, {"text": 2}, whole.items + 1), "3.txt without its group"
+
+    class Blind:
+        """The tiny space without eyes."""
+
+        modalities = ("text", "audio")
+
+        def __getattr__(self, name):
+            return getattr(space, name)
+
+    assert run_embed([media], out, Blind(), options=HERE).gone == 0
+    (media / "new.txt").unlink()
+    (media / "0.png").unlink()
+    assert run_embed([media], out, Blind(), options=HERE).gone == 1
+    assert run_embed([media], out, space, options=words).gone == 1
+    assert sorted(keys(out)) == sorted(key for key in keys(out) if (media / key).exists())
+
+
+def test_another_column_of_a_manifest_takes_nothing_away(media, tmp_path, space):
+    (media / "pairs.csv").write_text("path,caption\n0.png,a dog\n1.png,a cat\n")
+    out = tmp_path / "out"
+    run_embed([media / "pairs.csv"], out, space, options=HERE)
+    captions = dataclasses.replace(HERE, text_column="caption")
+    for number in range(2):
+        report = run_embed([media / "pairs.csv"], out, space, options=captions)
+        assert (report.gone, report.items, report.unchanged) == (0, 4, 2 * number)
+    assert sorted(keys(out)) == ["0.png", "1.png", "pairs.csv#0", "pairs.csv#1"]
+    (media / "pairs.csv").write_text("path,caption\n0.png,a dog\n")
+    assert run_embed([media / "pairs.csv"], out, space, options=captions).gone == 1
+    assert run_embed([media / "pairs.csv"], out, space, options=HERE).gone == 1
+
+
+def test_a_plan_that_does_not_say_how_it_read_is_taken_to_have_read_alike(media, tmp_path, space):
+    out = tmp_path / "out"
+    run_embed([media], out, space, options=HERE)
+    plan = json.loads((out / "g0001/plan.json").read_text())
+    assert (plan.pop("modality"), plan.pop("text_column")) == (None, None)
+    (out / "g0001/plan.json").write_text(json.dumps(plan))
+    (media / "0.png").unlink()
+    assert run_embed([media], out, space, options=HERE).gone == 1
+
+
 def test_other_settings_are_refused_with_both_values(media, tmp_path, space):
     out = tmp_path / "out"
     run_embed([media], out, space, options=HERE)

@@ -32,7 +32,9 @@ class KnownUnits:
     Memory: 34 bytes a row; the checksums are read only where a modification time has changed.
     """
 
-    def __init__(self, out: Path, generations: Sequence[Generation], origins: Sequence[str]) -> None:
+    def __init__(
+        self, out: Path, generations: Sequence[Generation], origins: Sequence[str], look: Mapping[str, Any]
+    ) -> None:
         """Read the plans of the generations.
 
         Args:
@@ -41,6 +43,7 @@ class KnownUnits:
                 is planned counts as embedded.
             origins: names of this run's sources; a row from one of them that is not listed again is gone. Stdin ("-")
                 has no memory: nothing is gone because it was not typed again.
+            look: how this run reads its sources, as plans record it; what was read in another way is not listed again.
         """
         generations = [each for each in generations if not each.record.get("imported")]
         self._out, self._generations = out, generations
@@ -49,7 +52,9 @@ class KnownUnits:
         for generation in reversed(generations):
             rows = _plan_columns(generation, ("id", "unit", "print", "mtime", "origin"))
             alive = ~np.isin(rows["id"], dead)
-            again = np.array([name in origins and name != "-" for name in generation.record["sources"]], dtype=bool)
+            same = reads_alike(generation.record, look)
+            names = generation.record["sources"]
+            again = np.array([same and name in origins and name != "-" for name in names], dtype=bool)
             rows["listed"] = again[rows.pop("origin")]
             for name, values in rows.items():
                 columns[name].append(values[alive])
@@ -93,6 +98,10 @@ class KnownUnits:
             return 0
         self.seen[rows] = True
         return int(rows.stop) - int(rows.start)
+
+    def keep(self, item: Item) -> None:
+        """Note that a listed item is there still, though this run cannot embed it."""
+        self.seen[self.rows_of(item.id)] = True
 
     def count_bad(self, item: Item) -> int:
         """Tell how many of a listed item's rows in the store have no vector."""
@@ -202,6 +211,16 @@ class KnownUnits:
         return sorted(found, key=lambda row: row["id"]), kept
 
 
+def reads_alike(record: Mapping[str, Any], look: Mapping[str, Any]) -> bool:
+    """Say whether a plan's sources were read as a run reads its own; plans of earlier versions do not say how.
+
+    Args:
+        record: of the plan.
+        look: `modality` and `text_column` of the run.
+    """
+    return all(record.get(name, value) == value for name, value in look.items())
+
+
 def listed_ids(listing: Iterable[Item], out: Path) -> IntArray:
     """Give the ids of the rows that a store has of listed items, whichever source they first came from: (n,) int64.
 
@@ -209,7 +228,7 @@ def listed_ids(listing: Iterable[Item], out: Path) -> IntArray:
         listing: what a source holds now; iterated once.
         out: folder of the store.
     """
-    known = KnownUnits(out, [Generation.load(folder) for folder in generation_folders(out)], ())
+    known = KnownUnits(out, [Generation.load(folder) for folder in generation_folders(out)], (), {})
     listed = np.fromiter((item.id for item in listing), dtype=np.int64)
     return known.ids[np.isin(known.units, listed)]
 
