@@ -185,9 +185,9 @@ def test_only_what_was_listed_again_can_be_gone(media, tmp_path, space):
     report = run_embed([more], out, space, options=HERE)
     assert (report.gone, report.items) == (0, 14)
     words = EmbedOptions(workers=0, modality="text")
-    for number in range(2):
-        report = run_embed(["-"], out, space, options=words, stdin=io.StringIO(f"text {number}\n"))
-        assert (report.gone, report.embedded, report.items) == (0, {"text": 1}, 15)
+    for embedded in ({"text": 1}, {}):
+        report = run_embed(["-"], out, space, options=words, stdin=io.StringIO("text\n"))
+        assert (report.gone, report.embedded, report.items) == (0, embedded, 15)
     data = (more / "x.png").read_bytes()
     (more / "x.png").unlink()
     report = run_embed([media, more], out, space, options=HERE)
@@ -527,6 +527,36 @@ def test_no_file_takes_the_place_of_another_folders(tmp_path, space):
     (tmp_path / "moved" / "x.png").write_bytes(picture_bytes("png", seed=4))
     report = run_embed([tmp_path / "moved"], out, space, options=HERE)
     assert (report.embedded.total(), report.bad_items, len(open_store(out))) == (2, 0, 2)
+
+
+def test_typed_texts_take_the_place_of_no_others(tmp_path, space):
+    """Their keys are line numbers: other texts would have replaced the first ones, and nothing would have said so."""
+    out, words = tmp_path / "out", EmbedOptions(workers=0, modality="text", max_bad=1)
+
+    def embed(data):
+        stdin = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8")
+        return run_embed("-", out, space, options=words, stdin=stdin)
+
+    assert embed(b"a dog\na cat\n\xff\n").embedded == {"text": 2}
+    for texts in (b"a bird\n", b"a dog\n\xff\n"):
+        with pytest.raises(InputError, match=r"key 'stdin#.' is in .*out already, of .*Name the texts in a manifest"):
+            embed(texts)
+    assert embed(b"a dog\na cat\n").unchanged == 2
+    report = embed(b"a dog\na cat\na bird\nan owl\n")
+    assert (report.unchanged, report.embedded, report.bad_items, report.items) == (2, {"text": 2}, 0, 4)
+
+
+def test_lists_of_one_name_take_no_ones_place(tmp_path, space):
+    out, words = tmp_path / "out", EmbedOptions(workers=0, modality="text")
+    for folder, text in (("a", "a dog"), ("b", "a cat")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "captions.lst").write_text(f"{text}\n")
+    run_embed(tmp_path / "a" / "captions.lst", out, space, options=words)
+    with pytest.raises(InputError, match=r"of .*a/captions\.lst; got .*b/captions\.lst"):
+        run_embed(tmp_path / "b" / "captions.lst", out, space, options=words)
+    (tmp_path / "a" / "captions.lst").write_text("another dog\n")
+    report = run_embed(f"@{tmp_path}/a/captions.lst", out, space, options=words)
+    assert (report.embedded, report.items) == ({"text": 1}, 1), "the list itself has changed"
 
 
 def test_long_recordings_become_spans(tmp_path, space):

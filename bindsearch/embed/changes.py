@@ -14,6 +14,7 @@ import numpy as np
 from bindsearch.embed.decoding import source_of
 from bindsearch.embed.plan import say_twice
 from bindsearch.errors import InputError
+from bindsearch.listing.collect import STDIN_PLACE
 from bindsearch.listing.naming import to_path
 from bindsearch.store import EmbeddingStore, Generation, generation_folders
 from bindsearch.store.files import read_parquet
@@ -145,17 +146,23 @@ class KnownUnits:
         """Refuse to put an item in the place of another file's.
 
         A key that a source brings which an earlier run did not list may be another file's that has the same name. Where
-        that one is no more, its folder was moved or renamed, and the item takes its place.
+        that one is no more, its folder was moved or renamed, and the item takes its place. A text that was typed lies
+        nowhere: it takes the place of what is bad alone.
 
         Args:
             item: new or changed.
 
         Raises:
-            InputError: the other file is still there; both are named.
+            InputError: the other file is still there; both are named. Or another text has the key of a typed one.
         """
         rows = self.rows_of(item.id)
         if rows.start == rows.stop or self.listed[rows].any():
             return
+        if item.source == STDIN_PLACE and self.count_bad(item) < rows.stop - rows.start:
+            raise InputError(
+                f"key {item.key!r} is in {self._out} already, of something else than this text from stdin. Name the "
+                "texts in a manifest with a column 'key', or embed them into another folder."
+            )
         source = self._sources[item.id]
         if _are_two_files(source, item.source):
             raise InputError(

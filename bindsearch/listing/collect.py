@@ -23,6 +23,8 @@ from bindsearch.types import Item, to_text
 
 LIST_SUFFIXES = (".lst", ".list")
 STDIN = "-"
+STDIN_PLACE = "stdin"
+"""What texts that were typed have for their source: they lie in no file."""
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -93,7 +95,7 @@ class Listing:
 
     def _of_source(self, name: str) -> Iterator[Item]:
         if name == STDIN:
-            return self._of_lines(_numbered(lines_of(self.stdin or sys.stdin)), Path(), "stdin")
+            return self._of_lines(_numbered(lines_of(self.stdin or sys.stdin)), Path(), "stdin", STDIN_PLACE)
         if name.startswith("@"):
             return self._of_list(Path(name[1:]))
         if is_uri(name):
@@ -119,19 +121,19 @@ class Listing:
 
     def _of_list(self, path: Path) -> Iterator[Item]:
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-            yield from self._of_lines(_numbered(file), path.parent, path.name)
+            yield from self._of_lines(_numbered(file), path.parent, path.name, place_of(path))
 
-    def _of_lines(self, lines: Iterator[tuple[int, str]], folder: Path, name: str) -> Iterator[Item]:
-        """Yield an item a line: a path relative to `folder`, or with --modality text the text itself.
+    def _of_lines(self, lines: Iterator[tuple[int, str]], folder: Path, name: str, place: str) -> Iterator[Item]:
+        """Yield an item a line: a path relative to `folder`, or with --modality text the text itself, from `place`.
 
         A path may hold any bytes, which stand as surrogates; a text that does is no text.
         """
         for number, line in lines:
             if self.modality == "text" and not is_utf8(line):
                 reason = f"{name}, line {number}: the text is not UTF-8"
-                yield BrokenItem(f"{name}#{number}", "text", to_text(name), reason=reason, stage="read")
+                yield BrokenItem(f"{name}#{number}", "text", place, reason=reason, stage="read")
             elif self.modality == "text":
-                yield literal_item(Item(f"{name}#{number}", "text", to_text(name)), line)
+                yield literal_item(Item(f"{name}#{number}", "text", place), line)
             elif is_uri(line):
                 yield from self._of_file(line, line, None)
             elif (maker := maker_of(line)) is not None:
