@@ -274,6 +274,7 @@ def test_a_text_column_makes_texts(kind, tmp_path):
         ({"path": "a.wav", "start_s": 3, "end_s": 2}, "expected 0 <= start_s < end_s, got 3 and 2"),
         ({"path": "a.wav", "start_s": 3}, "expected two numbers"),
         ({"key": "k", "fuse": "video*0.95 + sound*0.05"}, "names the modality 'sound'"),
+        ({"key": "k", "fuse": "image*1e999 + text", "image": "a.jpg", "text": "a"}, "weights finite and not 0"),
         ({"path": "a.jpg", "key": "a\x00b"}, "NUL"),
     ],
 )
@@ -285,6 +286,31 @@ def test_rows_that_cannot_be_meant_are_broken_and_the_others_are_not(row, words,
     assert (broken.key, broken.modality, broken.source) == ("list.jsonl#1", "row", str(path))
     assert "row 1" in broken.reason
     assert words in broken.reason
+
+
+def not_utf8(*values):
+    """An Arrow column of texts, whatever bytes they hold."""
+    return pa.array(values, pa.binary()).cast(pa.string(), safe=False)
+
+
+def test_times_that_python_cannot_hold_are_text_and_cells_that_are_none_are_one_broken_row(tmp_path):
+    table = pa.table(
+        {
+            "path": not_utf8(b"a.jpg", b"\xff.jpg", b"c.jpg"),
+            "seen": pa.array([1_000_000_000_000_000_001, 0, 1_000_000_000], pa.timestamp("ns")),
+            "day": pa.array([0, 0, 2**30], pa.date32()),
+        }
+    )
+    pq.write_table(table, tmp_path / "m.parquet")
+    first, broken, last = collect(tmp_path / "m.parquet")
+    assert dict(first.attributes) == {"seen": "2001-09-09 01:46:40.000000001", "day": "1970-01-01"}
+    assert (last.attributes["seen"], last.key) == ("1970-01-01 00:00:01", "c.jpg")
+    assert "out of range" in last.attributes["day"]
+    assert isinstance(broken, BrokenItem)
+    assert broken.reason == f"{tmp_path / 'm.parquet'}, row 1: column 'path' of row 1: not UTF-8"
+    pq.write_table(table.slice(1, 1), tmp_path / "m.parquet")
+    with pytest.raises(InputError, match=r"m\.parquet, column 'path' of row 0: not UTF-8\. No other row can be read"):
+        list(collect(tmp_path / "m.parquet"))
 
 
 def test_lines_that_are_no_rows_are_broken(tmp_path):

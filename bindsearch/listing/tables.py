@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from bindsearch.config import canonical_json
 from bindsearch.errors import InputError, UnknownNameError
+from bindsearch.listing.cells import plain_rows
 from bindsearch.listing.folders import file_facts
 from bindsearch.listing.items import (
     LONGEST_TEXT_BYTES,
@@ -308,13 +309,15 @@ def _json_rows(path: Path) -> Iterator[Mapping[str, Any] | str]:
             yield row if isinstance(row, dict) else f"line {number}: expected an object, got {type(row).__name__}"
 
 
-def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any] | str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    first = 0
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
-                yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
+                yield from plain_rows(batch, first)
+                first += batch.num_rows
+    except (pa.ArrowException, ValueError, OSError) as error:
         raise InputError(f"{path}: not a Parquet file: {error}") from error
