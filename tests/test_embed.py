@@ -589,6 +589,15 @@ def test_long_recordings_become_spans(tmp_path, space):
     assert max(row["end_s"] for row in left) == pytest.approx(3.0)
 
 
+def test_a_video_without_sound_is_one_bad_sound(tmp_path, space):
+    """As long as it is, it has no window that could be heard."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "silent.mp4").write_bytes(video_bytes(100))
+    options = EmbedOptions(workers=0, window_s=1.0, modality="audio", max_bad=1)
+    run_embed([tmp_path / "in"], tmp_path / "out", space, options=options)
+    assert [row["reason"] for row in open_store(tmp_path / "out").bad()] == ["has no sound track"]
+
+
 def test_a_recording_that_does_not_say_its_length_is_cut_too(tmp_path, space):
     """What a pipe left behind: a FLAC whose head says that it has no samples."""
     folder, out = tmp_path / "in", tmp_path / "out"
