@@ -280,6 +280,19 @@ def test_spans():
     assert VIDEO.spans(source, DEFAULT, 45.0) == [(0.0, 45.0), (45.0, 90.0)]
 
 
+def test_a_window_in_which_no_frame_begins_has_the_one_on_display():
+    """As a recorder of slides makes them: a frame every two seconds."""
+    frames = np.arange(5, dtype=np.uint8).repeat(40 * 40 * 3).reshape(5, 40, 40, 3)
+    source = Source.of(frames, "slides", rate_hz=0.5)
+    for second in range(10):
+        media = VIDEO.decode(source, DEFAULT, (second, second + 1.0))
+        assert (media.notes["frame_indices"], media.array.max()) == ([second // 2], second // 2)
+    with pytest.raises(DecodeError, match=r"no frame in 10-11 s; the video has 10\.00 s"):
+        VIDEO.decode(source, DEFAULT, (10, 11))
+    with pytest.raises(DecodeError, match="no frame in 3-4 s"):
+        VIDEO.decode(source, REFERENCE, (3, 4))
+
+
 def test_small_spaces_are_data():
     config = VIDEO.config(size_px=64, clips=2, crops=1, frames=4)
     media = VIDEO.decode(Source.of(numbered(60)), config)

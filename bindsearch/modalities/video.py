@@ -321,6 +321,9 @@ def _plan(name: str, frames: int, rate_hz: float, config: VideoConfig, span: Spa
     first, last = 0, frames
     if span is not None:
         first, last = math.ceil(span[0] * rate_hz), min(math.ceil(span[1] * rate_hz), frames)
+        if last <= first and config.times == "own" and span[0] * rate_hz < frames:  # none begins in it: the one shown
+            first = int(span[0] * rate_hz)
+            last = first + 1
     if last <= first:
         where = "" if span is None else f" in {span[0]:g}-{span[1]:g} s"
         raise DecodeError(name, f"no frame{where}; the video has {frames / rate_hz:.2f} s")
