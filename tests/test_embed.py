@@ -18,9 +18,9 @@ from hostile import imu_text, picture_bytes, sound_bytes, video_bytes
 from test_listing import make_tar
 
 from bindsearch import types
-from bindsearch.embed import EmbedOptions, inspect_source, run_embed
+from bindsearch.embed import EmbedOptions, inspect_source, planning, run_embed
 from bindsearch.embed.batching import forward_batches
-from bindsearch.embed.plan import PlannedByAnotherError
+from bindsearch.embed.plan import PlannedByAnotherError, fingerprint
 from bindsearch.embed.planning import Planner
 from bindsearch.errors import (
     BindSearchError,
@@ -587,6 +587,20 @@ def test_long_recordings_become_spans(tmp_path, space):
     run_embed([folder], out, space, options=EmbedOptions(workers=0, window_s=2.0, max_bad=1))
     left = [row for row in open_store(out).items().to_pylist() if row["key"] == "long.wav"]
     assert max(row["end_s"] for row in left) == pytest.approx(3.0)
+
+
+def test_another_window_embeds_only_what_it_cuts(media, tmp_path, space, monkeypatch):
+    out, cut = tmp_path / "out", dataclasses.replace(HERE, window_s=0.5)
+    run_embed([media], out, space, options=HERE)
+    report = run_embed([media], out, space, options=cut)
+    assert (set(report.embedded), report.unchanged) == ({"audio", "video", "imu"}, 9)
+    assert run_embed([media], out, space, options=HERE).unchanged == 9
+    # a store of an earlier version, whose pictures know of the window
+    monkeypatch.setattr(planning, "fingerprint", lambda item, _window_s: fingerprint(item, 0.5))
+    old = run_embed([media], tmp_path / "old", space, options=cut)
+    monkeypatch.undo()
+    report = run_embed([media], tmp_path / "old", space, options=cut)
+    assert (report.shards, report.items, report.unchanged) == (0, old.items, old.items + 1)
 
 
 def test_a_video_without_sound_is_one_bad_sound(tmp_path, space):

@@ -74,12 +74,13 @@ class KnownUnits:
             return slice(0, 0)
         return slice(first, int(self.units.searchsorted(unit, side="right")))
 
-    def count_unchanged(self, item: Item, mark: int) -> int:
+    def count_unchanged(self, item: Item, mark: int, older: int) -> int:
         """Tell how many rows of the store a listed item stands for, if nothing about it has changed.
 
         Args:
             item: as listed.
             mark: its fingerprint.
+            older: the one that an earlier version made, which says the same.
 
         Returns:
             0 for a new or changed item. An item is unchanged if its fingerprint (size included) and its modification
@@ -95,7 +96,8 @@ class KnownUnits:
         if self.seen[rows].any():
             place = {"key": item.key, "source": item.source, "member": item.member}
             raise InputError(say_twice(place, place))
-        if (self.prints[rows] != mark).any() or not self._is_same(item, rows):
+        prints = self.prints[rows]
+        if ((prints != mark) & (prints != older)).any() or not self._is_same(item, rows):
             return 0
         self.seen[rows] = True
         return int(rows.stop) - int(rows.start)

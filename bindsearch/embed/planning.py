@@ -203,8 +203,8 @@ class Planner:
             found += 1
             if isinstance(item, BrokenItem) and item.hides:
                 unread.add(item.source)
-            mark = fingerprint(item, self.options.window_s)
-            unchanged = known.count_unchanged(item, mark)
+            mark, older = self._marks_of(item)
+            unchanged = known.count_unchanged(item, mark, older)
             self.report.unchanged += unchanged
             self.report.unchanged_bad += known.count_bad(item) if unchanged else 0
             if not unchanged:
@@ -217,6 +217,13 @@ class Planner:
                 raise KeyboardInterrupt
         self._plan_chunk(changed, known, writer)
         return found, unread
+
+    def _marks_of(self, item: Item) -> tuple[int, int]:
+        """Give an item's fingerprint, and the one of earlier versions: there --window was also in what is never cut."""
+        older = fingerprint(item, self.options.window_s)
+        if self.options.window_s is None or has_spans(item):
+            return older, older
+        return fingerprint(item, None), older
 
     def _lacking(self, item: Item) -> str | None:
         """Name a modality that an item needs and the space has not."""
