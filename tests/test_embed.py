@@ -757,6 +757,34 @@ def test_inspect_says_how_a_file_would_be_read(media, space):
         inspect_source(media / "notes.md", None, space)
 
 
+def test_inspect_shows_the_span_that_would_be_embedded(media, space):
+    """A recording that is too long as a whole is cut by a run, and a row of a manifest may name a part."""
+
+    class Tight:
+        """The tiny space with a limit that a minute of sound is over."""
+
+        def config(self, modality):
+            config = space.config(modality)
+            return dataclasses.replace(config, max_values=200_000) if modality == "audio" else config
+
+        def __getattr__(self, name):
+            return getattr(space, name)
+
+    (media / "long.wav").write_bytes(sound_bytes(70.0, rate=8000))
+    facts = inspect_source(media / "long.wav", None, Tight())
+    assert (facts["spans_s"][0], facts["spans_s"][-1], facts["shown_s"]) == ([0.0, 10.0], [60.0, 70.0], [0.0, 10.0])
+    assert facts["decoded"]["shape"] == [1, 80_000]
+    assert inspect_source(media / "0.png", None, space)["shown_s"] is None
+    (media / "part.jsonl").write_text('{"path": "long.wav", "start_s": 5, "end_s": 8}')
+    facts = inspect_source(media / "part.jsonl", None, Tight())
+    assert (facts["spans_s"], facts["shown_s"], facts["decoded"]["shape"]) == ([], [5.0, 8.0], [1, 24_000])
+    (media / "fused.jsonl").write_text(
+        json.dumps({"key": "k", "fuse": "audio + text", "audio": "long.wav", "text": "x"})
+    )
+    sound = inspect_source(media / "fused.jsonl", None, space)["parts"][0]
+    assert (sound["spans_s"], sound["shown_s"], sound["decoded"]["shape"]) == ([], None, [1, 560_000])
+
+
 def test_inspect_says_what_is_wrong_with_a_container(media, tmp_path, space):
     (tmp_path / "cut.tar").write_bytes(b"no tar" * 100)
     (tmp_path / "list.jsonl").write_text('{"title": "no path"}\n')
