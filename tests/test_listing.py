@@ -177,6 +177,25 @@ def test_file_lists_are_relative_to_themselves(tmp_path, monkeypatch):
     assert pairs(collect("@media/files.lst")) == pairs(items)
 
 
+def test_what_is_there_under_a_name_with_an_at_sign_is_no_list(tmp_path, monkeypatch):
+    write(tmp_path, "@photos/x.jpg", "@y.png", "z.wav")
+    write(tmp_path, "list", data=b"z.wav\n")
+    monkeypatch.chdir(tmp_path)
+    listing = Listing(["@photos", "@y.png", "@list"])
+    assert pairs(listing) == [("x.jpg", "image"), ("@y.png", "image"), ("z.wav", "audio")]
+    assert listing.origins == [f"{tmp_path}/@photos", f"{tmp_path}/@y.png", f"@{tmp_path}/list"]
+
+
+def test_a_manifest_stays_one_whatever_its_rows_are_read_as(tmp_path, monkeypatch):
+    write(tmp_path, "x.imu.csv", "a.dat")
+    write(tmp_path, "m.csv", data=b"path\na.dat\n")
+    monkeypatch.chdir(tmp_path)
+    assert pairs(Listing(["m.csv"], modality="image")) == [("a.dat", "image")]
+    assert pairs(Listing(["m.csv"], modality="imu")) == [("m.csv", "imu")], "a recording that says so"
+    assert pairs(Listing(["x.imu.csv"], modality="image")) == [("x.imu.csv", "image")]
+    assert pairs(Listing(["x.imu.csv"])) == [("x.imu.csv", "imu")]
+
+
 def test_stdin_holds_paths_or_texts(tmp_path, monkeypatch):
     write(tmp_path, "a.jpg")
     monkeypatch.chdir(tmp_path)

@@ -96,7 +96,7 @@ class Listing:
     def _of_source(self, name: str) -> Iterator[Item]:
         if name == STDIN:
             return self._of_lines(_numbered(lines_of(self.stdin or sys.stdin)), Path(), "stdin", STDIN_PLACE)
-        if name.startswith("@"):
+        if _names_list(name):
             return self._of_list(Path(name[1:]))
         if is_uri(name):
             return self._of_file(name, name, None)
@@ -112,9 +112,13 @@ class Listing:
             return self._of_list(path)
         if low.endswith(TAR_SUFFIX):
             return scan_tar(path, to_text(_as_key(name)), self._namer, self.ignored)
-        if low.endswith(TABLE_SUFFIXES) and (self.text_column or self._namer.of_named(name) is None):
+        if low.endswith(TABLE_SUFFIXES) and (self.text_column or not self._is_media(name)):
             return iter(Manifest(path, self._namer, self.text_column))
         return self._of_file(name, _as_key(name), path)
+
+    def _is_media(self, name: str) -> bool:
+        """Say whether a table is a recording: by its name, or as one that the forced modality reads."""
+        return self._namer.look(name) is not None or Namer().look(name) is not None
 
     def _count(self, what: str) -> None:
         setattr(self, what, getattr(self, what) + 1)
@@ -202,7 +206,7 @@ def _check_there(name: str) -> None:
     if (maker := maker_of(name)) is not None:
         maker.canonical(name)
         return
-    path = name[1:] if name.startswith("@") and not os.path.lexists(name) else name
+    path = name[1:] if _names_list(name) else name
     if not os.path.lexists(path):
         raise MissingInputError(f"{to_text(path)}: no such file or folder.")
     if path.lower().endswith(_PACKED):
@@ -215,7 +219,12 @@ def _check_there(name: str) -> None:
 def _origin(name: str) -> str:
     if (maker := maker_of(name)) is not None:
         return maker.canonical(name)
-    return f"@{place_of(name[1:])}" if name.startswith("@") else place_of(name)
+    return f"@{place_of(name[1:])}" if _names_list(name) else place_of(name)
+
+
+def _names_list(name: str) -> bool:
+    """Say whether a source is @FILE; a folder or file of that exact name wins."""
+    return name.startswith("@") and not os.path.lexists(name)
 
 
 def _as_key(name: str) -> str:
