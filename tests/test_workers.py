@@ -91,6 +91,13 @@ def test_time_in_which_all_was_stopped_counts_for_no_item(tmp_path, monkeypatch)
     assert outcomes[2].seconds < 10
 
 
+@pytest.mark.parametrize("limit_s", [float("inf"), 1e300])
+def test_a_limit_may_be_without_end(limit_s, tmp_path):
+    with DecodePool(1) as pool:
+        outcomes = [outcome for _, outcome in pool.map(sloths(tmp_path, "fine 1", "wait 0.1"), task(limit_s))]
+    assert [type(outcome) for outcome in outcomes] == [Decoded, Decoded]
+
+
 def test_a_death_is_forgiven_once(tmp_path):
     deeds = ["fine 1", f"once {tmp_path / 'marker'}", "die", "exit", "fine 2"]
     with DecodePool(1) as pool:
