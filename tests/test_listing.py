@@ -286,6 +286,15 @@ def test_a_text_column_makes_texts(kind, tmp_path):
     assert "row 2: nothing to embed" in blank.reason
 
 
+def test_a_line_of_json_may_lack_the_text_column(tmp_path):
+    path = as_manifest("jsonl", tmp_path, [{"n": 7}, {"title": "two", "n": 8}])
+    lacking, two = Listing([path], text_column="title")
+    assert isinstance(lacking, BrokenItem)
+    assert (two.key, two.literal) == ("list.jsonl#1", "two")
+    with pytest.raises(InputError, match="expected a column 'titel', got n"):
+        list(Listing([path], text_column="titel"))
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [

@@ -68,6 +68,8 @@ class Manifest:
         """
         columns: tuple[str, ...] | None = None
         first_unread: str | None = None
+        lines = self.path.suffix.lower() in (".jsonl", ".ndjson")  # a line of JSON has its own keys
+        named = False
         for number, row in enumerate(self._rows()):
             where = f"{self.path}, row {number}"
             if isinstance(row, str):
@@ -76,7 +78,9 @@ class Manifest:
                 continue
             if columns is None:
                 columns = tuple(row)
-                self._check_columns(columns)
+                if not lines:
+                    self._check_columns(columns)
+            named = named or self.text_column in row
             try:
                 item = self._row_item(row, f"{self.path.name}#{number}", where)
             except InputError as error:
@@ -84,6 +88,8 @@ class Manifest:
             yield item
         if columns is None and first_unread is not None:
             raise InputError(f"{first_unread}. No other row can be read either: is it a manifest?")
+        if columns is not None and lines and self.text_column and not named:
+            self._check_columns(columns)
 
     def _broken(self, number: int, reason: str) -> BrokenItem:
         return BrokenItem(to_text(f"{self.path.name}#{number}"), "row", place_of(self.path), reason=to_text(reason))
@@ -99,8 +105,6 @@ class Manifest:
 
     def _check_columns(self, columns: tuple[str, ...]) -> None:
         wanted = (self.text_column,) if self.text_column else ("path", "text", "fuse")
-        if self.path.suffix.lower() in (".jsonl", ".ndjson") and not self.text_column:
-            return  # a line of JSON has its own keys
         if not set(wanted) & set(columns):
             raise InputError(
                 f"{self.path}: expected a column {' or '.join(repr(name) for name in wanted if name)}, got "
