@@ -31,6 +31,7 @@ from bindsearch.errors import (
     TooManyBadError,
 )
 from bindsearch.models.spaces import load_space
+from bindsearch.registry import MODALITIES
 from bindsearch.store import generation_folders, open_store
 from bindsearch.store.files import temp_path
 
@@ -660,6 +661,19 @@ def test_fused_items_are_the_weighted_sum_of_unit_rows(media, tmp_path, space):
     assert store.bad()[0]["reason"].startswith("video part: ")
     assert sorted(store.manifest.tower_ids) == ["audio", "image", "text", "video"]
     assert run_embed([manifest], tmp_path / "out", space, options=HERE).shards == 0
+
+
+def test_the_span_of_a_fused_item_is_of_its_parts_with_a_time_axis(media):
+    from bindsearch.embed.decoding import Decoded, decode_item
+    from bindsearch.listing import FusedItem, Part
+
+    np.save(media / "row.features.npy", np.arange(8.0))
+    parts = (Part("audio", 1.0, str(media / "sub/b.wav")), Part("features", 1.0, str(media / "row.features.npy")))
+    item = FusedItem("k", "audio", str(media / "sub/b.wav"), span=(0.5, 1.5), parts=parts)
+    configs = {"audio": MODALITIES["audio"].config(), "features": MODALITIES["features"].config(width=8)}
+    outcome = decode_item(item, configs)
+    assert isinstance(outcome, Decoded), outcome
+    assert outcome.arrays[1].tolist() == [list(range(8))]
 
 
 def test_fused_parts_that_cancel_have_no_direction(tmp_path, space):

@@ -229,7 +229,7 @@ def _decode(item: Item, configs: Mapping[str, Any], started: float, source: Sour
 def _parts(item: Item) -> list[Item]:
     if not isinstance(item, FusedItem):
         return [item]
-    timed = {part.modality for part in item.parts} - {"text", "image", "depth", "thermal"}
+    timed = {part.modality for part in item.parts} - {"text", "image", "depth", "thermal", "features"}
     return [
         Item(
             item.key,
