@@ -54,7 +54,7 @@ def find_members(file: IO[bytes], names: Collection[str]) -> dict[str, Member]:
         damaged, those that come before.
 
     Raises:
-        TarError, OSError, ValueError: it cannot be read as a tar.
+        TarError, OSError, ValueError, RecursionError: it cannot be read as a tar.
     """
     with tarfile.open(fileobj=file, mode="r:") as tar:
         wanted = (header for header in _headers(tar, []) if to_text(header.name) in names)
@@ -125,9 +125,19 @@ def _whole(header: tarfile.TarInfo, end: int) -> Member:
 
 
 def _headers(tar: tarfile.TarFile, troubles: list[str]) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers; one that leads back to those before it, as a size below zero does, is damage as any other."""
+    at = 0
     try:
         while (header := tar.next()) is not None:
+            if header.size < 0 or tar.offset <= at:
+                raise tarfile.ReadError("its size leads back to what came before")
+            at = tar.offset
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header; a listing must not grow with it
             yield header
-    except (tarfile.TarError, OSError, ValueError) as error:
-        troubles.append(f"cut or damaged at byte {tar.offset}: {error}; members after it are not seen")
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
+        troubles.append(f"cut or damaged at byte {at}: {say_damage(error)}; members after it are not seen")
+
+
+def say_damage(error: Exception) -> str:
+    """Put in words what is wrong with a tar, the same each time."""
+    return "headers within headers without end" if isinstance(error, RecursionError) else str(error)

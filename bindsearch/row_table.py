@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bindsearch.errors import DecodeError, InputError, MissingInputError, UnknownNameError
+from bindsearch.errors import BindSearchError, DecodeError, InputError, MissingInputError, UnknownNameError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -158,9 +157,9 @@ def _cached(name: str, _mtime_ns: int, _size_bytes: int) -> RowTable:
             keys, rows = _of_parquet(path)
         else:
             raise UnknownNameError("kind of table of vectors", path.suffix or path.name, SUFFIXES)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
+    except (BindSearchError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # the readers of foreign formats raise anything on hostile bytes
         raise InputError(f"{path}: cannot be read as a table of vectors: {error}") from error
     return _checked(path, keys, rows)
 

@@ -313,7 +313,7 @@ def _look_up(location: str, names: Collection[str]) -> Mapping[str, Member]:
     """Find members of a tar by name; where one cannot be had, its trouble says why."""
     import tarfile
 
-    from bindsearch.members import Member, find_members
+    from bindsearch.members import Member, find_members, say_damage
 
     found: Mapping[str, Member] = {}
     trouble = "no such member in the tar, or it is no file"
@@ -322,8 +322,8 @@ def _look_up(location: str, names: Collection[str]) -> Mapping[str, Member]:
             found = find_members(file, names)
     except DecodeError as error:
         trouble = error.what
-    except (tarfile.TarError, ValueError) as error:
-        trouble = f"cannot be read as a tar: {error}"
+    except (tarfile.TarError, ValueError, RecursionError) as error:
+        trouble = f"cannot be read as a tar: {say_damage(error)}"
     except OSError as error:
         trouble = _plain(error)
     return {name: found.get(name, Member(name, trouble=trouble)) for name in names}

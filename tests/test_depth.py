@@ -105,6 +105,15 @@ def test_sun_rgbd_bits_are_rotated_back():
     assert decode(out.getvalue(), "sunrgbd").array.tolist() == [[8.0, 8.0]]
 
 
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sun_rgbd_arrays_of_either_byte_order(order):
+    millimetres = np.array([[500, 1234, 8000, 7]], np.uint16)
+    rotated = ((millimetres << 3) | (millimetres >> 13)).astype(order)
+    one_ulp(decode(npy_bytes(rotated), "sunrgbd").array, (millimetres / 1000).astype(np.float32))
+    with pytest.raises(DecodeError, match="SUN RGB-D depth is 16-bit, got >i4"):
+        decode(npy_bytes(millimetres.astype(">i4")), "sunrgbd")
+
+
 def test_monocular_disparity():
     inverse = np.array([[0.1, 0.5], [0.9, 0.2]], np.float32)
     found = decode(npy_bytes(inverse), "disparity")

@@ -18,9 +18,9 @@ from hostile import imu_text, picture_bytes, sound_bytes, video_bytes
 from test_listing import make_tar
 
 from bindsearch import types
-from bindsearch.embed import EmbedOptions, inspect_source, run_embed
+from bindsearch.embed import EmbedOptions, inspect_source, planning, run_embed
 from bindsearch.embed.batching import forward_batches
-from bindsearch.embed.plan import PlannedByAnotherError
+from bindsearch.embed.plan import PlannedByAnotherError, fingerprint
 from bindsearch.embed.planning import Planner
 from bindsearch.errors import (
     BindSearchError,
@@ -31,6 +31,7 @@ from bindsearch.errors import (
     TooManyBadError,
 )
 from bindsearch.models.spaces import load_space
+from bindsearch.registry import MODALITIES
 from bindsearch.store import generation_folders, open_store
 from bindsearch.store.files import temp_path
 
@@ -185,9 +186,9 @@ def test_only_what_was_listed_again_can_be_gone(media, tmp_path, space):
     report = run_embed([more], out, space, options=HERE)
     assert (report.gone, report.items) == (0, 14)
     words = EmbedOptions(workers=0, modality="text")
-    for number in range(2):
-        report = run_embed(["-"], out, space, options=words, stdin=io.StringIO(f"text {number}\n"))
-        assert (report.gone, report.embedded, report.items) == (0, {"text": 1}, 15)
+    for embedded in ({"text": 1}, {}):
+        report = run_embed(["-"], out, space, options=words, stdin=io.StringIO("text\n"))
+        assert (report.gone, report.embedded, report.items) == (0, embedded, 15)
     data = (more / "x.png").read_bytes()
     (more / "x.png").unlink()
     report = run_embed([media, more], out, space, options=HERE)
@@ -196,6 +197,54 @@ def test_only_what_was_listed_again_can_be_gone(media, tmp_path, space):
     (more / "x.png").write_bytes(data)
     assert run_embed([more], out, space, options=HERE).items == 15
     assert "x.png" in keys(out)
+
+
+def test_another_look_at_a_source_takes_nothing_away(media, tmp_path, space):
+    """What --modality, --text-column or a smaller space passes over is there; each look finds what it has lost."""
+    out, words = tmp_path / "out", dataclasses.replace(HERE, modality="text")
+    whole = run_embed([media], out, space, options=HERE)
+    (media / "new.txt").write_text("read as text alone")
+    report = run_embed([media], out, space, options=words)
+    assert (report.gone, report.embedded, report.items) == (0, {"text": 2}, whole.items + 1), "3.txt without its group"
+
+    class Blind:
+        """The tiny space without eyes."""
+
+        modalities = ("text", "audio")
+
+        def __getattr__(self, name):
+            return getattr(space, name)
+
+    assert run_embed([media], out, Blind(), options=HERE).gone == 0
+    (media / "new.txt").unlink()
+    (media / "0.png").unlink()
+    assert run_embed([media], out, Blind(), options=HERE).gone == 1
+    assert run_embed([media], out, space, options=words).gone == 1
+    assert sorted(keys(out)) == sorted(key for key in keys(out) if (media / key).exists())
+
+
+def test_another_column_of_a_manifest_takes_nothing_away(media, tmp_path, space):
+    (media / "pairs.csv").write_text("path,caption\n0.png,a dog\n1.png,a cat\n")
+    out = tmp_path / "out"
+    run_embed([media / "pairs.csv"], out, space, options=HERE)
+    captions = dataclasses.replace(HERE, text_column="caption")
+    for number in range(2):
+        report = run_embed([media / "pairs.csv"], out, space, options=captions)
+        assert (report.gone, report.items, report.unchanged) == (0, 4, 2 * number)
+    assert sorted(keys(out)) == ["0.png", "1.png", "pairs.csv#0", "pairs.csv#1"]
+    (media / "pairs.csv").write_text("path,caption\n0.png,a dog\n")
+    assert run_embed([media / "pairs.csv"], out, space, options=captions).gone == 1
+    assert run_embed([media / "pairs.csv"], out, space, options=HERE).gone == 1
+
+
+def test_a_plan_that_does_not_say_how_it_read_is_taken_to_have_read_alike(media, tmp_path, space):
+    out = tmp_path / "out"
+    run_embed([media], out, space, options=HERE)
+    plan = json.loads((out / "g0001/plan.json").read_text())
+    assert (plan.pop("modality"), plan.pop("text_column")) == (None, None)
+    (out / "g0001/plan.json").write_text(json.dumps(plan))
+    (media / "0.png").unlink()
+    assert run_embed([media], out, space, options=HERE).gone == 1
 
 
 def test_other_settings_are_refused_with_both_values(media, tmp_path, space):
@@ -243,6 +292,24 @@ def test_a_row_that_cannot_be_meant_is_in_the_ledger(media, tmp_path, space):
     assert "Did you mean 'thermal'" in ledger["list.jsonl#1"]
     assert "row 2: line 3: not JSON" in ledger["list.jsonl#2"]
     assert run_embed([media / "list.jsonl"], tmp_path / "out", space, options=HERE).unchanged == 3
+
+
+@pytest.mark.parametrize("uri", ["tar://x.tar/a.jpg", "file://[abc/x.jpg", "row://table.npz", "odd://x/a.jpg"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_uri_of_no_known_form_costs_its_own_row_alone(uri, workers, media, tmp_path, space, monkeypatch):
+    import fsspec
+
+    def odd(*_, **__):
+        raise KeyError("no such bucket")
+
+    monkeypatch.setattr(fsspec, "open", odd)
+    (media / "list.jsonl").write_text(f'{{"path": "0.png"}}\n{{"path": "{uri}", "modality": "image"}}\n')
+    options = dataclasses.replace(HERE, workers=workers, max_bad=1)
+    report = run_embed([media / "list.jsonl"], tmp_path / "out", space, options=options)
+    assert (report.embedded, report.bad) == ({"image": 1}, {"image": 1})
+    assert [row["key"] for row in open_store(tmp_path / "out").bad()] == [uri]
+    again = run_embed([media / "list.jsonl"], tmp_path / "out", space, options=options)
+    assert (again.unchanged, again.shards) == (2, 0)
 
 
 def test_a_damaged_shard_is_made_anew(media, tmp_path, space):
@@ -463,6 +530,36 @@ def test_no_file_takes_the_place_of_another_folders(tmp_path, space):
     assert (report.embedded.total(), report.bad_items, len(open_store(out))) == (2, 0, 2)
 
 
+def test_typed_texts_take_the_place_of_no_others(tmp_path, space):
+    """Their keys are line numbers: other texts would have replaced the first ones, and nothing would have said so."""
+    out, words = tmp_path / "out", EmbedOptions(workers=0, modality="text", max_bad=1)
+
+    def embed(data):
+        stdin = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8")
+        return run_embed("-", out, space, options=words, stdin=stdin)
+
+    assert embed(b"a dog\na cat\n\xff\n").embedded == {"text": 2}
+    for texts in (b"a bird\n", b"a dog\n\xff\n"):
+        with pytest.raises(InputError, match=r"key 'stdin#.' is in .*out already, of .*Name the texts in a manifest"):
+            embed(texts)
+    assert embed(b"a dog\na cat\n").unchanged == 2
+    report = embed(b"a dog\na cat\na bird\nan owl\n")
+    assert (report.unchanged, report.embedded, report.bad_items, report.items) == (2, {"text": 2}, 0, 4)
+
+
+def test_lists_of_one_name_take_no_ones_place(tmp_path, space):
+    out, words = tmp_path / "out", EmbedOptions(workers=0, modality="text")
+    for folder, text in (("a", "a dog"), ("b", "a cat")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "captions.lst").write_text(f"{text}\n")
+    run_embed(tmp_path / "a" / "captions.lst", out, space, options=words)
+    with pytest.raises(InputError, match=r"of .*a/captions\.lst; got .*b/captions\.lst"):
+        run_embed(tmp_path / "b" / "captions.lst", out, space, options=words)
+    (tmp_path / "a" / "captions.lst").write_text("another dog\n")
+    report = run_embed(f"@{tmp_path}/a/captions.lst", out, space, options=words)
+    assert (report.embedded, report.items) == ({"text": 1}, 1), "the list itself has changed"
+
+
 def test_long_recordings_become_spans(tmp_path, space):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -491,6 +588,29 @@ def test_long_recordings_become_spans(tmp_path, space):
     run_embed([folder], out, space, options=EmbedOptions(workers=0, window_s=2.0, max_bad=1))
     left = [row for row in open_store(out).items().to_pylist() if row["key"] == "long.wav"]
     assert max(row["end_s"] for row in left) == pytest.approx(3.0)
+
+
+def test_another_window_embeds_only_what_it_cuts(media, tmp_path, space, monkeypatch):
+    out, cut = tmp_path / "out", dataclasses.replace(HERE, window_s=0.5)
+    run_embed([media], out, space, options=HERE)
+    report = run_embed([media], out, space, options=cut)
+    assert (set(report.embedded), report.unchanged) == ({"audio", "video", "imu"}, 9)
+    assert run_embed([media], out, space, options=HERE).unchanged == 9
+    # a store of an earlier version, whose pictures know of the window
+    monkeypatch.setattr(planning, "fingerprint", lambda item, _window_s: fingerprint(item, 0.5))
+    old = run_embed([media], tmp_path / "old", space, options=cut)
+    monkeypatch.undo()
+    report = run_embed([media], tmp_path / "old", space, options=cut)
+    assert (report.shards, report.items, report.unchanged) == (0, old.items, old.items + 1)
+
+
+def test_a_video_without_sound_is_one_bad_sound(tmp_path, space):
+    """As long as it is, it has no window that could be heard."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "silent.mp4").write_bytes(video_bytes(100))
+    options = EmbedOptions(workers=0, window_s=1.0, modality="audio", max_bad=1)
+    run_embed([tmp_path / "in"], tmp_path / "out", space, options=options)
+    assert [row["reason"] for row in open_store(tmp_path / "out").bad()] == ["has no sound track"]
 
 
 def test_a_recording_that_does_not_say_its_length_is_cut_too(tmp_path, space):
@@ -541,6 +661,19 @@ def test_fused_items_are_the_weighted_sum_of_unit_rows(media, tmp_path, space):
     assert store.bad()[0]["reason"].startswith("video part: ")
     assert sorted(store.manifest.tower_ids) == ["audio", "image", "text", "video"]
     assert run_embed([manifest], tmp_path / "out", space, options=HERE).shards == 0
+
+
+def test_the_span_of_a_fused_item_is_of_its_parts_with_a_time_axis(media):
+    from bindsearch.embed.decoding import Decoded, decode_item
+    from bindsearch.listing import FusedItem, Part
+
+    np.save(media / "row.features.npy", np.arange(8.0))
+    parts = (Part("audio", 1.0, str(media / "sub/b.wav")), Part("features", 1.0, str(media / "row.features.npy")))
+    item = FusedItem("k", "audio", str(media / "sub/b.wav"), span=(0.5, 1.5), parts=parts)
+    configs = {"audio": MODALITIES["audio"].config(), "features": MODALITIES["features"].config(width=8)}
+    outcome = decode_item(item, configs)
+    assert isinstance(outcome, Decoded), outcome
+    assert outcome.arrays[1].tolist() == [list(range(8))]
 
 
 def test_fused_parts_that_cancel_have_no_direction(tmp_path, space):
@@ -636,6 +769,34 @@ def test_inspect_says_how_a_file_would_be_read(media, space):
     assert inspect_source(media / "3.txt", None, space)["decoded"]["shape"] == [17]
     with pytest.raises(InputError, match="Say it: --modality NAME"):
         inspect_source(media / "notes.md", None, space)
+
+
+def test_inspect_shows_the_span_that_would_be_embedded(media, space):
+    """A recording that is too long as a whole is cut by a run, and a row of a manifest may name a part."""
+
+    class Tight:
+        """The tiny space with a limit that a minute of sound is over."""
+
+        def config(self, modality):
+            config = space.config(modality)
+            return dataclasses.replace(config, max_values=200_000) if modality == "audio" else config
+
+        def __getattr__(self, name):
+            return getattr(space, name)
+
+    (media / "long.wav").write_bytes(sound_bytes(70.0, rate=8000))
+    facts = inspect_source(media / "long.wav", None, Tight())
+    assert (facts["spans_s"][0], facts["spans_s"][-1], facts["shown_s"]) == ([0.0, 10.0], [60.0, 70.0], [0.0, 10.0])
+    assert facts["decoded"]["shape"] == [1, 80_000]
+    assert inspect_source(media / "0.png", None, space)["shown_s"] is None
+    (media / "part.jsonl").write_text('{"path": "long.wav", "start_s": 5, "end_s": 8}')
+    facts = inspect_source(media / "part.jsonl", None, Tight())
+    assert (facts["spans_s"], facts["shown_s"], facts["decoded"]["shape"]) == ([], [5.0, 8.0], [1, 24_000])
+    (media / "fused.jsonl").write_text(
+        json.dumps({"key": "k", "fuse": "audio + text", "audio": "long.wav", "text": "x"})
+    )
+    sound = inspect_source(media / "fused.jsonl", None, space)["parts"][0]
+    assert (sound["spans_s"], sound["shown_s"], sound["decoded"]["shape"]) == ([], None, [1, 560_000])
 
 
 def test_inspect_says_what_is_wrong_with_a_container(media, tmp_path, space):

@@ -314,6 +314,37 @@ def test_foreign_columns_become_what_the_item_table_holds(tmp_path):
     assert build_index(tmp_path / "out", tmp_path / "index").count == 3
 
 
+@pytest.mark.parametrize("layout", ["parquet", "npy", "clip-retrieval"])
+def test_foreign_times_become_text_and_damaged_cells_name_the_row(layout, tmp_path):
+    """Nanoseconds are more than Python's own times can hold."""
+    columns = {"caption": ["one", "two"], "seen": pa.array([0, 1], pa.timestamp("ns"))}
+    if layout == "parquet":
+        vectors = rows = tmp_path / "in"
+        columns["emb"] = unit(2).tolist()
+    elif layout == "npy":
+        vectors, rows = tmp_path / "in" / "embeddings.npy", tmp_path / "in" / "items.parquet"
+    else:
+        vectors, rows = tmp_path / "in/img_emb/img_emb_0.npy", tmp_path / "in/metadata/metadata_0.parquet"
+    for folder in {rows.parent, vectors.parent}:
+        folder.mkdir(parents=True, exist_ok=True)
+    if layout != "parquet":
+        np.save(vectors, unit(2))
+    pq.write_table(pa.table(columns), rows)
+
+    def taken(out):
+        import_store(tmp_path / "in", tmp_path / out, layout=layout, space_id="a@1", modality="image")
+        return open_store(tmp_path / out).items().to_pylist()
+
+    assert [json.loads(row["attributes"])["seen"] for row in taken("out")] == [
+        "1970-01-01 00:00:00",
+        "1970-01-01 00:00:00.000000001",
+    ]
+    columns["caption"] = pa.array([b"one", b"\xff"], pa.binary()).cast(pa.string(), safe=False)
+    pq.write_table(pa.table(columns), rows)
+    with pytest.raises(InputError, match=rf"{rows.name}: column 'caption' of row 1: not UTF-8\. Write the file again"):
+        taken("none")
+
+
 @pytest.mark.parametrize(
     ("columns", "words"),
     [

@@ -8,6 +8,7 @@ import pytest
 from hostile import imu_text, npy_bytes
 
 from bindsearch.errors import DecodeError, InputError
+from bindsearch.modalities import imu, imu_file
 from bindsearch.modalities.imu import GRAVITY, change_rate
 from bindsearch.registry import MODALITIES
 from bindsearch.sources import Source
@@ -388,6 +389,34 @@ def test_spans_and_windows():
     assert IMU.spans(Source.of(data), DEFAULT, None) == [(0.0, 10.0), (10.0, 20.0), (20.0, 25.0)]
     assert IMU.spans(Source.of(table(SIGNAL, TIMES)), DEFAULT, None) == []
     assert IMU.spans(Source.of(data), IMU.config("reference"), None) == []
+
+
+def test_windows_of_one_recording_read_it_once(monkeypatch, tmp_path):
+    """Else a long recording would cost the square of its length; other bytes or settings are read anew."""
+    path, counts = tmp_path / "walk.imu.csv", []
+
+    def read_recording(source, config):
+        counts.append(source.name)
+        return imu_file.read_recording(source, config)
+
+    monkeypatch.setattr(imu, "read_recording", read_recording)
+    for factor in (1, 2):
+        data = table(factor * np.tile(SIGNAL, (1, 10)), np.arange(5000) / 200)
+        path.write_bytes(data)
+        for second in range(0, 24, 2):
+            window = IMU.decode(Source.of(path), DEFAULT, (second, second + 2))
+            alone = IMU.decode(Source.of(data), DEFAULT, (second, second + 2))
+            assert np.array_equal(window.array, alone.array)
+            assert window.notes == alone.notes
+            window.array[:] = 0  # its own: the next window is not of it
+    assert counts.count(str(path)) == 2
+    IMU.decode(Source.of(path), IMU.config(accel_unit="g"), (2, 4))
+    assert counts.count(str(path)) == 3
+    with monkeypatch.context() as tight:
+        tight.setattr(imu._LAST, "_limit_bytes", 1000)
+        for second in (2, 4):
+            IMU.decode(Source.of(path), DEFAULT, (second, second + 2))
+    assert counts.count(str(path)) == 5, "what is large is not held"
 
 
 # ---------------------------------------------------------------------------------------------------- preprocessing

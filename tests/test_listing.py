@@ -177,6 +177,25 @@ def test_file_lists_are_relative_to_themselves(tmp_path, monkeypatch):
     assert pairs(collect("@media/files.lst")) == pairs(items)
 
 
+def test_what_is_there_under_a_name_with_an_at_sign_is_no_list(tmp_path, monkeypatch):
+    write(tmp_path, "@photos/x.jpg", "@y.png", "z.wav")
+    write(tmp_path, "list", data=b"z.wav\n")
+    monkeypatch.chdir(tmp_path)
+    listing = Listing(["@photos", "@y.png", "@list"])
+    assert pairs(listing) == [("x.jpg", "image"), ("@y.png", "image"), ("z.wav", "audio")]
+    assert listing.origins == [f"{tmp_path}/@photos", f"{tmp_path}/@y.png", f"@{tmp_path}/list"]
+
+
+def test_a_manifest_stays_one_whatever_its_rows_are_read_as(tmp_path, monkeypatch):
+    write(tmp_path, "x.imu.csv", "a.dat")
+    write(tmp_path, "m.csv", data=b"path\na.dat\n")
+    monkeypatch.chdir(tmp_path)
+    assert pairs(Listing(["m.csv"], modality="image")) == [("a.dat", "image")]
+    assert pairs(Listing(["m.csv"], modality="imu")) == [("m.csv", "imu")], "a recording that says so"
+    assert pairs(Listing(["x.imu.csv"], modality="image")) == [("x.imu.csv", "image")]
+    assert pairs(Listing(["x.imu.csv"])) == [("x.imu.csv", "imu")]
+
+
 def test_stdin_holds_paths_or_texts(tmp_path, monkeypatch):
     write(tmp_path, "a.jpg")
     monkeypatch.chdir(tmp_path)
@@ -267,6 +286,15 @@ def test_a_text_column_makes_texts(kind, tmp_path):
     assert "row 2: nothing to embed" in blank.reason
 
 
+def test_a_line_of_json_may_lack_the_text_column(tmp_path):
+    path = as_manifest("jsonl", tmp_path, [{"n": 7}, {"title": "two", "n": 8}])
+    lacking, two = Listing([path], text_column="title")
+    assert isinstance(lacking, BrokenItem)
+    assert (two.key, two.literal) == ("list.jsonl#1", "two")
+    with pytest.raises(InputError, match="expected a column 'titel', got n"):
+        list(Listing([path], text_column="titel"))
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
@@ -274,6 +302,7 @@ def test_a_text_column_makes_texts(kind, tmp_path):
         ({"path": "a.wav", "start_s": 3, "end_s": 2}, "expected 0 <= start_s < end_s, got 3 and 2"),
         ({"path": "a.wav", "start_s": 3}, "expected two numbers"),
         ({"key": "k", "fuse": "video*0.95 + sound*0.05"}, "names the modality 'sound'"),
+        ({"key": "k", "fuse": "image*1e999 + text", "image": "a.jpg", "text": "a"}, "weights finite and not 0"),
         ({"path": "a.jpg", "key": "a\x00b"}, "NUL"),
     ],
 )
@@ -285,6 +314,31 @@ def test_rows_that_cannot_be_meant_are_broken_and_the_others_are_not(row, words,
     assert (broken.key, broken.modality, broken.source) == ("list.jsonl#1", "row", str(path))
     assert "row 1" in broken.reason
     assert words in broken.reason
+
+
+def not_utf8(*values):
+    """An Arrow column of texts, whatever bytes they hold."""
+    return pa.array(values, pa.binary()).cast(pa.string(), safe=False)
+
+
+def test_times_that_python_cannot_hold_are_text_and_cells_that_are_none_are_one_broken_row(tmp_path):
+    table = pa.table(
+        {
+            "path": not_utf8(b"a.jpg", b"\xff.jpg", b"c.jpg"),
+            "seen": pa.array([1_000_000_000_000_000_001, 0, 1_000_000_000], pa.timestamp("ns")),
+            "day": pa.array([0, 0, 2**30], pa.date32()),
+        }
+    )
+    pq.write_table(table, tmp_path / "m.parquet")
+    first, broken, last = collect(tmp_path / "m.parquet")
+    assert dict(first.attributes) == {"seen": "2001-09-09 01:46:40.000000001", "day": "1970-01-01"}
+    assert (last.attributes["seen"], last.key) == ("1970-01-01 00:00:01", "c.jpg")
+    assert "out of range" in last.attributes["day"]
+    assert isinstance(broken, BrokenItem)
+    assert broken.reason == f"{tmp_path / 'm.parquet'}, row 1: column 'path' of row 1: not UTF-8"
+    pq.write_table(table.slice(1, 1), tmp_path / "m.parquet")
+    with pytest.raises(InputError, match=r"m\.parquet, column 'path' of row 0: not UTF-8\. No other row can be read"):
+        list(collect(tmp_path / "m.parquet"))
 
 
 def test_lines_that_are_no_rows_are_broken(tmp_path):
@@ -567,6 +621,41 @@ def test_a_tar_damaged_in_the_middle_is_not_taken_for_its_end(tmp_path):
     assert len(items) == 3
     assert isinstance(items[2], BrokenItem)
     assert "damaged at byte 7168" in items[2].reason
+
+
+def nest(header, depth=2000):
+    """Put a header behind many that each hold a long name for the next."""
+    outer = tarfile.TarInfo("././@LongLink")
+    outer.type, outer.size = tarfile.GNUTYPE_LONGNAME, 2
+    return (outer.tobuf(tarfile.GNU_FORMAT) + b"x\0".ljust(512, b"\0")) * depth + header
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("damage", ["back", "sparse", "nested"])
+def test_a_tar_whose_headers_lead_nowhere_is_one_broken_item(damage, first, tmp_path):
+    """A size below zero leads back to the header before; names of names of names never come to a file."""
+    write(tmp_path, "a.txt", data=b"beside it")
+    before = [("m.txt", b"first"), ("n.txt", b"second")]
+    whole = make_tar(tmp_path / "t.tar", [] if first else before, tarfile.GNU_FORMAT).read_bytes()
+    good = whole.rstrip(b"\0")
+    good += bytes(-len(good) % 512)
+    bad = tarfile.TarInfo("z.jpg")
+    bad.size = -1536
+    if damage == "sparse":
+        bad.type = tarfile.GNUTYPE_SPARSE
+    header = bad.tobuf(tarfile.GNU_FORMAT)
+    if damage == "nested":
+        bad.size = 0
+        header = nest(bad.tobuf(tarfile.GNU_FORMAT))
+    (tmp_path / "t.tar").write_bytes(good + header + bytes(10240))
+    *items, broken = collect(tmp_path)
+    assert [item.key for item in items] == (["a.txt"] if first else ["a.txt", "t.tar/m.txt", "t.tar/n.txt"])
+    assert (broken.key, broken.hides, broken.stage) == ("t.tar", True, "read")
+    why = "cannot be read as a tar: headers within headers" if first and damage == "nested" else f"byte {len(good)}: "
+    assert why in broken.reason
+    with pytest.raises(DecodeError, match=r"no such member|cannot be read as a tar"):
+        Source.of(f"tar://{tmp_path}/t.tar!/z.jpg").read_bytes()
 
 
 @pytest.mark.parametrize("data", [b"", b"no tar at all " * 100, bytes(700)])

@@ -688,6 +688,21 @@ def test_tables_that_cannot_be_meant(tmp_path):
         load_row_table(tmp_path / "none.npz")
 
 
+@pytest.mark.parametrize(
+    ("at", "data"), [(42, b"\xff" * 60), (6, b"\x01"), (8, b"\x63")], ids=["damaged", "locked", "unknown"]
+)
+def test_a_damaged_or_odd_archive_is_no_table(at, data, tmp_path):
+    """Its compressed bytes, a password, a compression that nobody knows: each raises something else below."""
+    np.savez_compressed(tmp_path / "v.npz", a=np.arange(500.0))
+    whole = bytearray((tmp_path / "v.npz").read_bytes())
+    starts = [0] if at == 42 else [0, whole.index(b"PK\x01\x02") + 2]  # the same fields stand in the list at the end
+    for start in starts:
+        whole[start + at : start + at + len(data)] = data
+    (tmp_path / "v.npz").write_bytes(whole)
+    with pytest.raises(InputError, match=r"v\.npz: cannot be read as a table of vectors"):
+        load_row_table(tmp_path / "v.npz")
+
+
 def test_a_store_is_a_table_of_features(world, tmp_path):
     pictures = [str(world / f"{number:03d}.png") for number in range(5)]
     assert run(["embed", *pictures, "-o", str(tmp_path / "e"), "--space", SPACE, "--workers", "0", "-q"]) == 0

@@ -8,7 +8,7 @@ from hostile import video_bytes
 from preprocess_recipes import PREPROCESS, read_json, video_frames
 
 from bindsearch.errors import DecodeError, InputError
-from bindsearch.modalities import video
+from bindsearch.modalities import containers, video
 from bindsearch.modalities.video import clip_frames, crop_offsets
 from bindsearch.registry import MODALITIES
 from bindsearch.sources import Source
@@ -278,6 +278,41 @@ def test_spans():
     assert VIDEO.spans(source, DEFAULT, None) == [(10.0 * n, 10.0 * n + 10) for n in range(9)]
     assert VIDEO.spans(source, REFERENCE, None) == []
     assert VIDEO.spans(source, DEFAULT, 45.0) == [(0.0, 45.0), (45.0, 90.0)]
+
+
+def test_a_window_in_which_no_frame_begins_has_the_one_on_display():
+    """As a recorder of slides makes them: a frame every two seconds."""
+    frames = np.arange(5, dtype=np.uint8).repeat(40 * 40 * 3).reshape(5, 40, 40, 3)
+    source = Source.of(frames, "slides", rate_hz=0.5)
+    for second in range(10):
+        media = VIDEO.decode(source, DEFAULT, (second, second + 1.0))
+        assert (media.notes["frame_indices"], media.array.max()) == ([second // 2], second // 2)
+    with pytest.raises(DecodeError, match=r"no frame in 10-11 s; the video has 10\.00 s"):
+        VIDEO.decode(source, DEFAULT, (10, 11))
+    with pytest.raises(DecodeError, match="no frame in 3-4 s"):
+        VIDEO.decode(source, REFERENCE, (3, 4))
+
+
+def test_windows_of_one_video_read_its_times_once(monkeypatch, tmp_path):
+    """Else a long recording would cost the square of its length; other bytes of the same name are read anew."""
+    path, counts = tmp_path / "long.mp4", []
+
+    def read_times(container, name):
+        counts.append(name)
+        return containers.read_times(container, name)
+
+    monkeypatch.setattr(video, "read_times", read_times)
+    for frames in (250, 300):
+        data = numbered(frames)
+        path.write_bytes(data)
+        for second in range(0, frames // 25, 2):
+            window = VIDEO.decode(Source.of(path), DEFAULT, (second, second + 2))
+            alone = VIDEO.decode(Source.of(data), DEFAULT, (second, second + 2))
+            assert np.array_equal(window.array, alone.array)
+            assert window.notes == alone.notes
+    assert counts.count(str(path)) == 2
+    VIDEO.decode(Source.of(path), DEFAULT)
+    assert counts.count(str(path)) == 3, "a whole video leaves no times behind and takes none"
 
 
 def test_small_spaces_are_data():

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
+from multiprocessing import connection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sloth
 import threadpoolctl
 from sloth import SlothSpace
 
-from bindsearch.embed import EmbedOptions, run_embed
+from bindsearch.embed import EmbedOptions, run_embed, workers
 from bindsearch.embed.decoding import Decoded, Failed
 from bindsearch.embed.worker import Task
 from bindsearch.embed.workers import DecodePool
@@ -65,6 +67,35 @@ def test_what_hangs_is_killed_and_the_rest_goes_on(tmp_path):
     assert [type(outcome) for outcome in outcomes] == [Decoded, Failed, Decoded, Failed, Decoded, Decoded]
     assert {outcome.reason for outcome in outcomes if isinstance(outcome, Failed)} == {"took longer than 1 s"}
     assert {outcome.stage for outcome in outcomes if isinstance(outcome, Failed)} == {"worker"}
+
+
+def test_time_in_which_all_was_stopped_counts_for_no_item(tmp_path, monkeypatch):
+    """Each look at the time comes a hundred seconds late, as after Ctrl-Z; what hangs is killed none the less."""
+    items = sloths(tmp_path, "fine 1", "wait 1", "hang", "fine 2")
+    away_s, pool = [0.0], DecodePool(1)
+
+    def wait(links, timeout_s):
+        found = connection.wait(links, min(timeout_s or 0.3, 0.3))
+        if not found and any(worker.began for worker in pool.workers):
+            away_s[0] += 100
+        return found
+
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + away_s[0])
+    monkeypatch.setattr(workers, "connection", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(workers, "time", clock)
+    with pool:
+        outcomes = [outcome for _, outcome in pool.map(items, task(5.0))]
+    assert away_s[0] >= 500
+    assert [type(outcome) for outcome in outcomes] == [Decoded, Decoded, Failed, Decoded]
+    assert outcomes[2].reason == "took longer than 5 s"
+    assert outcomes[2].seconds < 10
+
+
+@pytest.mark.parametrize("limit_s", [float("inf"), 1e300])
+def test_a_limit_may_be_without_end(limit_s, tmp_path):
+    with DecodePool(1) as pool:
+        outcomes = [outcome for _, outcome in pool.map(sloths(tmp_path, "fine 1", "wait 0.1"), task(limit_s))]
+    assert [type(outcome) for outcome in outcomes] == [Decoded, Decoded]
 
 
 def test_a_death_is_forgiven_once(tmp_path):

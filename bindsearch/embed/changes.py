@@ -13,7 +13,8 @@ import numpy as np
 
 from bindsearch.embed.decoding import source_of
 from bindsearch.embed.plan import say_twice
-from bindsearch.errors import DecodeError, InputError
+from bindsearch.errors import InputError
+from bindsearch.listing.collect import STDIN_PLACE
 from bindsearch.listing.naming import to_path
 from bindsearch.store import EmbeddingStore, Generation, generation_folders
 from bindsearch.store.files import read_parquet
@@ -32,7 +33,9 @@ class KnownUnits:
     Memory: 34 bytes a row; the checksums are read only where a modification time has changed.
     """
 
-    def __init__(self, out: Path, generations: Sequence[Generation], origins: Sequence[str]) -> None:
+    def __init__(
+        self, out: Path, generations: Sequence[Generation], origins: Sequence[str], look: Mapping[str, Any]
+    ) -> None:
         """Read the plans of the generations.
 
         Args:
@@ -41,6 +44,7 @@ class KnownUnits:
                 is planned counts as embedded.
             origins: names of this run's sources; a row from one of them that is not listed again is gone. Stdin ("-")
                 has no memory: nothing is gone because it was not typed again.
+            look: how this run reads its sources, as plans record it; what was read in another way is not listed again.
         """
         generations = [each for each in generations if not each.record.get("imported")]
         self._out, self._generations = out, generations
@@ -49,7 +53,9 @@ class KnownUnits:
         for generation in reversed(generations):
             rows = _plan_columns(generation, ("id", "unit", "print", "mtime", "origin"))
             alive = ~np.isin(rows["id"], dead)
-            again = np.array([name in origins and name != "-" for name in generation.record["sources"]], dtype=bool)
+            same = reads_alike(generation.record, look)
+            names = generation.record["sources"]
+            again = np.array([same and name in origins and name != "-" for name in names], dtype=bool)
             rows["listed"] = again[rows.pop("origin")]
             for name, values in rows.items():
                 columns[name].append(values[alive])
@@ -68,12 +74,13 @@ class KnownUnits:
             return slice(0, 0)
         return slice(first, int(self.units.searchsorted(unit, side="right")))
 
-    def count_unchanged(self, item: Item, mark: int) -> int:
+    def count_unchanged(self, item: Item, mark: int, older: int) -> int:
         """Tell how many rows of the store a listed item stands for, if nothing about it has changed.
 
         Args:
             item: as listed.
             mark: its fingerprint.
+            older: the one that an earlier version made, which says the same.
 
         Returns:
             0 for a new or changed item. An item is unchanged if its fingerprint (size included) and its modification
@@ -89,10 +96,15 @@ class KnownUnits:
         if self.seen[rows].any():
             place = {"key": item.key, "source": item.source, "member": item.member}
             raise InputError(say_twice(place, place))
-        if (self.prints[rows] != mark).any() or not self._is_same(item, rows):
+        prints = self.prints[rows]
+        if ((prints != mark) & (prints != older)).any() or not self._is_same(item, rows):
             return 0
         self.seen[rows] = True
         return int(rows.stop) - int(rows.start)
+
+    def keep(self, item: Item) -> None:
+        """Note that a listed item is there still, though this run cannot embed it."""
+        self.seen[self.rows_of(item.id)] = True
 
     def count_bad(self, item: Item) -> int:
         """Tell how many of a listed item's rows in the store have no vector."""
@@ -112,7 +124,9 @@ class KnownUnits:
             return True
         try:
             return source_of(item).sha256() == self._checksums[known]
-        except (DecodeError, OSError):
+        except (ImportError, MemoryError):
+            raise
+        except Exception:  # a URI of no known form, a foreign file system: embedding it will say what is wrong
             return False
 
     @cached_property
@@ -134,17 +148,23 @@ class KnownUnits:
         """Refuse to put an item in the place of another file's.
 
         A key that a source brings which an earlier run did not list may be another file's that has the same name. Where
-        that one is no more, its folder was moved or renamed, and the item takes its place.
+        that one is no more, its folder was moved or renamed, and the item takes its place. A text that was typed lies
+        nowhere: it takes the place of what is bad alone.
 
         Args:
             item: new or changed.
 
         Raises:
-            InputError: the other file is still there; both are named.
+            InputError: the other file is still there; both are named. Or another text has the key of a typed one.
         """
         rows = self.rows_of(item.id)
         if rows.start == rows.stop or self.listed[rows].any():
             return
+        if item.source == STDIN_PLACE and self.count_bad(item) < rows.stop - rows.start:
+            raise InputError(
+                f"key {item.key!r} is in {self._out} already, of something else than this text from stdin. Name the "
+                "texts in a manifest with a column 'key', or embed them into another folder."
+            )
         source = self._sources[item.id]
         if _are_two_files(source, item.source):
             raise InputError(
@@ -200,6 +220,16 @@ class KnownUnits:
         return sorted(found, key=lambda row: row["id"]), kept
 
 
+def reads_alike(record: Mapping[str, Any], look: Mapping[str, Any]) -> bool:
+    """Say whether a plan's sources were read as a run reads its own; plans of earlier versions do not say how.
+
+    Args:
+        record: of the plan.
+        look: `modality` and `text_column` of the run.
+    """
+    return all(record.get(name, value) == value for name, value in look.items())
+
+
 def listed_ids(listing: Iterable[Item], out: Path) -> IntArray:
     """Give the ids of the rows that a store has of listed items, whichever source they first came from: (n,) int64.
 
@@ -207,7 +237,7 @@ def listed_ids(listing: Iterable[Item], out: Path) -> IntArray:
         listing: what a source holds now; iterated once.
         out: folder of the store.
     """
-    known = KnownUnits(out, [Generation.load(folder) for folder in generation_folders(out)], ())
+    known = KnownUnits(out, [Generation.load(folder) for folder in generation_folders(out)], (), {})
     listed = np.fromiter((item.id for item in listing), dtype=np.int64)
     return known.ids[np.isin(known.units, listed)]
 
@@ -245,6 +275,8 @@ def _can_be_read(item: Item) -> bool:
     try:
         with source_of(item).open() as file:
             file.read(1)
-    except (DecodeError, OSError):
+    except (ImportError, MemoryError):
+        raise
+    except Exception:  # foreign file systems raise anything
         return False
     return True

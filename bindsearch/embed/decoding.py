@@ -192,7 +192,9 @@ def _sha256_if_any(item: Item) -> str | None:
         return None
     try:
         return _sha256(item)
-    except (DecodeError, OSError):
+    except (ImportError, MemoryError):
+        raise
+    except Exception:  # what made the item fail fails again: a URI of no known form, a foreign file system
         return None
 
 
@@ -227,7 +229,7 @@ def _decode(item: Item, configs: Mapping[str, Any], started: float, source: Sour
 def _parts(item: Item) -> list[Item]:
     if not isinstance(item, FusedItem):
         return [item]
-    timed = {part.modality for part in item.parts} - {"text", "image", "depth", "thermal"}
+    timed = {part.modality for part in item.parts} - {"text", "image", "depth", "thermal", "features"}
     return [
         Item(
             item.key,
@@ -267,9 +269,10 @@ def inspect_source(file: str | os.PathLike[str], modality: str | None, space: An
         space: gives the preprocessing.
 
     Returns:
-        JSON types: modality, preset, spans, the raw array's shape, unit and notes, the preprocessed array's shape and
-        range. Of a container, its first item that can be read; of a fused item, its modality and these facts of each
-        part, with the part's weight.
+        JSON types: modality, preset, the spans it would be cut in and the one shown (its own, or the first; null
+        is the whole), the raw array's shape, unit and notes, the preprocessed array's shape and range. Of a container,
+        its first item that can be read; of a fused item, its modality and these facts of each part, with the part's
+        weight.
 
     Raises:
         MissingInputError: no media are there.
@@ -280,7 +283,7 @@ def inspect_source(file: str | os.PathLike[str], modality: str | None, space: An
     broken: BrokenItem | None = None
     for item in listing:
         if not isinstance(item, BrokenItem):
-            return {"file": item.key, "modality": item.modality, **_inspected(item, space)}
+            return {"file": item.key, "modality": item.modality, **_inspected(item, space, has_spans(item))}
         broken = broken or item
     if broken is not None:
         raise DecodeError(broken.key, broken.reason, broken.stage)
@@ -290,21 +293,31 @@ def inspect_source(file: str | os.PathLike[str], modality: str | None, space: An
     raise InputError(f"{os.fspath(file)}: no suffix there names a modality: {ignored}. Say it: --modality NAME.")
 
 
-def _inspected(item: Item, space: Any) -> dict[str, Any]:
-    """Give the facts of `inspect_source` about an item: its steps, or those of each of its parts."""
+def _inspected(item: Item, space: Any, cut: bool) -> dict[str, Any]:
+    """Give the facts of `inspect_source` about an item: its steps, or those of each of its parts.
+
+    Args:
+        item: as listed.
+        space: gives the preprocessing.
+        cut: whether it would be cut in spans, where it is long.
+    """
     if isinstance(item, FusedItem):
         parts = zip(item.parts, _parts(item), strict=True)
         return {
             "parts": [
-                {"modality": each.modality, "weight": part.weight, **_inspected(each, space)} for part, each in parts
+                {"modality": each.modality, "weight": part.weight, **_inspected(each, space, False)}
+                for part, each in parts
             ]
         }
     kind, config = space.modality(item.modality), space.config(item.modality)
-    media = kind.decode(source_of(item), config, None)
+    spans = _spans_of(item, kind, config) if cut else []
+    shown = item.span or next(iter(spans), None)
+    media = kind.decode(source_of(item), config, shown)
     x = kind.preprocess(media, config)
     return {
         "preset": space.preset_id(item.modality),
-        "spans_s": [list(span) for span in kind.spans(source_of(item), config, None)],
+        "spans_s": [list(span) for span in spans],
+        "shown_s": None if shown is None else list(shown),
         "decoded": {
             "shape": list(getattr(media.array, "shape", [len(media.array)])),
             "unit": media.unit,
@@ -322,3 +335,13 @@ def _inspected(item: Item, space: Any) -> dict[str, Any]:
             "mean": float(x.mean()),
         },
     }
+
+
+def _spans_of(item: Item, kind: Modality[Any], config: Any) -> list[Span]:
+    """Cut a recording as a run would; one whose length cannot be read stays whole, and decoding it says why."""
+    try:
+        return kind.spans(source_of(item), config, None)
+    except DecodeError as error:
+        if error.stage == CUT_STAGE:
+            raise
+        return []

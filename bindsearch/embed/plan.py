@@ -66,7 +66,7 @@ def fingerprint(item: Item, window_s: float | None) -> int:
 
     Args:
         item: as listed.
-        window_s: how long recordings are to be cut.
+        window_s: how long it is to be cut; None where it is not, or as its modality says.
     """
     facts = [
         kind_of(item), window_s, item.key, item.modality, item.source, item.span, item.member, item.size_bytes,

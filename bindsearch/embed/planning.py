@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bindsearch.embed.batching import modalities_of
-from bindsearch.embed.changes import KnownUnits
+from bindsearch.embed.changes import KnownUnits, reads_alike
 from bindsearch.embed.decoding import Cut, Failed, Outcome, has_spans
 from bindsearch.embed.lease import SILENCE_S
 from bindsearch.embed.place import Place
@@ -76,6 +76,11 @@ class EmbedOptions:
         if self.workers is not None and self.workers < 0:
             raise InputError(f"workers: expected 0 or more, got {self.workers}.")
 
+    @property
+    def look(self) -> dict[str, Any]:
+        """How sources are read, as a plan records it: what another look would bring is not gone for this one."""
+        return {"modality": self.modality, "text_column": self.text_column}
+
     def worker_count(self) -> int:
         """Resolve `workers`; None shares the CPUs among the processes on this machine."""
         if self.workers is not None:
@@ -137,7 +142,7 @@ class Planner:
         """
         started = time.perf_counter()
         done = [Generation.load(folder) for folder in generation_folders(self.folder)]
-        known = KnownUnits(self.folder, done, listing.origins)
+        known = KnownUnits(self.folder, done, listing.origins, self.options.look)
         with full_disk_said(where):
             writer = PlanWriter(where / f"g{len(done) + 1:04d}", self.options.shard_size)
         try:
@@ -154,7 +159,7 @@ class Planner:
                 shutil.rmtree(writer.folder)
                 return None
             used = {part for shard in writer.shards for part in shard["kind"].split("+")} & set(self.space.modalities)
-            record = {"sources": listing.origins, "batch_size": self.options.batch_size}
+            record = {"sources": listing.origins, "batch_size": self.options.batch_size, **self.options.look}
             if switches := getattr(self.space, "switches", None):
                 record["speed"] = switches.id  # another way of computing gives other last bits
             return writer.commit(Identity.of_space(self.space, used), record, gone)
@@ -169,7 +174,8 @@ class Planner:
 
         A modality that was asked for and that passes files over is taken for one.
         """
-        before = {name for generation in done for name in generation.record["sources"]} - {STDIN}
+        alike = [each.record for each in done if reads_alike(each.record, self.options.look)]
+        before = {name for record in alike for name in record["sources"]} - {STDIN}
         return not before.isdisjoint(listing.origins) and not (self.options.modality and self.report.ignored)
 
     def _what_instead(self, listing: Listing) -> str:
@@ -192,12 +198,13 @@ class Planner:
         for origin, item in listing.with_origins():
             if lacking := self._lacking(item):
                 self.report.ignored[lacking + NOT_IN_SPACE] += 1
+                known.keep(item)
                 continue
             found += 1
             if isinstance(item, BrokenItem) and item.hides:
                 unread.add(item.source)
-            mark = fingerprint(item, self.options.window_s)
-            unchanged = known.count_unchanged(item, mark)
+            mark, older = self._marks_of(item)
+            unchanged = known.count_unchanged(item, mark, older)
             self.report.unchanged += unchanged
             self.report.unchanged_bad += known.count_bad(item) if unchanged else 0
             if not unchanged:
@@ -210,6 +217,13 @@ class Planner:
                 raise KeyboardInterrupt
         self._plan_chunk(changed, known, writer)
         return found, unread
+
+    def _marks_of(self, item: Item) -> tuple[int, int]:
+        """Give an item's fingerprint, and the one of earlier versions: there --window was also in what is never cut."""
+        older = fingerprint(item, self.options.window_s)
+        if self.options.window_s is None or has_spans(item):
+            return older, older
+        return fingerprint(item, None), older
 
     def _lacking(self, item: Item) -> str | None:
         """Name a modality that an item needs and the space has not."""

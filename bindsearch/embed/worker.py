@@ -22,6 +22,7 @@ from bindsearch.types import Item
 PARENTS = (signal.SIGINT, signal.SIGTERM)
 """Signals that the parent alone acts on: it finishes its shard and then ends its workers."""
 _GRACE_S = 10.0
+_NEVER_S = 1e8  # of a limit without end: what a clock of the system can still count
 _PIECE, _PIECE_BYTES, _PIECE_S = 32, 16 << 20, 0.2  # outcomes of a block that are sent together
 OUT_OF_MEMORY = 12
 """Exit code of a worker that ran out of memory over an item."""
@@ -120,7 +121,9 @@ def _serve(link: Any, arena: Arena | None) -> None:
                 warm.add(message.items[0].modality)
             link.send(("began", message.number))
             limit_s = task.item_limit_s * len(message.items)
-            signal.setitimer(signal.ITIMER_REAL, limit_s + _GRACE_S)  # should the parent die, so does this
+            signal.setitimer(
+                signal.ITIMER_REAL, min(limit_s + _GRACE_S, _NEVER_S)
+            )  # should the parent die, so does this
             outcomes = task.do(message.items)
             left = len(message.items)
             while left:

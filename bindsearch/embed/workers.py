@@ -26,6 +26,8 @@ START_LIMIT_S = 120.0
 """Wall time that a worker may take to start, and to load what a modality needs, before its first item begins."""
 BUFFER_BYTES = 256 << 20
 """Decoded arrays that may wait for the model; beyond this no further item is handed out."""
+_LOOK_S = 1.0
+"""How often the time is looked at: so much of an item's limit may be lost where this process was stopped."""
 _DEPTH = 2  # jobs that one worker holds at a time
 _TRIES = 2
 _EARLY_DEATHS = 3
@@ -269,12 +271,15 @@ class _Run:
         return ahead < room or (self._blocks.making and jobs <= self._pool.size)
 
     def _take_in(self) -> None:
-        """Wait for a message, the bell or a deadline, and take in what is there."""
-        limit_s = self._task.item_limit_s
+        """Wait for a message, the bell, a deadline or a moment, and take in what is there."""
+        limit_s, asked_s = self._task.item_limit_s, time.monotonic()
         until_s = min((worker.deadline_s(limit_s) for worker in self._pool.workers), default=float("inf"))
-        timeout_s = None if until_s == float("inf") else max(0.0, until_s - time.monotonic())
+        timeout_s = None if until_s == float("inf") else min(max(0.0, until_s - asked_s), _LOOK_S)
         by_link = {worker.link: worker for worker in self._pool.workers}
-        for link in connection.wait([*by_link, self._bell], timeout_s):
+        there = connection.wait([*by_link, self._bell], timeout_s)
+        if timeout_s is not None:
+            self._forgive(time.monotonic() - asked_s - timeout_s)
+        for link in there:
             if link is self._bell:
                 self._bell.recv_bytes()
                 with self._state:
@@ -287,6 +292,12 @@ class _Run:
                 self._bury(worker)
             else:
                 self._hear(worker, what, value)
+
+    def _forgive(self, late_s: float) -> None:
+        """Count no time in which this process did not run: Ctrl-Z and a paused machine stop the workers as well."""
+        if late_s > _LOOK_S:
+            for worker in self._pool.workers:
+                worker.since_s += late_s
 
     def _hear(self, worker: _Worker, what: str, value: Any) -> None:
         if what == "ready":

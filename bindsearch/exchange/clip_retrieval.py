@@ -17,7 +17,7 @@ import numpy as np
 
 from bindsearch.config import canonical_json
 from bindsearch.errors import InputError, UnsupportedError
-from bindsearch.exchange.rows import Export, Import, check_matrix, identity_of, identity_text
+from bindsearch.exchange.rows import Export, Import, cells_of, check_matrix, identity_of, identity_text
 from bindsearch.row_table import read_npy
 from bindsearch.store.files import commit_bytes, commit_file, read_parquet
 from bindsearch.store.shard import npy_bytes
@@ -161,7 +161,7 @@ def read(path: Path) -> Import:
 
 def _blocks(partitions: Sequence[Mapping[str, Path]]) -> Iterator[tuple[np.ndarray, Sequence[Mapping[str, Any]]]]:
     for files in partitions:
-        metadata = read_parquet(files["metadata"]).to_pylist() if "metadata" in files else None
+        metadata = cells_of(read_parquet(files["metadata"]), files["metadata"]) if "metadata" in files else None
         for side, stem in _STEMS.items():
             if stem not in files:
                 continue

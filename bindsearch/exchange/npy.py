@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bindsearch.errors import InputError
-from bindsearch.exchange.rows import Export, Import, check_matrix, identity_of, identity_text
+from bindsearch.exchange.rows import Export, Import, cells_of, check_matrix, identity_of, identity_text
 from bindsearch.row_table import read_npy
 from bindsearch.store import item_schema
 from bindsearch.store.files import commit_bytes, read_parquet
@@ -49,16 +49,16 @@ def read(path: Path) -> Import:
     vectors = check_matrix(read_npy(file, mapped=True), str(file))
     items = path / ITEMS
     if not path.is_dir() or not items.exists():
-        return Import(None, _blocks(vectors, None))
+        return Import(None, _blocks(vectors, None, items))
     table = read_parquet(items)
     if table.num_rows != len(vectors):
         raise InputError(f"{path}: {len(vectors)} vectors, but {table.num_rows} rows in {ITEMS}.")
     identity = path / IDENTITY
     text = identity.read_bytes() if identity.exists() else None
-    return Import(identity_of(text, identity), _blocks(vectors, table))
+    return Import(identity_of(text, identity), _blocks(vectors, table, items))
 
 
-def _blocks(vectors: np.ndarray, table: Any) -> Iterator[tuple[np.ndarray, Sequence[Mapping[str, Any]]]]:
+def _blocks(vectors: np.ndarray, table: Any, items: Path) -> Iterator[tuple[np.ndarray, Sequence[Mapping[str, Any]]]]:
     for start in range(0, len(vectors), _ROWS):
         part = np.asarray(vectors[start : start + _ROWS])
-        yield part, [{}] * len(part) if table is None else table.slice(start, _ROWS).to_pylist()
+        yield part, [{}] * len(part) if table is None else cells_of(table.slice(start, _ROWS), items, start)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.errors import InputError
-from bindsearch.exchange.rows import Export, Import, check_matrix, identity_of, identity_text
+from bindsearch.exchange.rows import Export, Import, cells_of, check_matrix, identity_of, identity_text
 from bindsearch.store import item_schema
 from bindsearch.store.files import commit_file
 
@@ -82,6 +82,7 @@ def _blocks(path: Path, column: str) -> Iterator[tuple[np.ndarray, Sequence[Mapp
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    first = 0
     with pq.ParquetFile(path, pre_buffer=False) as file:
         for batch in file.iter_batches(batch_size=_ROWS, use_threads=False):
             lists = batch.column(batch.schema.get_field_index(column))
@@ -91,4 +92,5 @@ def _blocks(path: Path, column: str) -> Iterator[tuple[np.ndarray, Sequence[Mapp
                 raise InputError(f"{path}: column {column!r}: expected vectors of one length, got {got}.")
             flat = lists.flatten().to_numpy(zero_copy_only=False)
             vectors = check_matrix(flat.reshape(len(batch), -1), f"{path}: column {column!r}")
-            yield vectors, batch.drop_columns([column]).to_pylist()
+            yield vectors, cells_of(batch.drop_columns([column]), path, first)
+            first += len(batch)

@@ -13,6 +13,7 @@ import numpy as np
 
 from bindsearch.config import canonical_json
 from bindsearch.errors import InputError, UnknownNameError
+from bindsearch.listing.cells import plain_rows
 from bindsearch.registry import MODALITIES
 from bindsearch.store import Identity, item_schema
 from bindsearch.types import item_id, to_text
@@ -131,6 +132,25 @@ def check_modality(name: str, where: str) -> None:
     """
     if name not in MODALITIES.built_in and name not in MODALITIES:
         raise UnknownNameError("modality", name, MODALITIES.names(), hint=f"({where})")
+
+
+def cells_of(table: pa.RecordBatch | pa.Table, path: Path, first: int = 0) -> list[Mapping[str, Any]]:
+    """Give a piece of a file's columns as rows of Python values.
+
+    Args:
+        table: the piece. Not modified.
+        path: of the file, for messages.
+        first: number of the piece's first row in the file.
+
+    Raises:
+        InputError: a cell that nothing can be made of; its row is named.
+    """
+    rows: list[Mapping[str, Any]] = []
+    for row in plain_rows(table, first):
+        if isinstance(row, str):
+            raise InputError(f"{path}: {row}. Write the file again, or without that column.")
+        rows.append(row)
+    return rows
 
 
 @functools.cache

@@ -23,6 +23,8 @@ from bindsearch.types import Item, to_text
 
 LIST_SUFFIXES = (".lst", ".list")
 STDIN = "-"
+STDIN_PLACE = "stdin"
+"""What texts that were typed have for their source: they lie in no file."""
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -93,8 +95,8 @@ class Listing:
 
     def _of_source(self, name: str) -> Iterator[Item]:
         if name == STDIN:
-            return self._of_lines(_numbered(lines_of(self.stdin or sys.stdin)), Path(), "stdin")
-        if name.startswith("@"):
+            return self._of_lines(_numbered(lines_of(self.stdin or sys.stdin)), Path(), "stdin", STDIN_PLACE)
+        if _names_list(name):
             return self._of_list(Path(name[1:]))
         if is_uri(name):
             return self._of_file(name, name, None)
@@ -110,28 +112,32 @@ class Listing:
             return self._of_list(path)
         if low.endswith(TAR_SUFFIX):
             return scan_tar(path, to_text(_as_key(name)), self._namer, self.ignored)
-        if low.endswith(TABLE_SUFFIXES) and (self.text_column or self._namer.of_named(name) is None):
+        if low.endswith(TABLE_SUFFIXES) and (self.text_column or not self._is_media(name)):
             return iter(Manifest(path, self._namer, self.text_column))
         return self._of_file(name, _as_key(name), path)
+
+    def _is_media(self, name: str) -> bool:
+        """Say whether a table is a recording: by its name, or as one that the forced modality reads."""
+        return self._namer.look(name) is not None or Namer().look(name) is not None
 
     def _count(self, what: str) -> None:
         setattr(self, what, getattr(self, what) + 1)
 
     def _of_list(self, path: Path) -> Iterator[Item]:
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-            yield from self._of_lines(_numbered(file), path.parent, path.name)
+            yield from self._of_lines(_numbered(file), path.parent, path.name, place_of(path))
 
-    def _of_lines(self, lines: Iterator[tuple[int, str]], folder: Path, name: str) -> Iterator[Item]:
-        """Yield an item a line: a path relative to `folder`, or with --modality text the text itself.
+    def _of_lines(self, lines: Iterator[tuple[int, str]], folder: Path, name: str, place: str) -> Iterator[Item]:
+        """Yield an item a line: a path relative to `folder`, or with --modality text the text itself, from `place`.
 
         A path may hold any bytes, which stand as surrogates; a text that does is no text.
         """
         for number, line in lines:
             if self.modality == "text" and not is_utf8(line):
                 reason = f"{name}, line {number}: the text is not UTF-8"
-                yield BrokenItem(f"{name}#{number}", "text", to_text(name), reason=reason, stage="read")
+                yield BrokenItem(f"{name}#{number}", "text", place, reason=reason, stage="read")
             elif self.modality == "text":
-                yield literal_item(Item(f"{name}#{number}", "text", to_text(name)), line)
+                yield literal_item(Item(f"{name}#{number}", "text", place), line)
             elif is_uri(line):
                 yield from self._of_file(line, line, None)
             elif (maker := maker_of(line)) is not None:
@@ -200,7 +206,7 @@ def _check_there(name: str) -> None:
     if (maker := maker_of(name)) is not None:
         maker.canonical(name)
         return
-    path = name[1:] if name.startswith("@") and not os.path.lexists(name) else name
+    path = name[1:] if _names_list(name) else name
     if not os.path.lexists(path):
         raise MissingInputError(f"{to_text(path)}: no such file or folder.")
     if path.lower().endswith(_PACKED):
@@ -213,7 +219,12 @@ def _check_there(name: str) -> None:
 def _origin(name: str) -> str:
     if (maker := maker_of(name)) is not None:
         return maker.canonical(name)
-    return f"@{place_of(name[1:])}" if name.startswith("@") else place_of(name)
+    return f"@{place_of(name[1:])}" if _names_list(name) else place_of(name)
+
+
+def _names_list(name: str) -> bool:
+    """Say whether a source is @FILE; a folder or file of that exact name wins."""
+    return name.startswith("@") and not os.path.lexists(name)
 
 
 def _as_key(name: str) -> str:

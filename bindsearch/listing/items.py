@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 
@@ -96,7 +97,8 @@ def parse_fusion(expression: str, known: tuple[str, ...], where: str) -> tuple[t
         since the sum is normalised.
 
     Raises:
-        InputError: not of this form, an unknown or repeated modality, a weight of zero, fewer than two terms.
+        InputError: not of this form, an unknown or repeated modality, a weight of zero or without end, fewer than two
+            terms.
     """
     terms: list[tuple[str, float]] = []
     at = 0
@@ -110,6 +112,8 @@ def parse_fusion(expression: str, known: tuple[str, ...], where: str) -> tuple[t
         terms.append((modality, (-1.0 if sign == "-" else 1.0) * float(weight or 1)))
         at = match.end()
     names = [name for name, _ in terms]
-    if len(terms) < 2 or len(set(names)) < len(names) or any(weight == 0 for _, weight in terms):
-        raise InputError(f"{where}: fuse {expression!r}: expected two or more different modalities, weights not 0.")
+    if len(terms) < 2 or len(set(names)) < len(names) or not all(0 < abs(weight) < math.inf for _, weight in terms):
+        raise InputError(
+            f"{where}: fuse {expression!r}: expected two or more different modalities, weights finite and not 0."
+        )
     return tuple(terms)

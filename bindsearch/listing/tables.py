@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from bindsearch.config import canonical_json
 from bindsearch.errors import InputError, UnknownNameError
+from bindsearch.listing.cells import plain_rows
 from bindsearch.listing.folders import file_facts
 from bindsearch.listing.items import (
     LONGEST_TEXT_BYTES,
@@ -67,6 +68,8 @@ class Manifest:
         """
         columns: tuple[str, ...] | None = None
         first_unread: str | None = None
+        lines = self.path.suffix.lower() in (".jsonl", ".ndjson")  # a line of JSON has its own keys
+        named = False
         for number, row in enumerate(self._rows()):
             where = f"{self.path}, row {number}"
             if isinstance(row, str):
@@ -75,7 +78,9 @@ class Manifest:
                 continue
             if columns is None:
                 columns = tuple(row)
-                self._check_columns(columns)
+                if not lines:
+                    self._check_columns(columns)
+            named = named or self.text_column in row
             try:
                 item = self._row_item(row, f"{self.path.name}#{number}", where)
             except InputError as error:
@@ -83,6 +88,8 @@ class Manifest:
             yield item
         if columns is None and first_unread is not None:
             raise InputError(f"{first_unread}. No other row can be read either: is it a manifest?")
+        if columns is not None and lines and self.text_column and not named:
+            self._check_columns(columns)
 
     def _broken(self, number: int, reason: str) -> BrokenItem:
         return BrokenItem(to_text(f"{self.path.name}#{number}"), "row", place_of(self.path), reason=to_text(reason))
@@ -98,8 +105,6 @@ class Manifest:
 
     def _check_columns(self, columns: tuple[str, ...]) -> None:
         wanted = (self.text_column,) if self.text_column else ("path", "text", "fuse")
-        if self.path.suffix.lower() in (".jsonl", ".ndjson") and not self.text_column:
-            return  # a line of JSON has its own keys
         if not set(wanted) & set(columns):
             raise InputError(
                 f"{self.path}: expected a column {' or '.join(repr(name) for name in wanted if name)}, got "
@@ -308,13 +313,15 @@ def _json_rows(path: Path) -> Iterator[Mapping[str, Any] | str]:
             yield row if isinstance(row, dict) else f"line {number}: expected an object, got {type(row).__name__}"
 
 
-def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any] | str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    first = 0
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
-                yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
+                yield from plain_rows(batch, first)
+                first += batch.num_rows
+    except (pa.ArrowException, ValueError, OSError) as error:
         raise InputError(f"{path}: not a Parquet file: {error}") from error

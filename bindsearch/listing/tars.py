@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from bindsearch.errors import InputError
 from bindsearch.listing.items import BrokenItem, make_caption
 from bindsearch.listing.naming import CAPTION_SUFFIX, Namer, place_of, suffix_of
-from bindsearch.members import Member, list_members
+from bindsearch.members import Member, list_members, say_damage
 from bindsearch.modalities.text import decode_start
 from bindsearch.types import Item, to_text
 
@@ -78,8 +78,8 @@ def scan_tar(path: Path, key: str, namer: Namer, ignored: Counter[str]) -> Itera
             for sample, together in itertools.groupby(members, key=lambda member: _sample_of(member.name)):
                 yield from _items_of_sample(sample, list(together), path, key, namer, ignored)
             troubles += _look_at_end(path, tar.offset)
-    except (tarfile.TarError, OSError, ValueError) as error:
-        troubles.append(f"cannot be read as a tar: {error}")
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
+        troubles.append(f"cannot be read as a tar: {say_damage(error)}")
     if troubles:
         yield BrokenItem(key, "tar", place_of(path), reason=troubles[0], stage="read", hides=True)
 

@@ -361,7 +361,7 @@ def duration_s(source: Source) -> float:
     """Read the length of a recording in seconds from its header; from its packets, where a streamed one does not say.
 
     Raises:
-        DecodeError: it cannot be opened, or does not say how long it is.
+        DecodeError: it cannot be opened, has no sound, or does not say how long it is.
     """
     if source.kind == "value":
         wave, rate = _of_array(source)
@@ -381,6 +381,8 @@ def duration_s(source: Source) -> float:
 
 def _duration_av(file: IO[bytes], name: str, head: bytes, count: bool) -> float:
     with open_container(file, name, head) as container:
+        if not container.streams.audio:
+            raise DecodeError(name, "has no sound track")
         count = count or container.duration is None
         seconds = counted_seconds(container) if count else sound_seconds(container)
         if not seconds > 0:

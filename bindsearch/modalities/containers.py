@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
 from bindsearch.errors import DecodeError
@@ -52,7 +53,7 @@ class FrameTimes:
     rate_hz: float = 0.0
     tick_s: Fraction = Fraction(1)
 
-    @property
+    @cached_property
     def steady(self) -> bool:
         """Say whether frames come at the average rate: none further than half a frame, or 50 ms, from its place."""
         import numpy as np

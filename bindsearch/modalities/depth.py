@@ -229,8 +229,9 @@ def _to_unit(array: np.ndarray, config: DepthConfig, name: str) -> np.ndarray:
     if unit == "auto":
         unit = "m" if array.dtype.kind == "f" else "mm"
     if unit == "sunrgbd":
-        if array.dtype != np.uint16:
+        if array.dtype.newbyteorder("=") != np.uint16:
             raise DecodeError(name, f"SUN RGB-D depth is 16-bit, got {array.dtype}")
+        array = array.astype(np.uint16)
         array = (array >> 3) | (array << 13)
     scale = 1000.0 if unit in ("mm", "sunrgbd") else 1.0
     values: np.ndarray = (array.astype(np.float64) / scale).astype(np.float32)

@@ -15,8 +15,9 @@ from bindsearch.errors import DecodeError, InputError
 from bindsearch.modalities.base import Modality, ModalityConfig, check_choice, check_media, check_positive
 from bindsearch.modalities.clips import clip_starts, windows
 from bindsearch.modalities.imu_file import Recording, read_recording
-from bindsearch.modalities.imu_grid import lay_on_grid
+from bindsearch.modalities.imu_grid import Grid, lay_on_grid
 from bindsearch.modalities.imu_units import ACCEL_UNITS, GRAVITY, GYRO_UNITS, TIME_UNITS
+from bindsearch.modalities.recent import Last
 from bindsearch.registry import MODALITIES
 from bindsearch.sources import Source
 from bindsearch.types import Media, Span
@@ -79,6 +80,10 @@ class ImuConfig(ModalityConfig):
             raise InputError(f"ImuConfig.columns: expected six names, got {len(self.columns)}.")
 
 
+_LAST: Last[tuple[Grid, tuple[str, ...]]] = Last(lambda made: made[0].values.nbytes + made[0].known.nbytes)
+"""The recording whose windows are being decoded."""
+
+
 class ImuModality(Modality[ImuConfig]):
     """Accelerometer and gyroscope over time."""
 
@@ -95,8 +100,11 @@ class ImuModality(Modality[ImuConfig]):
     def _decode(self, source: Source, config: ImuConfig, span: Span | None) -> Media:
         import numpy as np
 
-        recording = read_recording(source, config)
-        grid = lay_on_grid(_to_si(recording, config), recording, config, source.name)
+        def read() -> tuple[Grid, tuple[str, ...]]:
+            recording = read_recording(source, config)
+            return lay_on_grid(_to_si(recording, config), recording, config, source.name), recording.channels
+
+        grid, channels = read() if span is None else _LAST.of(source, config, read)
         if span is not None:
             grid = grid.part(*span)
         where = "" if span is None else f" in {span[0]:g}-{span[1]:g} s"
@@ -104,8 +112,8 @@ class ImuModality(Modality[ImuConfig]):
         if seconds < config.min_s:
             raise DecodeError(source.name, f"{seconds:g} s of samples{where}; at least {config.min_s:g} s are needed")
         missing_share = _check_recorded(grid.known, config, source.name, where)
-        notes = {"duration_s": seconds, "missing_share": missing_share, "channels": list(recording.channels)}
-        array = np.ascontiguousarray(grid.values, dtype=np.float32)
+        notes = {"duration_s": seconds, "missing_share": missing_share, "channels": list(channels)}
+        array = grid.values.astype(np.float32, order="C")  # a copy: the grid may be held for the next window
         return Media(self.name, array, self.unit, grid.rate_hz, source.name, notes)
 
     def preprocess(self, media: Media, config: ImuConfig) -> np.ndarray:

@@ -20,12 +20,16 @@ from bindsearch.modalities.containers import (
     seek_frames,
 )
 from bindsearch.modalities.image import CLIP_MEAN, CLIP_STD, normalise
+from bindsearch.modalities.recent import Last
 from bindsearch.registry import MODALITIES
 from bindsearch.sources import Source
 from bindsearch.types import Media, Span
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+_FRAME_BYTES = 48  # that a frame's time takes in a list, a key frame's twice
 
 
 @dataclass(frozen=True)
@@ -228,7 +232,7 @@ class VideoModality(Modality[VideoConfig]):
             return _media(plan, [array[index] for index in plan.wanted])
         with source.open() as file:
             with _open_video(file, source.name) as container:
-                scan = read_times(container, source.name)
+                scan = _times_of(container, source, span)
                 stream = container.streams.video[0]
                 _check_size(source.name, stream.codec_context.width, stream.codec_context.height, config, "decode")
                 plan = _plan_by_times(source.name, scan, config, span)
@@ -296,6 +300,17 @@ class VideoModality(Modality[VideoConfig]):
         return Media(self.name, video, self.unit, 10.0, f"<example {seed}>")
 
 
+_LAST: Last[FrameTimes] = Last(lambda scan: _FRAME_BYTES * len(scan.pts))
+"""The times of the video whose windows are being decoded."""
+
+
+def _times_of(container: Any, source: Source, span: Span | None) -> FrameTimes:
+    """Read the times of all frames, for the windows of one video once."""
+    if span is None:
+        return read_times(container, source.name)
+    return _LAST.of(source, None, lambda: read_times(container, source.name))
+
+
 def _open_video(file: IO[bytes], name: str) -> Any:
     head = file.read(1024)
     file.seek(0)
@@ -321,6 +336,9 @@ def _plan(name: str, frames: int, rate_hz: float, config: VideoConfig, span: Spa
     first, last = 0, frames
     if span is not None:
         first, last = math.ceil(span[0] * rate_hz), min(math.ceil(span[1] * rate_hz), frames)
+        if last <= first and config.times == "own" and span[0] * rate_hz < frames:  # none begins in it: the one shown
+            first = int(span[0] * rate_hz)
+            last = first + 1
     if last <= first:
         where = "" if span is None else f" in {span[0]:g}-{span[1]:g} s"
         raise DecodeError(name, f"no frame{where}; the video has {frames / rate_hz:.2f} s")
