@@ -26,7 +26,7 @@ from bindsearch.errors import (
 from bindsearch.index.build import build_index
 from bindsearch.models.spaces import load_space
 from bindsearch.query import Embedding, term_kinds
-from bindsearch.search import SearchIndex, ask, open_index, parse_filter, read_requests
+from bindsearch.search import Effort, SearchIndex, ask, open_index, parse_filter, read_requests
 from bindsearch.types import item_id
 
 WORDS = [
@@ -98,6 +98,16 @@ def test_contributions_add_up_to_the_score(index, space):
         assert list(hit.contributions) == [f"text {WORDS[0]}", f"text {WORDS[5]}", f"text {WORDS[7]}"]
         assert sum(hit.contributions.values()) == pytest.approx(hit.score, abs=1e-6)
     assert hits.contributions().shape == (9, 3)
+
+
+def test_what_is_excluded_is_excluded_for_queries_of_every_effort(toy, monkeypatch):
+    """Queries of unlike settings are asked in groups; what can be read once is read before."""
+    efforts = iter([Effort(), Effort(exact=True), Effort()])
+    monkeypatch.setattr("bindsearch.search.index.effort_for", lambda snapshot, query, effort: next(efforts, effort))
+    queries = np.stack([toy.vectors([key])[0] for key in ("item/0001", "item/0002", "item/0003")])
+    out = ["item/0001", "item/0002", "item/0003"]
+    found = toy.search_many(queries, 5, exclude=(key for key in out))
+    assert [{hit.key for hit in hits} & set(out) for hits in found] == [set()] * 3
 
 
 def test_many_queries_are_the_single_ones(index, space):

@@ -177,6 +177,7 @@ class SearchIndex:
             raise InputError(f"k: expected at least 1, got {k}.")
         if shape.after is not None and len(queries) > 1:
             raise InputError("--after goes on with the list of one query; ask for one.")
+        exclude = (exclude,) if isinstance(exclude, str | int) else tuple(exclude)  # read once, for every group
         snapshot = self.folder.snapshot
         k = min(k, max(1, snapshot.manifest.count))
         efforts = [effort_for(snapshot, query, effort) for query in queries]
@@ -189,7 +190,7 @@ class SearchIndex:
                 ),
             )
         asked = self._place(snapshot, queries)
-        scope = Scope(where, sql, modality, (exclude,) if isinstance(exclude, str | int) else tuple(exclude))
+        scope = Scope(where, sql, modality, exclude)
         wanted = Wanted(k, exclude_self, scope.describe())
 
         def ranker(selection: Selection | None) -> Ranker:
