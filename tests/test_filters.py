@@ -21,7 +21,7 @@ from bindsearch.index.build import build_index
 from bindsearch.index.faiss_index import FaissFlatIndex
 from bindsearch.index.flat import FlatIndex
 from bindsearch.index.recipe import NO_MARGIN
-from bindsearch.search import ask, columns, open_index
+from bindsearch.search import Shape, ask, columns, open_index
 from bindsearch.search.costs import Cost, Costs, measured_costs
 from bindsearch.search.ranking import Effort
 from bindsearch.search.routes import Choice, _efforts, choose_route, search_segment
@@ -633,6 +633,24 @@ def test_an_attribute_that_is_text_somewhere_is_compared_as_text_everywhere(tmp_
         assert {where: len(index.search(ANY, 99, sql=where)) for where in asked} == asked
         with pytest.raises(InputError, match="holds text such as '0a'"):
             index.search(ANY, where="zip == 10003")
+        index.compact()
+
+
+def test_whole_numbers_beyond_float64_beside_fractions_are_text_before_and_after_compacting(tmp_path):
+    build_index(store_of("whole", lambda row: 2**53 + 1 + row), tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    index.add(store_of("broken", lambda row: (row + 0.5, 1e20, 3.0)[row % 3]))
+    asked = {
+        f"zip == '{2**53 + 1}'": 1,
+        f"zip == '{10**20}'": 10,
+        "zip == '0.5'": 1,
+        "zip == '3'": 10,
+    }
+    for _ in range(2):  # over two segments, then over one
+        assert {where: len(index.search(ANY, 99, where=where)) for where in asked} == asked
+        assert {where: len(index.search(ANY, 99, sql=where)) for where in asked} == asked
+        groups = index.search(ANY, 99, shape=Shape(group_by="zip"))
+        assert len(groups) == 30 + 10 + 1 + 1
         index.compact()
 
 
