@@ -582,6 +582,17 @@ def test_a_background_is_kept_beside_the_index_and_refused_where_it_does_not_fit
         shifted.draw_background([FakeStore(n=5, dim=DIM, space_id="other@00")])
 
 
+def test_embeddings_beside_an_index_join_where_it_holds_too_few(shifted, caplog):
+    """Of 10 audios no percentile is told; two stores add to them, and images are not needed."""
+    more = [FakeStore(n=20, dim=DIM, seed=seed, prefix=f"more{seed}", modalities=("audio", "image")) for seed in (3, 4)]
+    with caplog.at_level("WARNING"):
+        drawn = shifted.draw_background([*more, more[0]])
+    assert {name: rows.shape[0] for name, rows in drawn.rows.items()} == {"image": 190, "text": 100, "audio": 30}
+    assert drawn.counts == {"image": 190, "text": 100, "audio": 30}
+    assert "embeddings of image are not needed: the index holds 190 of its own" in caplog.text
+    assert "audio" not in caplog.text
+
+
 # ---- what is shown ---------------------------------------------------------------------------------------------------
 
 
