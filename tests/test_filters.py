@@ -28,6 +28,7 @@ from bindsearch.search.routes import Choice, _efforts, choose_route, search_segm
 from bindsearch.search.selectors import MaskCache, Scope, select
 from bindsearch.search.survivors import Survivors
 from bindsearch.search.where import parse_filter
+from bindsearch.types import to_text
 
 ANY = np.ones((1, 16), dtype=np.float32)
 CALM = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -634,6 +635,24 @@ def test_an_attribute_that_is_text_somewhere_is_compared_as_text_everywhere(tmp_
         with pytest.raises(InputError, match="holds text such as '0a'"):
             index.search(ANY, where="zip == 10003")
         index.compact()
+
+
+def test_bytes_that_are_no_utf8_are_looked_for_as_the_table_writes_them(tmp_path):
+    store = FakeStore(n=30, dim=16)
+    captions = pa.array([to_text("dog \udcff") if row == 4 else None for row in range(30)], pa.string())
+    store.table = store.table.set_column(store.table.column_names.index("caption"), "caption", captions)
+    build_index(store, tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    for condition in ("caption = 'dog \udcff'", "caption in ('dog \udcff', 'x')", "caption like '%\udcff'"):
+        for asked in ({"where": condition}, {"sql": condition}):
+            assert [hit.id for hit in index.search(ANY, 9, **asked)] == [store.ids[4]]
+    for asked in ({"where": "caption = '\udcfe'"}, {"sql": "caption = '\udcfe'"}):
+        found = ask(index, [("item", "item/0001")], load=lambda: None, **asked)
+        assert not len(found.hits[0]) and isinstance(found.talk(), list)
+    with pytest.raises(UnknownNameError):
+        index.search(ANY, where="`\udcff` = 1")
+    with pytest.raises(InputError):
+        index.search(ANY, sql="\udcff ~ 1")
 
 
 def test_whole_numbers_beyond_float64_beside_fractions_are_text_before_and_after_compacting(tmp_path):

@@ -442,8 +442,12 @@ def test_paths_in_a_file_are_relative_to_it_and_stdin_is_read(tmp_path, monkeypa
     assert [term.value for term in terms] == [str(tmp_path / "sub" / "a.jpg"), str(tmp_path / "sub" / "v.npy"), "x"]
     path.write_text('{"image": "world:17#image", "audio": "https://example.org/a.wav"}')
     assert [term.value for term in read_requests(path)[0].terms] == ["world:17#image", "https://example.org/a.wav"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO('{"audio": "b.wav"}\n'))
-    assert read_requests("-")[0].terms[0].value == "b.wav"
+    for written in (b'{"audio": "b.wav"}\n', b'\xef\xbb\xbf{"audio": "b.wav"}\r\n'):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(written)))
+        assert read_requests("-")[0].terms[0].value == "b.wav"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "\xff"}')))
+    with pytest.raises(InputError, match="--from -: not UTF-8 text"):
+        read_requests("-")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from bindsearch.errors import InputError
+from bindsearch.types import to_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -240,7 +241,7 @@ class _Parser:
             raise self.error("a number, a text between quotes, true or false")
         written = self.step()
         if kind == "text":
-            return written[1:-1].replace(written[0] * 2, written[0])
+            return to_text(written[1:-1].replace(written[0] * 2, written[0]))
         if kind == "number":
             return int(written) if re.fullmatch(r"[+-]?\d+", written) else float(written)
         return kind == "true"
