@@ -82,7 +82,7 @@ def to_table(found: Hits | Answers, explain: bool = False, width: int | None = N
         head = ""
         if answers.many:
             asked = visible(hits.query.describe() if hits.query is not None else "a vector")
-            head = f"query {hits.query_id}: {asked}\n"
+            head = f"query {visible(str(hits.query_id))}: {asked}\n"
         parts.append(head + _table(hits, explain or answers.explain, width, bold))
     return "\n\n".join(parts)
 
@@ -272,7 +272,7 @@ def _answer(hits: Hits, answers: Answers, budget: PageBudget) -> dict[str, Any]:
             }
         )
     return {
-        "name": f"query {hits.query_id}" if answers.many else "",
+        "name": f"query {visible(str(hits.query_id))}" if answers.many else "",
         "terms": _terms(hits, budget),
         "facts": _facts(hits),
         "hits": rows,
@@ -385,7 +385,7 @@ def write_sheet(found: Hits | Answers, path: str | Path) -> Path:
     counts = [(len(hits.query.terms) if hits.query is not None else 0, len(hits)) for hits in answers.hits]
     rows = []
     for hits, room in zip(answers.hits, room_for(counts), strict=False):
-        name = f"query {hits.query_id}: " if answers.many else ""
+        name = f"query {visible(str(hits.query_id))}: " if answers.many else ""
         title = name + (hits.query.describe() if hits.query is not None else "a vector")
         rows.append(Row(title, _term_tiles(hits), _hit_tiles(hits, room)))
     foot = (_facts(answers.hits[0]) if answers.hits else "") + left_out(counts)

@@ -146,6 +146,18 @@ def data_of(uri):
     return kind.removeprefix("data:"), base64.b64decode(data)
 
 
+def test_the_name_of_a_query_steers_no_terminal_and_any_can_be_written(index, tmp_path):
+    found = index.search(index.item("tone.wav"), k=2)
+    found.query_id = "a\x1b[31m \ud800\u202e"
+    answers = Answers((found,), many=True)
+    shown = render.to_table(answers)
+    assert shown.startswith(r"query a\x1b[31m \ud800\u202e: ")
+    shown.encode()
+    assert r"query a\x1b[31m \ud800" in render.write_html(answers, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert render.write_sheet(answers, tmp_path / "sheet.png").exists()
+    render.to_json(answers).encode()
+
+
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 
