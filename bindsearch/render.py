@@ -301,10 +301,10 @@ def term_previews(hits: Hits, with_clip: bool = False) -> list[tuple[Any, Previe
         return []
     found = []
     for term in hits.query.terms:
-        if term.item_id is not None:  # an item of the index: shown as it is shown among the hits
+        if term.item_id is not None and hits.has_item(term.item_id):  # shown as it is shown among the hits
             item = hits.item(term.item_id)
             found.append((term, preview_hit(item, hits.preset_ids, with_clip)))
-        else:
+        else:  # also an item of another index, or one that was removed
             found.append((term, preview_term(term, hits.query.identity.preset_ids, with_clip)))
     return found
 

@@ -104,6 +104,10 @@ class Hits(Sequence[Hit]):
         """Modality -> preset that the index's items were read with."""
         return self._snapshot.manifest.preset_ids
 
+    def has_item(self, item_id: int) -> bool:
+        """Say whether the index as it was searched holds an item."""
+        return bool(self._snapshot.locate(np.array([item_id], dtype=np.int64))[0][0] >= 0)
+
     def item(self, item_id: int) -> Hit:
         """Give any item of the index as it was searched, with rank 0 and score 0: to show a term that is an item.
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bindsearch.config import setting_with_origin
 from bindsearch.errors import InputError, MissingInputError
 from bindsearch.index.checks import unit_queries
@@ -247,7 +249,8 @@ class SearchIndex:
             raise InputError("a range is given whole: ask for its pages with search(query, k, shape=...).")
         snapshot = self.folder.snapshot
         asked = self._place(snapshot, [query])
-        exclude = tuple(asked.own_ids(0)) if exclude_self else ()
+        own = np.array(asked.own_ids(0) if exclude_self else [], dtype=np.int64)
+        exclude = tuple(own[snapshot.locate(own)[0] >= 0].tolist())  # items of other indexes are no answers anyway
         totals: list[int] = []
 
         def ranker(selection: Selection | None) -> Ranker:
