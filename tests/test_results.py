@@ -582,6 +582,26 @@ def test_a_background_is_kept_beside_the_index_and_refused_where_it_does_not_fit
         shifted.draw_background([FakeStore(n=5, dim=DIM, space_id="other@00")])
 
 
+def test_a_column_of_some_segments_is_empty_in_the_others(tmp_path):
+    store = FakeStore(n=20, dim=DIM)
+    store.table = store.table.drop_columns(["caption", "size"])
+    build_index(store, tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    index.add(FakeStore(n=30, dim=DIM, prefix="more"))
+    assert len({segment.column_names() for segment in index.folder.snapshot.segments}) == 2
+    asked = query()
+    for _ in range(2):
+        groups = index.search(asked, 50, shape=Shape(group_by="size"))
+        assert len(groups) == 50  # 30 sizes, and an item without one is a group of its own
+        assert sum(hit.columns.get("size") is not None for hit in groups) == 30
+        table = index.items(columns=["key", "caption"])
+        assert table.column_names == ["key", "caption"] and table["caption"].null_count == 20 + 15
+        assert index.items(["item/0001", "item/0002"], ["size"])["size"].null_count == 2
+        with pytest.raises(UnknownNameError, match="Did you mean 'caption'"):
+            index.items(columns=["captoin"])
+        index.compact()
+
+
 def test_embeddings_beside_an_index_join_where_it_holds_too_few(shifted, caplog):
     """Of 10 audios no percentile is told; two stores add to them, and images are not needed."""
     more = [FakeStore(n=20, dim=DIM, seed=seed, prefix=f"more{seed}", modalities=("audio", "image")) for seed in (3, 4)]
