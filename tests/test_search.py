@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,27 @@ def test_what_is_excluded_is_excluded_for_queries_of_every_effort(toy, monkeypat
     out = ["item/0001", "item/0002", "item/0003"]
     found = toy.search_many(queries, 5, exclude=(key for key in out))
     assert [{hit.key for hit in hits} & set(out) for hits in found] == [set()] * 3
+
+
+def test_what_terms_add_is_found_a_block_at_a_time(tmp_path):
+    """Of many answers: memory of a block, and the same to the last bit."""
+    build_index(FakeStore(n=6000, dim=64), tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    query = index.item("item/0001") - 0.4 * index.item("item/0002")
+    hits = index.search(query, 6000)
+    assert hits.contributions().shape == (6000, 2)
+    tracemalloc.start()
+    try:
+        found = hits.contributions()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6000 * 64 * 8  # all rows as float64, once
+    rows = index.folder.snapshot.rows(hits.ids).astype(np.float64)
+    weights, _, norm = query._sum()
+    for place, (term, weight) in enumerate(zip(query.terms, weights, strict=True)):
+        right = (rows * (term.vector.astype(np.float64) * (weight / norm))).sum(axis=1)
+        np.testing.assert_array_equal(found[:, place], right)
 
 
 def test_many_queries_are_the_single_ones(index, space):

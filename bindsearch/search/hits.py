@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bindsearch.search.pages import Cursor
     from bindsearch.search.ranking import Plan
 
+_BLOCK_HITS = 4096
 _OWN_COLUMNS = ("id", "key", "modality", "source", "start_s", "end_s")
 
 
@@ -125,7 +126,11 @@ class Hits(Sequence[Hit]):
         """Say what each term of the query adds to each score: (k, terms) float64; (k, 0) for a bare array."""
         if self.query is None:
             return np.empty((len(self), 0))
-        return self.query.contributions(self._snapshot.rows(self.ids))
+        found = np.empty((len(self), len(self.query.terms)))
+        for start in range(0, len(self), _BLOCK_HITS):
+            part = slice(start, start + _BLOCK_HITS)
+            found[part] = self.query.contributions(self._snapshot.rows(self.ids[part]))
+        return found
 
     def to_json(self, explain: bool = False) -> list[dict[str, Any]]:
         """Give the answers as plain JSON types; the ids are text, since 63 bits do not fit a JSON reader's numbers.
