@@ -272,6 +272,18 @@ def test_a_range_is_every_item_that_scores_enough(index, seed, least, where):
     assert all(parts)
 
 
+def test_the_least_cosine_of_all_lets_every_item_through(tmp_path):
+    """Also what is opposite to a row of float16 that is a little longer than 1: its score is cut off at -1."""
+    store = FakeStore(n=200, dim=DIM)
+    build_index(store, tmp_path / "index", Recipe("flat", "float16"))
+    index = open_index(tmp_path / "index")
+    rows = index.folder.snapshot.rows(store.ids)
+    longest = np.argsort(-np.linalg.norm(rows.astype(np.float64), axis=1))[:5]
+    for row in rows[longest]:
+        assert index.search(-row[None], 200).scores[-1] == -1
+        assert len(index.search_range(-row[None], -1.0)) == 200
+
+
 def test_a_range_ends_where_it_was_bounded_and_says_so(index, monkeypatch):
     monkeypatch.setattr("bindsearch.search.survivors._BLOCK_ROWS", 16)
     monkeypatch.setattr("bindsearch.search.ranges._SCORED_AT_ONCE", 5)
