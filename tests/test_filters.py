@@ -637,6 +637,26 @@ def test_an_attribute_that_is_text_somewhere_is_compared_as_text_everywhere(tmp_
         index.compact()
 
 
+def test_a_number_is_compared_as_the_column_holds_it(tmp_path):
+    store = FakeStore(n=30, dim=16)
+    norms = pa.array([12.3 if row % 3 else 0.1 for row in range(30)], pa.float32())
+    store.table = store.table.set_column(store.table.column_names.index("norm"), "norm", norms)
+    build_index(store, tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    asked = {
+        "norm == 12.3": 20,
+        "norm in (12.3)": 20,
+        "norm != 12.3": 10,
+        "norm >= 12.3": 20,
+        "norm <= 12.3": 30,
+        "norm > 12.3": 0,
+        "norm < 12.3": 10,
+        "norm < 1e300": 30,
+        "norm == 12": 0,
+    }
+    assert {where: len(index.search(ANY, 99, where=where)) for where in asked} == asked
+
+
 def test_bytes_that_are_no_utf8_are_looked_for_as_the_table_writes_them(tmp_path):
     store = FakeStore(n=30, dim=16)
     captions = pa.array([to_text("dog \udcff") if row == 4 else None for row in range(30)], pa.string())

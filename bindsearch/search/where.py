@@ -319,7 +319,7 @@ def _is_among(values: Any, wanted: tuple[Literal, ...]) -> Any:
 
 
 def _alike(values: Any, value: Literal) -> tuple[Any, Any]:
-    """Make a column and a number meet: whole numbers exactly, where both are; else as the nearest float64."""
+    """Make a column and a number meet: whole numbers exactly, where both are; else as the column's nearest number."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -330,7 +330,7 @@ def _alike(values: Any, value: Literal) -> tuple[Any, Any]:
         if number is not None and _holds(values.type, number):
             return values, pa.array([number], values.type)[0]
         return pc.cast(values, pa.float64(), safe=False), float(value)
-    return values, float(value)
+    return values, pa.scalar(float(value), values.type)
 
 
 def _whole(value: Any) -> int | None:
