@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from bindsearch.types import FloatArray
 
+_BLOCK_ROWS = 1024
 SMALLEST_NORM = 1e-3
 """A sum shorter than this share of its terms' weights has no direction worth the name: the terms cancel out."""
 
@@ -177,7 +178,11 @@ class Embedding:
         weighted = np.stack(
             [term.vector.astype(np.float64) * (weight / norm) for term, weight in zip(self.terms, weights, strict=True)]
         )
-        return np.asarray((rows.astype(np.float64)[:, None, :] * weighted).sum(axis=2), dtype=np.float64)
+        found = np.empty((rows.shape[0], len(self.terms)))
+        for start in range(0, rows.shape[0], _BLOCK_ROWS):
+            part = slice(start, start + _BLOCK_ROWS)
+            found[part] = (rows[part].astype(np.float64)[:, None, :] * weighted).sum(axis=2)
+        return found
 
     def names(self) -> tuple[str, ...]:
         """Name the terms, each name once: "audio waves.wav", "text night", "text night (2)"."""

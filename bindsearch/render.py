@@ -82,7 +82,7 @@ def to_table(found: Hits | Answers, explain: bool = False, width: int | None = N
         head = ""
         if answers.many:
             asked = visible(hits.query.describe() if hits.query is not None else "a vector")
-            head = f"query {hits.query_id}: {asked}\n"
+            head = f"query {visible(str(hits.query_id))}: {asked}\n"
         parts.append(head + _table(hits, explain or answers.explain, width, bold))
     return "\n\n".join(parts)
 
@@ -272,7 +272,7 @@ def _answer(hits: Hits, answers: Answers, budget: PageBudget) -> dict[str, Any]:
             }
         )
     return {
-        "name": f"query {hits.query_id}" if answers.many else "",
+        "name": f"query {visible(str(hits.query_id))}" if answers.many else "",
         "terms": _terms(hits, budget),
         "facts": _facts(hits),
         "hits": rows,
@@ -301,10 +301,10 @@ def term_previews(hits: Hits, with_clip: bool = False) -> list[tuple[Any, Previe
         return []
     found = []
     for term in hits.query.terms:
-        if term.item_id is not None:  # an item of the index: shown as it is shown among the hits
+        if term.item_id is not None and hits.has_item(term.item_id):  # shown as it is shown among the hits
             item = hits.item(term.item_id)
             found.append((term, preview_hit(item, hits.preset_ids, with_clip)))
-        else:
+        else:  # also an item of another index, or one that was removed
             found.append((term, preview_term(term, hits.query.identity.preset_ids, with_clip)))
     return found
 
@@ -385,7 +385,7 @@ def write_sheet(found: Hits | Answers, path: str | Path) -> Path:
     counts = [(len(hits.query.terms) if hits.query is not None else 0, len(hits)) for hits in answers.hits]
     rows = []
     for hits, room in zip(answers.hits, room_for(counts), strict=False):
-        name = f"query {hits.query_id}: " if answers.many else ""
+        name = f"query {visible(str(hits.query_id))}: " if answers.many else ""
         title = name + (hits.query.describe() if hits.query is not None else "a vector")
         rows.append(Row(title, _term_tiles(hits), _hit_tiles(hits, room)))
     foot = (_facts(answers.hits[0]) if answers.hits else "") + left_out(counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bindsearch.errors import InputError, MismatchError, UnsupportedError
-from bindsearch.index import byte_scan, device
+from bindsearch.index import base, byte_scan, device
 from bindsearch.index.build import build_index
 from bindsearch.index.byte_codes import ByteCodes
 from bindsearch.index.byte_index import BytesIndex
@@ -212,6 +213,26 @@ def test_rows_not_read_cannot_belong_into_the_answer(tmp_path, kind, q):
     assert (every[~read] < np.broadcast_to(kth, every.shape)[~read]).all()
     if kind in ("normal", "clustered"):
         assert read.mean() < 0.2  # and most rows are not read at all
+
+
+def test_many_candidates_are_scored_in_blocks_to_the_last_bit(monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((5000, 48)).astype(np.float32)
+    flat = FlatIndex.build(np.arange(5000, dtype=np.int64), rows, "float16")
+    units = unit(rng.standard_normal((3, 48)).astype(np.float32))
+    places = rng.permuted(np.tile(np.arange(-1, 5000), (3, 1)), axis=1)
+    whole = flat._exact_scores(units, places)
+    answers = flat.search(units.astype(np.float32), 4999)
+    monkeypatch.setattr(base, "_BLOCK_BYTES", 1 << 17)
+    tracemalloc.start()
+    try:
+        np.testing.assert_array_equal(flat._exact_scores(units, places), whole)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5000 * 48 * 8  # the candidates of one query as float64
+    for left, right in zip(flat.search(units.astype(np.float32), 4999), answers, strict=True):
+        np.testing.assert_array_equal(left, right)
 
 
 @pytest.mark.parametrize("masked", [False, True])

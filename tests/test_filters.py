@@ -21,13 +21,14 @@ from bindsearch.index.build import build_index
 from bindsearch.index.faiss_index import FaissFlatIndex
 from bindsearch.index.flat import FlatIndex
 from bindsearch.index.recipe import NO_MARGIN
-from bindsearch.search import ask, columns, open_index
+from bindsearch.search import Shape, ask, columns, open_index
 from bindsearch.search.costs import Cost, Costs, measured_costs
 from bindsearch.search.ranking import Effort
 from bindsearch.search.routes import Choice, _efforts, choose_route, search_segment
 from bindsearch.search.selectors import MaskCache, Scope, select
 from bindsearch.search.survivors import Survivors
 from bindsearch.search.where import parse_filter
+from bindsearch.types import to_text
 
 ANY = np.ones((1, 16), dtype=np.float32)
 CALM = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -633,6 +634,62 @@ def test_an_attribute_that_is_text_somewhere_is_compared_as_text_everywhere(tmp_
         assert {where: len(index.search(ANY, 99, sql=where)) for where in asked} == asked
         with pytest.raises(InputError, match="holds text such as '0a'"):
             index.search(ANY, where="zip == 10003")
+        index.compact()
+
+
+def test_a_number_is_compared_as_the_column_holds_it(tmp_path):
+    store = FakeStore(n=30, dim=16)
+    norms = pa.array([12.3 if row % 3 else 0.1 for row in range(30)], pa.float32())
+    store.table = store.table.set_column(store.table.column_names.index("norm"), "norm", norms)
+    build_index(store, tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    asked = {
+        "norm == 12.3": 20,
+        "norm in (12.3)": 20,
+        "norm != 12.3": 10,
+        "norm >= 12.3": 20,
+        "norm <= 12.3": 30,
+        "norm > 12.3": 0,
+        "norm < 12.3": 10,
+        "norm < 1e300": 30,
+        "norm == 12": 0,
+    }
+    assert {where: len(index.search(ANY, 99, where=where)) for where in asked} == asked
+
+
+def test_bytes_that_are_no_utf8_are_looked_for_as_the_table_writes_them(tmp_path):
+    store = FakeStore(n=30, dim=16)
+    captions = pa.array([to_text("dog \udcff") if row == 4 else None for row in range(30)], pa.string())
+    store.table = store.table.set_column(store.table.column_names.index("caption"), "caption", captions)
+    build_index(store, tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    for condition in ("caption = 'dog \udcff'", "caption in ('dog \udcff', 'x')", "caption like '%\udcff'"):
+        for asked in ({"where": condition}, {"sql": condition}):
+            assert [hit.id for hit in index.search(ANY, 9, **asked)] == [store.ids[4]]
+    for asked in ({"where": "caption = '\udcfe'"}, {"sql": "caption = '\udcfe'"}):
+        found = ask(index, [("item", "item/0001")], load=lambda: None, **asked)
+        assert not len(found.hits[0]) and isinstance(found.talk(), list)
+    with pytest.raises(UnknownNameError):
+        index.search(ANY, where="`\udcff` = 1")
+    with pytest.raises(InputError):
+        index.search(ANY, sql="\udcff ~ 1")
+
+
+def test_whole_numbers_beyond_float64_beside_fractions_are_text_before_and_after_compacting(tmp_path):
+    build_index(store_of("whole", lambda row: 2**53 + 1 + row), tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    index.add(store_of("broken", lambda row: (row + 0.5, 1e20, 3.0)[row % 3]))
+    asked = {
+        f"zip == '{2**53 + 1}'": 1,
+        f"zip == '{10**20}'": 10,
+        "zip == '0.5'": 1,
+        "zip == '3'": 10,
+    }
+    for _ in range(2):  # over two segments, then over one
+        assert {where: len(index.search(ANY, 99, where=where)) for where in asked} == asked
+        assert {where: len(index.search(ANY, 99, sql=where)) for where in asked} == asked
+        groups = index.search(ANY, 99, shape=Shape(group_by="zip"))
+        assert len(groups) == 30 + 10 + 1 + 1
         index.compact()
 
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from bindsearch.index.byte_index import open_codes
 from bindsearch.index.list_file import ListLayout
 from bindsearch.index.recipe import MARGIN, NO_MARGIN, Recipe
 from bindsearch.registry import INDEXES
+from bindsearch.search.routes import Choice, search_segment
 
 DIM, ROWS = 64, 6000
 FLOORS = {
@@ -349,6 +351,50 @@ def test_saved_and_opened_it_answers_the_same_and_removed_rows_are_gone(backend,
     assert backend.open(tmp_path / "y").ids.size == 2000 - np.unique(gone).size
     with pytest.raises(UnsupportedError, match="cannot add"):
         opened.add(ids[:1], rows[:1])
+
+
+@pytest.fixture(scope="module")
+def neighbourhoods():
+    """5,000 rows in 10 clusters of 500, and queries in the first one."""
+    rng = np.random.default_rng(4)
+    centres = rng.standard_normal((10, DIM)).astype(np.float32)
+    rows = np.repeat(centres, 500, axis=0) + 0.5 * rng.standard_normal((5000, DIM)).astype(np.float32)
+    queries = centres[:1] + 0.5 * rng.standard_normal((40, DIM)).astype(np.float32)
+    return np.arange(5000, dtype=np.int64), rows, queries
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_where_a_neighbourhood_was_removed_it_answers_as_if_it_had_never_been(backend, neighbourhoods, kept):
+    ids, rows, queries = neighbourhoods
+    own = FLOORS[backend.name][0]
+    index, whole = backend.build(ids, rows), backend.build(ids, rows)
+    index.remove(ids[kept:500])
+    exact, right, _ = index.search_exact(queries, 10)
+    assert (right >= 0).all() and not ((right >= kept) & (right < 500)).any()
+    scores, found = index.search(queries, 10, settings=own)
+    assert (found >= 0).all() and not np.isin(found, ids[kept:500]).any()
+    anew, _ = backend.build(ids[index.alive], rows[index.alive]).search(queries, 10, settings=own)
+    segment = SimpleNamespace(index=whole, entry=SimpleNamespace(name="0", rows=5000, removed=0))
+    filtered, _, _ = search_segment(segment, queries, 10, index.alive, Choice("mask", ""), {**backend.settings, **own})
+    reached = [(each >= exact[:, 9:]).mean() for each in (scores, anew, filtered)]
+    assert reached[0] >= min(reached[1:]) - 0.05, reached
+    assert reached[2] >= 0.85, reached
+
+
+def test_many_answers_are_given_where_most_rows_were_removed(backend, neighbourhoods):
+    ids, rows, queries = neighbourhoods
+    index = backend.build(ids, rows)
+    index.remove(ids[:4700])
+    for k in (100, 300):
+        assert (index.search(queries, k, settings=dict.fromkeys(backend.settings, 1))[1] >= 0).all()
+
+
+def test_few_removed_rows_cost_no_second_search(backend, neighbourhoods, monkeypatch):
+    ids, rows, queries = neighbourhoods
+    index = backend.build(ids, rows)
+    index.remove(ids[::20])
+    monkeypatch.setattr(type(index), "_again", lambda *_: pytest.fail("asked again"))
+    assert (index.search(queries, 10)[1] >= 0).all()
 
 
 def test_a_recipes_number_that_the_backend_does_not_have_is_refused(backend, data):

@@ -65,6 +65,17 @@ def test_merge_refuses_a_difference_and_takes_the_winner(index, tmp_path):
     )
 
 
+@pytest.mark.parametrize("how", [["--by-modality"], ["--parts", "2"], ["--where", "size > 3"]], ids=" ".join)
+def test_an_emptied_index_is_not_split(index, tmp_path, how):
+    folder = IndexFolder.open(index)
+    folder.remove(folder.snapshot.ids())
+    for compacted in (False, True):
+        with pytest.raises(BindSearchError, match=r"index: holds no item.*bindsearch index add") as error:
+            run("index", "split", index, "-o", tmp_path / f"parts{compacted}", *how)
+        assert error.value.exit_code == 3
+        folder.compact()
+
+
 def test_add_and_reindex_say_what_they_did(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     write_generation(first, 1, [("image-00000", [row("a"), row("b"), row("c")], [])])

@@ -274,6 +274,6 @@ def test_an_odd_line_of_queries_is_refused_by_its_number(tmp_path, line, said):
 def test_a_line_of_queries_ends_at_a_newline_alone_also_from_stdin(tmp_path, monkeypatch):
     line = '{"text": "a\u2028dog", "id": null}\n'
     (tmp_path / "queries.jsonl").write_text(line, encoding="utf-8")
-    monkeypatch.setattr("sys.stdin", io.StringIO(line))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(line.encode("utf-8"))))
     found = [read_requests(tmp_path / "queries.jsonl"), read_requests("-")]
     assert [(each[0].id, each[0].terms[0].value) for each in found] == [("1", "a\u2028dog")] * 2

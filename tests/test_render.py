@@ -146,6 +146,34 @@ def data_of(uri):
     return kind.removeprefix("data:"), base64.b64decode(data)
 
 
+def test_the_name_of_a_query_steers_no_terminal_and_any_can_be_written(index, tmp_path):
+    found = index.search(index.item("tone.wav"), k=2)
+    found.query_id = "a\x1b[31m \ud800\u202e"
+    answers = Answers((found,), many=True)
+    shown = render.to_table(answers)
+    assert shown.startswith(r"query a\x1b[31m \ud800\u202e: ")
+    shown.encode()
+    assert r"query a\x1b[31m \ud800" in render.write_html(answers, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert render.write_sheet(answers, tmp_path / "sheet.png").exists()
+    render.to_json(answers).encode()
+
+
+def test_an_item_that_the_index_does_not_hold_is_shown_as_any_term(index, tmp_path):
+    store = FakeStore(n=6, dim=8, seed=3, prefix="other")
+    build_index(store, tmp_path / "other")
+    other = open_index(tmp_path / "other")
+    query = Embedding(other.item("other/0001").terms, index.item("tone.wav").identity)
+    for found in (index.search(query, k=3, exclude_self=True), index.search_range(query, -1.0, exclude_self=True)):
+        assert len(found) >= 3
+        assert "other/0001" in found._repr_html_()
+        assert "other/0001" in render.write_html(found, tmp_path / "page.html").read_text(encoding="utf-8")
+        assert render.write_sheet(found, tmp_path / "sheet.png").exists()
+    gone = other.item("other/0002")
+    other.remove(["other/0002"])
+    found = other.search_range(gone, -1.0, exclude_self=True)
+    assert len(found) == 5 and "other/0002" in found._repr_html_()
+
+
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 

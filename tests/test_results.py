@@ -272,6 +272,18 @@ def test_a_range_is_every_item_that_scores_enough(index, seed, least, where):
     assert all(parts)
 
 
+def test_the_least_cosine_of_all_lets_every_item_through(tmp_path):
+    """Also what is opposite to a row of float16 that is a little longer than 1: its score is cut off at -1."""
+    store = FakeStore(n=200, dim=DIM)
+    build_index(store, tmp_path / "index", Recipe("flat", "float16"))
+    index = open_index(tmp_path / "index")
+    rows = index.folder.snapshot.rows(store.ids)
+    longest = np.argsort(-np.linalg.norm(rows.astype(np.float64), axis=1))[:5]
+    for row in rows[longest]:
+        assert index.search(-row[None], 200).scores[-1] == -1
+        assert len(index.search_range(-row[None], -1.0)) == 200
+
+
 def test_a_range_ends_where_it_was_bounded_and_says_so(index, monkeypatch):
     monkeypatch.setattr("bindsearch.search.survivors._BLOCK_ROWS", 16)
     monkeypatch.setattr("bindsearch.search.ranges._SCORED_AT_ONCE", 5)
@@ -580,6 +592,37 @@ def test_a_background_is_kept_beside_the_index_and_refused_where_it_does_not_fit
         shifted.search(asked, 3, shape=Shape(calibrated=True))
     with pytest.raises(MismatchError, match="of space other@"):
         shifted.draw_background([FakeStore(n=5, dim=DIM, space_id="other@00")])
+
+
+def test_a_column_of_some_segments_is_empty_in_the_others(tmp_path):
+    store = FakeStore(n=20, dim=DIM)
+    store.table = store.table.drop_columns(["caption", "size"])
+    build_index(store, tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    index.add(FakeStore(n=30, dim=DIM, prefix="more"))
+    assert len({segment.column_names() for segment in index.folder.snapshot.segments}) == 2
+    asked = query()
+    for _ in range(2):
+        groups = index.search(asked, 50, shape=Shape(group_by="size"))
+        assert len(groups) == 50  # 30 sizes, and an item without one is a group of its own
+        assert sum(hit.columns.get("size") is not None for hit in groups) == 30
+        table = index.items(columns=["key", "caption"])
+        assert table.column_names == ["key", "caption"] and table["caption"].null_count == 20 + 15
+        assert index.items(["item/0001", "item/0002"], ["size"])["size"].null_count == 2
+        with pytest.raises(UnknownNameError, match="Did you mean 'caption'"):
+            index.items(columns=["captoin"])
+        index.compact()
+
+
+def test_embeddings_beside_an_index_join_where_it_holds_too_few(shifted, caplog):
+    """Of 10 audios no percentile is told; two stores add to them, and images are not needed."""
+    more = [FakeStore(n=20, dim=DIM, seed=seed, prefix=f"more{seed}", modalities=("audio", "image")) for seed in (3, 4)]
+    with caplog.at_level("WARNING"):
+        drawn = shifted.draw_background([*more, more[0]])
+    assert {name: rows.shape[0] for name, rows in drawn.rows.items()} == {"image": 190, "text": 100, "audio": 30}
+    assert drawn.counts == {"image": 190, "text": 100, "audio": 30}
+    assert "embeddings of image are not needed: the index holds 190 of its own" in caplog.text
+    assert "audio" not in caplog.text
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------

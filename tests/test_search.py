@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from bindsearch.errors import (
 from bindsearch.index.build import build_index
 from bindsearch.models.spaces import load_space
 from bindsearch.query import Embedding, term_kinds
-from bindsearch.search import SearchIndex, ask, open_index, parse_filter, read_requests
+from bindsearch.search import Effort, SearchIndex, ask, open_index, parse_filter, read_requests
 from bindsearch.types import item_id
 
 WORDS = [
@@ -98,6 +99,37 @@ def test_contributions_add_up_to_the_score(index, space):
         assert list(hit.contributions) == [f"text {WORDS[0]}", f"text {WORDS[5]}", f"text {WORDS[7]}"]
         assert sum(hit.contributions.values()) == pytest.approx(hit.score, abs=1e-6)
     assert hits.contributions().shape == (9, 3)
+
+
+def test_what_is_excluded_is_excluded_for_queries_of_every_effort(toy, monkeypatch):
+    """Queries of unlike settings are asked in groups; what can be read once is read before."""
+    efforts = iter([Effort(), Effort(exact=True), Effort()])
+    monkeypatch.setattr("bindsearch.search.index.effort_for", lambda snapshot, query, effort: next(efforts, effort))
+    queries = np.stack([toy.vectors([key])[0] for key in ("item/0001", "item/0002", "item/0003")])
+    out = ["item/0001", "item/0002", "item/0003"]
+    found = toy.search_many(queries, 5, exclude=(key for key in out))
+    assert [{hit.key for hit in hits} & set(out) for hits in found] == [set()] * 3
+
+
+def test_what_terms_add_is_found_a_block_at_a_time(tmp_path):
+    """Of many answers: memory of a block, and the same to the last bit."""
+    build_index(FakeStore(n=6000, dim=64), tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    query = index.item("item/0001") - 0.4 * index.item("item/0002")
+    hits = index.search(query, 6000)
+    assert hits.contributions().shape == (6000, 2)
+    tracemalloc.start()
+    try:
+        found = hits.contributions()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6000 * 64 * 8  # all rows as float64, once
+    rows = index.folder.snapshot.rows(hits.ids).astype(np.float64)
+    weights, _, norm = query._sum()
+    for place, (term, weight) in enumerate(zip(query.terms, weights, strict=True)):
+        right = (rows * (term.vector.astype(np.float64) * (weight / norm))).sum(axis=1)
+        np.testing.assert_array_equal(found[:, place], right)
 
 
 def test_many_queries_are_the_single_ones(index, space):
@@ -432,8 +464,12 @@ def test_paths_in_a_file_are_relative_to_it_and_stdin_is_read(tmp_path, monkeypa
     assert [term.value for term in terms] == [str(tmp_path / "sub" / "a.jpg"), str(tmp_path / "sub" / "v.npy"), "x"]
     path.write_text('{"image": "world:17#image", "audio": "https://example.org/a.wav"}')
     assert [term.value for term in read_requests(path)[0].terms] == ["world:17#image", "https://example.org/a.wav"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO('{"audio": "b.wav"}\n'))
-    assert read_requests("-")[0].terms[0].value == "b.wav"
+    for written in (b'{"audio": "b.wav"}\n', b'\xef\xbb\xbf{"audio": "b.wav"}\r\n'):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(written)))
+        assert read_requests("-")[0].terms[0].value == "b.wav"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "\xff"}')))
+    with pytest.raises(InputError, match="--from -: not UTF-8 text"):
+        read_requests("-")
 
 
 @pytest.mark.parametrize(

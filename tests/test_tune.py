@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +16,13 @@ from hypothesis import strategies as st
 
 from bindsearch.cli import run
 from bindsearch.errors import MismatchError, MissingInputError
-from bindsearch.index import knobs, tune
+from bindsearch.index import knobs, together, tune
 from bindsearch.index.budget import Budget
 from bindsearch.index.build import build_index
 from bindsearch.index.heldout import held_out
 from bindsearch.index.manifest import read_manifest
-from bindsearch.index.plan import retune
-from bindsearch.index.recipe import Recipe
+from bindsearch.index.plan import knobs_of, retune
+from bindsearch.index.recipe import MARGIN, Recipe
 from bindsearch.index.tuned import most_demanding, settings_for
 
 # ---- the search for settings -----------------------------------------------------------------------------------------
@@ -205,17 +206,21 @@ def test_another_sample_is_another_sample_and_the_same_is_the_same(tmp_path):
     assert np.array_equal(one, same) and not np.array_equal(one, other)
 
 
-def test_without_stores_each_modality_asks_for_the_others(tmp_path):
+def test_without_stores_each_modality_asks_for_the_others_and_for_all(tmp_path):
     folder = build_index(FakeStore(90), tmp_path / "index")
     samples = held_out(folder.snapshot, [], 5, count=12)
-    assert [each.modality for each in samples] == sorted(MODALITIES)
-    for each in samples:
+    assert [each.modality for each in samples] == [name for name in sorted(MODALITIES) for _ in range(2)]
+    for each, whole in zip(samples[::2], samples[1::2], strict=True):
         (mask,) = each.selectors
         own = folder.snapshot.table(each.own, ["modality"])["modality"].to_pylist()
         assert set(own) == {each.modality} and np.count_nonzero(mask) == 60
         scores, ids = folder.snapshot.search(each.queries, 5, each.selectors)
         assert not set(folder.snapshot.table(ids.ravel(), ["modality"])["modality"].to_pylist()) & {each.modality}
         np.testing.assert_array_equal(each.least, scores[:, 4])
+        np.testing.assert_array_equal(whole.queries, each.queries)
+        scores, ids = folder.snapshot.search(whole.queries, 6, whole.selectors)
+        assert whole.selectors is None and (ids[:, 0] == whole.own).all()  # a row is no answer to itself
+        np.testing.assert_array_equal(whole.least, scores[:, 5])
 
 
 def test_tuning_on_indexed_rows_says_that_it_promises_too_much(tmp_path, caplog):
@@ -251,20 +256,112 @@ def test_queries_of_another_space_are_refused(tmp_path):
         held_out(folder.snapshot, [questions(space_id="other@0123456789ab")], 5)
 
 
+def two_kinds(images, texts, dim=32, seed=0):
+    """Images and texts around the same 40 points, mixed: a store, and which of its rows are images."""
+    rng = np.random.default_rng(seed)
+    store = FakeStore(images + texts, dim=dim, seed=seed)
+    kinds = rng.permutation(["image"] * images + ["text"] * texts)
+    centres = rng.standard_normal((40, dim)).astype(np.float32)
+    store.vectors = centres[rng.integers(0, 40, images + texts)] + store.vectors
+    place = store.table.column_names.index("modality")
+    store.table = store.table.set_column(place, "modality", pa.array(kinds.tolist()))
+    return store, kinds == "image"
+
+
+def overlap_of(folder, queries, own, settings, selectors=None):
+    """The overlap that settings reach with queries that are rows, each left out of its own answers."""
+    scores, ids, _ = folder.snapshot.search_exact(queries, 11, selectors)
+    others = -np.sort(-np.where(ids == own[:, None], -np.inf, scores), axis=1)
+    found = folder.snapshot.search(queries, 11, selectors, settings)
+    return tune.overlap_at_k(*found, others[:, 9], own, 10).mean()
+
+
+@pytest.fixture
+def priced(monkeypatch):
+    """Time as settings say, whatever the machine does: less with margins, so that they are always worth having."""
+    measured = tune.Measure._measure
+
+    def measure(self, settings):
+        ms = sum(value for name, value in settings.items() if not name.endswith(MARGIN))
+        cheaper = sum(name.endswith(MARGIN) for name in settings)
+        return replace(measured(self, settings), ms=ms / 4**cheaper)
+
+    monkeypatch.setattr(tune.Measure, "_measure", measure)
+    monkeypatch.setattr(tune, "_LEAST_S", 0.0)
+
+
 def test_where_few_can_answer_all_of_them_are_a_whole_answer(tmp_path):
-    store = FakeStore(n=600, dim=32)
-    kinds = pa.array(["text"] * 3 + ["image"] * 597)
-    store.table = store.table.set_column(store.table.column_names.index("modality"), "modality", kinds)
+    store, _ = two_kinds(575, 25)
     folder = build_index(store, tmp_path / "index", Recipe("ivf-sq8", "float16"))
-    samples = {sample.modality: sample for sample in held_out(folder.snapshot, (), 10)}
-    assert {name: sample.answers for name, sample in samples.items()} == {"image": 3}  # three texts cannot confirm much
-    sample = samples["image"]
+    samples = [each for each in held_out(folder.snapshot, (), 30) if each.selectors is not None]
+    assert {each.modality: each.answers for each in samples} == {"image": 25, "text": 30}
+    sample = samples[0]
 
     def search(queries, k, settings):
         return folder.snapshot.search(queries, k, sample.selectors, settings)
 
-    assert tune.Measure(search, sample, 10)({"nprobe": 10_000, "rerank": 10_000}).overlap == 1.0
+    assert tune.Measure(search, sample, 30)({"nprobe": 10_000, "rerank": 10_000}).overlap == 1.0
     assert retune(folder, Budget(recall=0.9))["settings"]
+
+
+@pytest.mark.parametrize("texts", [5, 25])
+def test_a_few_items_of_another_modality_do_not_decide_how_far_to_look(texts, tmp_path, priced):
+    """So few are scored one and all, with any settings: images that ask for all items would find half of theirs."""
+    store, images = two_kinds(2000, texts)
+    folder = build_index(store, tmp_path / "index", Recipe("ivf-pq", "float16"))
+    found = retune(folder, Budget(0.9), count=200)["modalities"]["image"]
+    queries, own = store.units[images][::10], store.ids[images][::10]
+    assert overlap_of(folder, queries, own, found["settings"]) >= 0.88
+    assert found["overlap_low"] >= 0.9 and found["overlap_at_10"] < 1.0
+
+
+def test_a_margin_that_a_filter_hides_is_not_chosen_under_it(tmp_path, priced):
+    """Images ask for 800 texts of 2,000 items: lists are not cut there, so that any margin would do."""
+    store, images = two_kinds(1200, 800)
+    folder = build_index(store, tmp_path / "index", Recipe("ivf-sq8", "float16"))
+    assert [together.sees_margins(folder.snapshot, each) for each in held_out(folder.snapshot, (), 10)] == [
+        *(False, True),  # images, over texts and over all
+        *(True, True),
+    ]
+    found = retune(folder, Budget(0.9), count=200)["modalities"]["image"]
+    assert any(name.endswith(MARGIN) for name in found["settings"])  # as images that ask for all items allow it
+    queries, own = store.units[images][::5], store.ids[images][::5]
+    texts = [part.column("modality").to_numpy() == "text" for part in folder.snapshot.segments]
+    assert overlap_of(folder, queries, own, found["settings"]) >= 0.88
+    assert overlap_of(folder, queries, own, found["settings"], texts) >= 0.88
+
+
+@pytest.mark.parametrize("asking", [(), [questions(200, dim=32)]], ids=["own rows", "stores"])
+def test_one_sample_a_modality_is_tuned_by_itself(asking, tmp_path, priced):
+    store, _ = two_kinds(600, 0)
+    folder = build_index(store, tmp_path / "index", Recipe("ivf-rabitq", "float16"))
+    samples = held_out(folder.snapshot, asking, 10)
+    assert [each.modality for each in samples] == (["audio", "text"] if asking else ["image"])
+    turned = knobs_of(folder.snapshot)
+    for sample in samples:
+        alone = tune.tune(tune.snapshot_search(folder.snapshot), sample, turned, 0.9, 10)
+        assert together.tune_together(folder.snapshot, [sample], turned, 0.9, 10).chosen == alone.chosen is not None
+
+
+def test_what_samples_do_not_confirm_together_is_widened(tmp_path, priced, monkeypatch):
+    """Both choices are taken for too narrow: margins go first, then knobs are doubled."""
+    store, _ = two_kinds(700, 500)
+    folder = build_index(store, tmp_path / "index", Recipe("ivf-sq8", "float16"))
+    confirm, asked = tune.Tuner.confirm, []
+
+    def doubtful(self, settings):
+        asked.append(dict(settings))
+        found = confirm(self, settings)
+        return found if len(asked) > 5 else replace(found, best=replace(found.best, low=0.0))
+
+    monkeypatch.setattr(tune.Tuner, "confirm", doubtful)
+    samples = [each for each in held_out(folder.snapshot, (), 10) if each.modality == "image"]
+    found = together.tune_together(folder.snapshot, samples, knobs_of(folder.snapshot), 0.8, 10)
+    first, bare, wider = asked[::2][:3]
+    assert any(name.endswith(MARGIN) for name in first)
+    assert bare == {name: value for name, value in first.items() if not name.endswith(MARGIN)}
+    assert wider == knobs_of(folder.snapshot).doubled(bare)
+    assert found.chosen is not None and found.chosen.settings == asked[-1]
 
 
 def test_nobody_looks_further_than_for_perfect_answers():

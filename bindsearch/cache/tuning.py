@@ -72,7 +72,7 @@ def tune_snapshot(
     numbers = replace(recipe.enhancement, cache_size=min(recipe.enhancement.cache_size, len(rows)))
     found: dict[str, Tuned] = {}
     measured: dict[str, Any] = {}
-    for sample in held_out(snapshot, _placed(queries), numbers.cache_size, recipe.tuning.count):
+    for sample in _samples(held_out(snapshot, _placed(queries), numbers.cache_size, recipe.tuning.count), recipe):
         if len(rows) == 1 and sample.modality == recipe.modality and (sample.own >= 0).any():
             continue  # a single row has no other to be moved by
         cache = VisualCache(OtherRows(rows, sample.own))
@@ -107,6 +107,15 @@ def tune_snapshot(
         "rows": snapshot.manifest.count,
     }
     return tuned_facts, measured
+
+
+def _samples(found: Sequence[Sample], recipe: CacheRecipe) -> list[Sample]:
+    """Take one sample a modality: where there are two, that whose answers may be rows of the cache's modality."""
+    chosen: dict[str, Sample] = {}
+    for sample in found:  # the one over the other modalities comes first
+        if sample.modality not in chosen or recipe.modality == sample.modality:
+            chosen[sample.modality] = sample
+    return list(chosen.values())
 
 
 def _raised(

@@ -252,7 +252,7 @@ def index_background(
     index: Annotated[Path, typer.Argument(help="Folder of the index.")],
     beside: Annotated[
         list[Path] | None,
-        typer.Option("--with", help="Further embeddings, of modalities to ask with that the index does not hold."),
+        typer.Option("--with", help="Further embeddings, of modalities of which the index holds none or few."),
     ] = None,
 ) -> None:
     """Keep samples of each modality beside an index, which `query --calibrate` places scores in."""

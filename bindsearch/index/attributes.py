@@ -106,14 +106,11 @@ def _text(value: Any) -> str:
 def _joined(parts: list[Any]) -> Any:
     """Put the blocks of a column together, as one kind."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     kinds = {part.type for part in parts if not pa.types.is_null(part.type)}
     if kinds == {pa.int64(), pa.float64()}:
-        whole = [part for part in parts if part.type == pa.int64()]
-        ends = [pc.min_max(part).as_py() for part in whole]
-        near = all(end is None or abs(end) <= _FAR for pair in ends for end in pair.values())
-        kinds = {pa.float64() if near else pa.string()}
+        far = any(far_from_zero(part) for part in parts if part.type == pa.int64())
+        kinds = {pa.string() if far else pa.float64()}
     kind = kinds.pop() if len(kinds) == 1 else pa.string()
     if kind == pa.string():
         parts = [part if part.type == kind else pa.array(map(_or_none, part.to_pylist()), kind) for part in parts]
@@ -122,6 +119,26 @@ def _joined(parts: list[Any]) -> Any:
 
 def _or_none(value: Any) -> str | None:
     return None if value is None else _text(value)
+
+
+def text_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Write a column as the text that it would be were it joined with one of text: numbers as JSON writes them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_floating(column.type):
+        return pc.cast(column, pa.string())
+    return pa.chunked_array(
+        [pa.array(map(_or_none, part.to_pylist()), pa.string()) for part in column.chunks], pa.string()
+    )
+
+
+def far_from_zero(column: pa.ChunkedArray) -> bool:
+    """Say whether whole numbers of a column lie where float64 does not hold each of them."""
+    import pyarrow.compute as pc
+
+    ends = pc.min_max(column).as_py().values()
+    return any(end is not None and abs(end) > _FAR for end in ends)
 
 
 def map_attributes(folder: Path, rows: int) -> pa.Table | None:

@@ -470,9 +470,7 @@ class IndexBackend(ABC):
                 reach &= mask[start : start + block.shape[0]]
             found.append(np.flatnonzero(reach) + start)
         places = np.concatenate(found)
-        step = max(1, _BLOCK_BYTES // (8 * self.dim))
-        parts = [self._exact_scores(unit, places[None, at : at + step])[0] for at in range(0, places.size, step)]
-        return places, np.concatenate(parts)
+        return places, self._exact_scores(unit, places[None])[0]
 
     def _exact_scores(self, units: NDArray[np.float64], places: IntArray) -> FloatArray:
         """Score rows in float64, rounded to float32 once; the sum's order depends on d alone.
@@ -485,13 +483,15 @@ class IndexBackend(ABC):
             (q, m) float32; -inf for none.
         """
         scores = np.empty(places.shape, dtype=np.float32)
-        step = max(1, _CACHE_BYTES // (8 * self.dim * max(1, places.shape[1])))
+        wide = max(1, min(places.shape[1], _BLOCK_BYTES // (8 * self.dim)))
+        step = max(1, _CACHE_BYTES // (8 * self.dim * wide))
         for start in range(0, places.shape[0], step):
-            part = slice(start, start + step)
-            # float16 by way of float32: numpy takes 8 ns to widen a number to float64
-            rows = wide_rows(self._rows[np.maximum(places[part], 0)]).astype(np.float64)
-            rows *= units[part, None, :]  # (q, m, d)
-            scores[part] = np.clip(rows.sum(axis=2), -1.0, 1.0)
+            for first in range(0, places.shape[1], wide):  # one round, unless very many are asked for
+                part = slice(start, start + step), slice(first, first + wide)
+                # float16 by way of float32: numpy takes 8 ns to widen a number to float64
+                rows = wide_rows(self._rows[np.maximum(places[part], 0)]).astype(np.float64)
+                rows *= units[part[0], None, :]  # (q, m, d)
+                scores[part] = np.clip(rows.sum(axis=2), -1.0, 1.0)
         scores[places < 0] = -np.inf
         return scores
 

@@ -4,8 +4,11 @@ Queries of another modality fall beside the indexed rows, and settings that suff
 are taken, first that gives any, from
 
     1. stores that are named (`--queries STORE`), each modality in them apart;
-    2. the index itself, where it holds several modalities: rows of one ask for rows of the others;
+    2. the index itself, where it holds several modalities, in two samples a modality of the same rows: they ask for
+       rows of the others, as a query with a filter does, and for all rows but themselves, as one without does;
     3. the index's own rows, each left out of its own answers, with a warning: this promises too much.
+
+What holds on both samples of a modality is found by `together.py` (docs/adr/0148).
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ COUNT = 500
 """Queries a modality that are held out, as many as there are."""
 
 FEWEST = 20
-"""Rows of a modality that are too few to ask for the others: no settings could be confirmed on them."""
+"""Rows of a modality that are too few to ask: no settings could be confirmed on them. As answers they are too few too:
+searches score every one of so few, so that any settings find them."""
 
 _BLOCK = 8192
 _NO_MEAN = 3.0
@@ -65,6 +69,10 @@ def held_out(snapshot: Snapshot, stores: Embeddings | Sequence[Embeddings], k: i
         stores: embeddings of queries; may be none.
         k: answers a query.
         count: queries a modality.
+
+    Returns:
+        One sample a modality; of an index of several that asks itself two, the one over the other modalities first,
+        where these hold FEWEST rows or more.
 
     Raises:
         MissingInputError: the index, or a store of queries, is empty.
@@ -205,8 +213,9 @@ def _from_index(snapshot: Snapshot, count: int) -> list[Asked]:
         own = ids[places[_spread(len(places), count)]]
         queries = snapshot.rows(own)
         queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-        others = tuple(part != name for part in modality) if len(names) > 1 else None
-        asked.append(Asked(name, OWN_ROWS, queries, own, others))
+        if sum(snapshot.manifest.modalities.values()) - snapshot.manifest.modalities[name] >= FEWEST:
+            asked.append(Asked(name, OWN_ROWS, queries, own, tuple(part != name for part in modality)))
+        asked.append(Asked(name, OWN_ROWS, queries, own))
     if len(names) == 1:
         LOG.warning(
             "%s: tuned on its own %s rows, as no queries are at hand. Queries of another modality do worse than such "

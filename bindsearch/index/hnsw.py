@@ -11,7 +11,7 @@ import numpy as np
 from bindsearch.errors import InputError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.faiss_index import load_faiss
-from bindsearch.index.refined import RefinedIndex, check_numbers, row_selector
+from bindsearch.index.refined import LIVING, RefinedIndex, check_numbers, row_selector
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
@@ -90,12 +90,31 @@ class HnswIndex(RefinedIndex):
     def _candidates(
         self, queries: FloatArray, count: int, mask: BoolArray | None, settings: SearchSettings
     ) -> tuple[IntArray, FloatArray | None]:
-        """See `RefinedIndex._candidates`."""
+        """See `RefinedIndex._candidates`.
+
+        Removed rows stay nodes of the graph. A walk of all of it keeps so many more in sight, and leaves them out
+        afterwards: FAISS's own selector would let it end among them.
+        """
         faiss = load_faiss()
-        parameters = faiss.SearchParametersHNSW(efSearch=max(settings["efSearch"], count))
+        effort, stored = max(settings["efSearch"], count), self.ids.shape[0]
+        if mask is not None and mask is self._alive:
+            wide = min(stored, -(-effort * stored // self._count(mask)))
+            places = self._walk(faiss.SearchParametersHNSW(efSearch=wide), queries, wide)
+            out = (places < 0) | ~mask[places]
+            places[out] = -1
+            if wide < stored:
+                places[(~out).sum(axis=1) < LIVING * effort] = -1
+            first = np.argsort(out, axis=1, kind="stable")[:, :count]
+            return np.take_along_axis(places, first, axis=1), None
+        parameters = faiss.SearchParametersHNSW(efSearch=effort)
         parameters.sel, _bits = row_selector(faiss, mask)
+        return self._walk(parameters, queries, count), None
+
+    def _walk(self, parameters: Any, queries: FloatArray, count: int) -> IntArray:
+        """Give the rows that FAISS finds, (q, count) int64, best first, -1 for none."""
         _, places = self._graph.search(np.ascontiguousarray(queries), count, params=parameters)
-        return np.asarray(places, dtype=np.int64), None
+        self._check_places(places)
+        return np.asarray(places, dtype=np.int64)
 
 
 def _check_graph(faiss: Any, graph: Any, path: Path) -> None:

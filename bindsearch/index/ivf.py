@@ -33,7 +33,7 @@ from bindsearch.index.faiss_index import load_faiss
 from bindsearch.index.kmeans import assign, default_lists, list_means, train_centroids, unit_or_axis
 from bindsearch.index.list_file import ListLayout
 from bindsearch.index.recipe import MARGIN, MARGIN_STEPS, NO_MARGIN
-from bindsearch.index.refined import RefinedIndex, check_numbers, row_selector
+from bindsearch.index.refined import LIVING, RefinedIndex, check_numbers, row_selector
 from bindsearch.index.rotation import Rotation
 from bindsearch.index.small_products import NearCentroids, to_int8
 
@@ -73,6 +73,8 @@ class IvfIndex(RefinedIndex):
         super().__init__(rows, ids, order)
         self._near: NearCentroids
         self._learnt: Learnt
+        self._sizes: IntArray
+        self._living: tuple[BoolArray, IntArray] | None = None
         self._faiss_index: Any = None
         self._kept: tuple[Any, ...] = ()
 
@@ -163,7 +165,7 @@ class IvfIndex(RefinedIndex):
         searcher, kept = cls._searcher(faiss, learnt)
         searcher.replace_invlists(lists, False)
         searcher.ntotal = index.ids.size
-        index._near, index._learnt = NearCentroids(directions), learnt
+        index._near, index._learnt, index._sizes = NearCentroids(directions), learnt, np.asarray(sizes)
         index._faiss_index, index._kept = searcher, (lists, *kept)
         return index
 
@@ -201,7 +203,22 @@ class IvfIndex(RefinedIndex):
             *(faiss.swig_ptr(distances), faiss.swig_ptr(places)),
             *(False, parameters),
         )
+        if mask is not None and mask is self._alive and probe < lists:
+            stored, living = self._list_rows(mask)
+            looked = near >= 0
+            share = np.where(looked, living[near], 0).sum(axis=1) / np.where(looked, stored[near], 0).sum(axis=1).clip(
+                1
+            )
+            places[share < LIVING * self._count(mask) / mask.size] = -1
         return places, distances
+
+    def _list_rows(self, alive: BoolArray) -> tuple[IntArray, IntArray]:
+        """Count the rows of each list, and those that are not removed: (lists,) int64 each."""
+        if self._living is None or self._living[0] is not alive:
+            upto = np.concatenate([[0], np.cumsum(alive, dtype=np.int64)])
+            ends = np.cumsum(self._sizes)
+            self._living = alive, upto[ends] - upto[ends - self._sizes]
+        return self._sizes, self._living[1]
 
     def _parameters(self, faiss: Any, probe: int) -> Any:
         """Make the parameters of a FAISS search; they belong to one call, so that threads do not meet."""

@@ -6,7 +6,7 @@
                       -> the plan, printed before any work
     build.py          builds in blocks
     heldout.py        queries of the modalities that will ask
-    tune.py           settings, by measurement (knobs.py looks for them)
+    tune.py           settings, by measurement (knobs.py looks for them, together.py joins those of several samples)
                       -> what was measured, in the manifest
 
 An exact index that fits the budget is taken before any other; among the others the one forecast to be fastest. What
@@ -36,7 +36,8 @@ from bindsearch.index.rates import Rates, machine_rates
 from bindsearch.index.recipe import Recipe
 from bindsearch.index.sizes import disk_bytes, read_bytes, stored_read_bytes
 from bindsearch.index.source import Embeddings, open_source
-from bindsearch.index.tune import CONFIDENCE, Tuned, snapshot_search, tune
+from bindsearch.index.together import tune_together
+from bindsearch.index.tune import CONFIDENCE, Sample, Tuned
 from bindsearch.index.tuned import most_demanding
 from bindsearch.registry import INDEXES
 
@@ -351,10 +352,11 @@ def measure(
         at the overlap that the curve has there.
     """
     name = snapshot.manifest.backend
-    found: dict[str, Tuned] = {}
+    samples: dict[str, list[Sample]] = {}
     for sample in held_out(snapshot, queries, K, count):
-        search = snapshot_search(snapshot, sample.selectors)
-        found[sample.modality] = tune(search, sample, knobs_of(snapshot), budget.recall, K)
+        samples.setdefault(sample.modality, []).append(sample)
+    knobs = knobs_of(snapshot)
+    found = {name: tune_together(snapshot, each, knobs, budget.recall, K) for name, each in samples.items()}
     memory = stored_read_bytes(snapshot.manifest)
     tuned = {
         "k": K,

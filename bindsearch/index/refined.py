@@ -11,7 +11,8 @@ import numpy as np
 from bindsearch.errors import InputError, MismatchError
 from bindsearch.index.base import IndexBackend
 from bindsearch.index.byte_table import BLOCK_ROWS
-from bindsearch.index.recipe import MARGIN_STEPS, NO_MARGIN, uncut
+from bindsearch.index.checks import wide_rows
+from bindsearch.index.recipe import MARGIN, MARGIN_STEPS, NO_MARGIN, uncut
 from bindsearch.index.small_products import score_places
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 WINDOW = 8.0
 _FEWEST = 8
 _MORE = 12  # candidates beyond those that are scored exactly, however few are asked for
+_DOUBLINGS = 6  # of the settings of a query that found too little; then all rows are scored
+_BLOCK_BYTES = 16 << 20
+
+LIVING = 0.75
+"""Where less than this share of what a search of all rows looks at is left of it, it has to look farther."""
 
 
 class RefinedIndex(IndexBackend):
@@ -60,9 +66,18 @@ class RefinedIndex(IndexBackend):
         return np.take_along_axis(scores, ranks, axis=1), np.take_along_axis(places, ranks, axis=1)
 
     def _proposed(
-        self, queries: FloatArray, fetch: int, count: int, mask: BoolArray | None, settings: SearchSettings
+        self,
+        queries: FloatArray,
+        fetch: int,
+        count: int,
+        mask: BoolArray | None,
+        settings: SearchSettings,
+        doublings: int = _DOUBLINGS,
     ) -> IntArray:
-        """Give candidates, ascending, -1 for none, cut by the margins; whom they leave too few is asked without."""
+        """Give candidates, ascending, -1 for none, cut by the margins; who gets too few is asked again, for more.
+
+        Under a selector only without margins: what is looked at beyond, its caller says (`search/routes.py`).
+        """
         places, estimates = self._candidates(queries, count, mask, settings)
         margin = settings.get("rerank_margin", NO_MARGIN)
         if estimates is not None and margin < NO_MARGIN:
@@ -70,8 +85,48 @@ class RefinedIndex(IndexBackend):
             places = np.where(estimates < least, -1, places)
         places.sort(axis=1)
         short = np.flatnonzero((places >= 0).sum(axis=1) < fetch)
-        if short.size and (without := uncut(settings)) != settings:
-            places[short] = self._proposed(queries[short], fetch, count, mask, without)
+        if short.size and (mask is None or mask is self._alive or uncut(settings) != settings):
+            more = self._again(queries[short], fetch, count, mask, settings, doublings)
+            places = np.pad(places, ((0, 0), (max(0, more.shape[1] - places.shape[1]), 0)), constant_values=-1)
+            places[short] = np.pad(more, ((0, 0), (places.shape[1] - more.shape[1], 0)), constant_values=-1)
+        return places
+
+    def _again(
+        self,
+        queries: FloatArray,
+        fetch: int,
+        count: int,
+        mask: BoolArray | None,
+        settings: SearchSettings,
+        doublings: int,
+    ) -> IntArray:
+        """Ask without margins; then with settings, and candidates, doubled again and again; then all rows allowed."""
+        wider = uncut(settings)
+        if wider == settings:
+            doublings, count = doublings - 1, min(2 * count, self._count(mask) - 1)
+            wider = {
+                name: value if name.endswith(MARGIN) else max(value, min(2 * value, self.most(name)))
+                for name, value in settings.items()
+            }
+        if doublings < 0 or wider == settings:
+            return self._nearest(queries, count, mask)
+        return self._proposed(queries, fetch, count, mask, wider, doublings)
+
+    def _nearest(self, queries: FloatArray, count: int, mask: BoolArray | None) -> IntArray:
+        """Find the `count` rows of the largest float32 products by reading every row that is allowed, ascending."""
+        every = np.arange(self._ids.shape[0], dtype=np.int64) if mask is None else np.flatnonzero(mask)
+        scores = np.empty((queries.shape[0], 0), dtype=np.float32)
+        places = np.empty((queries.shape[0], 0), dtype=np.int64)
+        step = max(1, _BLOCK_BYTES // (4 * (self.dim + queries.shape[0])))
+        for start in range(0, every.size, step):
+            part = every[start : start + step]
+            products = queries @ wide_rows(self._rows[part]).T
+            scores = np.concatenate([scores, products], axis=1)
+            places = np.concatenate([places, np.broadcast_to(part, products.shape)], axis=1)
+            if scores.shape[1] > count:
+                best = np.argpartition(scores, scores.shape[1] - count, axis=1)[:, -count:]
+                scores, places = np.take_along_axis(scores, best, axis=1), np.take_along_axis(places, best, axis=1)
+        places.sort(axis=1)
         return places
 
     def _likely(self, queries: FloatArray, fetch: int, places: IntArray) -> IntArray:
@@ -122,7 +177,8 @@ class RefinedIndex(IndexBackend):
 
         Returns:
             (q, count) int64 row positions, -1 for none, writeable; and their scores by the files beside the rows,
-            best first, or None where there are none.
+            best first, or None where there are none. A query that looked mostly at rows that were removed gets none:
+            it is asked again with larger settings.
         """
 
 

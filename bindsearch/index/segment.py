@@ -105,7 +105,7 @@ class Segment:
 
         Args:
             positions: (m,) int64 row positions. Not modified.
-            columns: which; None: all.
+            columns: which; None: all. Of one that other segments alone have, all values are null.
 
         Returns:
             m rows in the order of `positions`.
@@ -113,6 +113,8 @@ class Segment:
         Raises:
             MismatchError: the table is not of this segment's rows.
         """
+        import pyarrow as pa
+
         rows = self.table_rows(positions)
         with self._parquet_lock:
             file = self._open_parquet()
@@ -120,8 +122,9 @@ class Segment:
             groups = np.searchsorted(starts, rows, side="right") - 1
             wanted = sorted(set(groups.tolist()))
             names = list(columns) if columns is not None else None
-            if names is not None and "id" not in names:
-                names.append("id")
+            lacking = [name for name in columns or () if name not in file.schema_arrow.names]
+            if names is not None:
+                names = [name for name in names if name not in lacking] + ["id"] * ("id" not in names)
             table = (
                 file.read_row_groups(wanted, columns=names, use_threads=False)
                 if wanted
@@ -133,6 +136,8 @@ class Segment:
         taken = take_rows(table, local)
         if taken["id"].to_pylist() != self.index.ids[positions].tolist():
             raise MismatchError(f"{self.path}/items.parquet: its ids are not those of ids.npy. Build the index again.")
+        for name in dict.fromkeys(lacking):
+            taken = taken.append_column(name, pa.nulls(taken.num_rows))
         return taken if columns is None else taken.select(list(columns))
 
     def table_rows(self, positions: IntArray) -> IntArray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.config import to_json_dict
-from bindsearch.errors import MismatchError, MissingInputError
+from bindsearch.errors import MismatchError, MissingInputError, UnknownNameError
 from bindsearch.index.base import ExactReport
 from bindsearch.index.centring import Centring
 from bindsearch.index.checks import unit_queries
@@ -208,6 +208,7 @@ class Snapshot:
 
         Raises:
             MissingInputError: an id is not in the index.
+            UnknownNameError: a column that no segment has.
         """
         import pyarrow as pa
 
@@ -219,11 +220,19 @@ class Snapshot:
         for number, segment in enumerate(self.segments):
             here = np.flatnonzero(numbers == number)
             if here.size or not parts:
+                self._check_columns(segment, columns)
                 parts.append(segment.table(places[here], columns))
                 order.append(here)
         joined = parts[0] if len(parts) == 1 else pa.concat_tables(parts, promote_options="permissive")
         places = np.argsort(np.concatenate(order))
         return joined if np.array_equal(places, np.arange(places.size)) else take_rows(joined, places)
+
+    def _check_columns(self, segment: Segment, columns: Sequence[str] | None) -> None:
+        """Refuse columns that neither a segment nor any other has; these are not looked at where the one has all."""
+        own = segment.column_names() if columns else ()
+        for name in columns or ():
+            if name not in own and name not in self.column_names():
+                raise UnknownNameError(f"column in {self.path}", name, self.column_names())
 
     def column_names(self) -> tuple[str, ...]:
         """List the columns of the item tables, those of any segment."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bindsearch.errors import InputError, MismatchError
+from bindsearch.errors import InputError, MismatchError, MissingInputError
 from bindsearch.index.base import Progress, no_progress
 from bindsearch.index.change import joint_schema, living
 from bindsearch.index.commit import commit
@@ -91,11 +91,17 @@ def split_index(
         Name -> index, in the order of the names.
 
     Raises:
+        MissingInputError: the index holds no item.
         InputError: `output` holds something, or a part would hold no item.
         MismatchError: the parts do not hold exactly the whole: the index is damaged.
         BindSearchError: the disk is full; nothing of the parts is left.
     """
     output = Path(output)
+    if not snapshot.manifest.count:
+        raise MissingInputError(
+            f"{snapshot.path}: holds no item, so that there is nothing to split. Add some: "
+            f"bindsearch index add {snapshot.path} EMBEDDINGS"
+        )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: is there already. Name a new folder for the parts.")
     _check_no_part_empty(snapshot, parts)

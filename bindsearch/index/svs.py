@@ -105,7 +105,8 @@ class SvsIndex(RefinedIndex):
     ) -> tuple[IntArray, FloatArray | None]:
         """See `RefinedIndex._candidates`. It has no filter: more is asked for, and what is not allowed left out."""
         stored = self.ids.shape[0]
-        asked = min(stored, count if mask is None else 16 + -(-2 * count * stored // self._count(mask)))
+        more = 0 if mask is None else max(settings["window"], 16 + -(-2 * count * stored // self._count(mask)))
+        asked = min(stored, max(count, more))
         with self._lock:
             self._graph.search_window_size = max(settings["window"], asked)
             found = self._graph.search(queries, asked)[0].astype(np.int64)

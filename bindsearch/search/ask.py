@@ -287,16 +287,16 @@ def read_requests(path: str | Path, has_key: Callable[[str], bool] | None = None
         MissingInputError: no such file, or no query in it.
         InputError: naming the line and what is wrong with it.
     """
-    if str(path) == "-":
-        lines, folder, name = sys.stdin.read().split("\n"), Path(), "stdin"
-    else:
-        try:
-            lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise MissingInputError(f"--from {path}: there is no such file.") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"--from {path}: not UTF-8 text ({error}).") from error
-        folder, name = Path(path).parent, str(path)
+    try:
+        if str(path) == "-":
+            text, folder, name = sys.stdin.buffer.read().decode("utf-8-sig"), Path(), "stdin"
+        else:
+            text, folder, name = Path(path).read_text(encoding="utf-8-sig"), Path(path).parent, str(path)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise MissingInputError(f"--from {path}: there is no such file.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--from {path}: not UTF-8 text ({error}).") from error
+    lines = text.split("\n")
     requests = []
     for number, line in enumerate(lines, start=1):
         if line.strip():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from bindsearch.index.source import VectorSource
     from bindsearch.types import FloatArray, IntArray
 
+LOG = logging.getLogger(__name__)
 FILE = BACKGROUND
 SAMPLE = 512
 _FORMAT = 1
@@ -139,25 +141,50 @@ def draw_background(
     Args:
         snapshot: the index.
         mask_of: gives the living rows of a modality, a mask a segment.
-        beside: further embeddings of the same space, as of texts that the index is asked with and does not hold.
+        beside: further embeddings of the same space, as of texts that the index is asked with and does not hold; they
+            join the index's own where it holds fewer than 16 items of their modality.
         sample: rows a modality, at most.
 
     Raises:
         MismatchError: embeddings of another space or dimension.
     """
-    rows: dict[str, FloatArray] = {}
-    counts: dict[str, int] = {}
+    drawn: dict[str, _Drawn] = {}
     for modality in snapshot.manifest.modalities:
         ids = np.concatenate(
             [part.index.ids[mask] for part, mask in zip(snapshot.segments, mask_of(modality), strict=True)]
         )
-        rows[modality], counts[modality] = snapshot.rows(_smallest(ids, sample)), int(ids.size)
+        first = _smallest(ids, sample)
+        drawn[modality] = _Drawn(first, snapshot.rows(first), int(ids.size))
+    enough = [modality for modality, own in drawn.items() if own.count >= _FEWEST]
     for source in beside:
         _check_source(snapshot, source)
-        for modality, found, count in _of_source(snapshot, source, sample):
-            if modality not in rows:
-                rows[modality], counts[modality] = found, count
+        for modality, found in _of_source(snapshot, source, sample).items():
+            if modality in enough:
+                LOG.warning(
+                    "%s: embeddings of %s are not needed: the index holds %d of its own",
+                    snapshot.path, modality, drawn[modality].count,
+                )  # fmt: skip
+            else:
+                drawn[modality] = drawn[modality].joined(found, sample) if modality in drawn else found
+    rows = {modality: each.rows for modality, each in drawn.items()}
+    counts = {modality: each.count for modality, each in drawn.items()}
     return Background(rows, counts, generation=snapshot.manifest.generation)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A sample: (m,) int64 ids, (m, d) float32 unit rows, and how many items it was drawn from."""
+
+    ids: IntArray
+    rows: FloatArray
+    count: int
+
+    def joined(self, other: _Drawn, sample: int) -> _Drawn:
+        """Join another sample; items that are in both samples count once, and its own rows stay."""
+        both = np.concatenate([self.ids, other.ids])
+        ids, places = np.unique(both, return_index=True)
+        rows = np.concatenate([self.rows, other.rows])[places[:sample]]
+        return _Drawn(ids[:sample], rows, self.count + other.count - (both.size - ids.size))
 
 
 def _smallest(ids: IntArray, count: int) -> IntArray:
@@ -173,8 +200,8 @@ def _check_source(snapshot: Snapshot, source: VectorSource) -> None:
         )
 
 
-def _of_source(snapshot: Snapshot, source: VectorSource, sample: int) -> list[tuple[str, FloatArray, int]]:
-    """Draw a sample of each modality of embeddings, centred as the index is: (modality, rows, of how many)."""
+def _of_source(snapshot: Snapshot, source: VectorSource, sample: int) -> dict[str, _Drawn]:
+    """Draw a sample of each modality of embeddings, centred as the index is."""
     from bindsearch.index.checks import unit_rows
 
     blocks: Any = source.iter_blocks(4096)
@@ -191,7 +218,7 @@ def _of_source(snapshot: Snapshot, source: VectorSource, sample: int) -> list[tu
             all_ids, all_rows = np.concatenate([old_ids, ids[here]]), np.concatenate([old_rows, vectors[here]])
             order = np.argsort(all_ids, kind="stable")[:sample]
             kept[modality] = all_ids[order], all_rows[order]
-    return [(name, unit_rows(found, "vectors"), counts[name]) for name, (_, found) in kept.items()]
+    return {name: _Drawn(ids, unit_rows(found, "vectors"), counts[name]) for name, (ids, found) in kept.items()}
 
 
 def save_background(snapshot: Snapshot, background: Background) -> Path:

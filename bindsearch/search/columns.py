@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from bindsearch.errors import UnknownNameError
-from bindsearch.index.attributes import FILE, attribute_columns, map_attributes
+from bindsearch.index.attributes import FILE, attribute_columns, far_from_zero, map_attributes, text_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,15 +27,26 @@ def mixed_columns(snapshot: Snapshot, names: Iterable[str]) -> frozenset[str]:
     """Say which attributes are of one kind in one segment and of another in another: these are read as text everywhere.
 
     A segment's attributes are typed by its own rows alone, so that one that came from JSON may hold numbers, or true
-    and false, where one that came from CSV holds text.
+    and false, where one that came from CSV holds text. Whole numbers that float64 does not hold, and others, are of two
+    kinds too, as they are where both stand in one segment.
     """
     mixed = set()
-    schemas = [attribute_table(segment).schema for segment in snapshot.segments] if len(snapshot.segments) > 1 else []
+    tables = [attribute_table(segment) for segment in snapshot.segments] if len(snapshot.segments) > 1 else []
     for name in set(names) - set(snapshot.column_names()):
-        kinds = {_kind_of(schema.field(name).type) for schema in schemas if name in schema.names}
-        if len(kinds - {"null"}) > 1:
+        columns = [table[name] for table in tables if name in table.column_names]
+        kinds = {_kind_of(column.type) for column in columns} - {"null"}
+        if len(kinds) > 1 or (kinds == {"number"} and _is_torn(columns)):
             mixed.add(name)
     return frozenset(mixed)
+
+
+def _is_torn(columns: Sequence[pa.ChunkedArray]) -> bool:
+    """Say whether columns of numbers hold whole ones that are no float64, and others that are none but that."""
+    import pyarrow as pa
+
+    whole = [column for column in columns if pa.types.is_integer(column.type)]
+    others = any(pa.types.is_floating(column.type) for column in columns)
+    return others and any(far_from_zero(column) for column in whole)
 
 
 def _kind_of(type_: pa.DataType) -> str:
@@ -61,10 +72,9 @@ def read_column(segment: Segment, name: str, as_text: bool = False) -> pa.Chunke
         (n,) in the order of the item table, removed rows included.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     if as_text:
-        return pc.cast(read_column(segment, name), pa.string())
+        return text_of(read_column(segment, name))
 
     if name in segment.column_names():
         return segment.table_column(name)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bindsearch.search.pages import Cursor
     from bindsearch.search.ranking import Plan
 
+_BLOCK_HITS = 4096
 _OWN_COLUMNS = ("id", "key", "modality", "source", "start_s", "end_s")
 
 
@@ -104,6 +105,10 @@ class Hits(Sequence[Hit]):
         """Modality -> preset that the index's items were read with."""
         return self._snapshot.manifest.preset_ids
 
+    def has_item(self, item_id: int) -> bool:
+        """Say whether the index as it was searched holds an item."""
+        return bool(self._snapshot.locate(np.array([item_id], dtype=np.int64))[0][0] >= 0)
+
     def item(self, item_id: int) -> Hit:
         """Give any item of the index as it was searched, with rank 0 and score 0: to show a term that is an item.
 
@@ -121,7 +126,11 @@ class Hits(Sequence[Hit]):
         """Say what each term of the query adds to each score: (k, terms) float64; (k, 0) for a bare array."""
         if self.query is None:
             return np.empty((len(self), 0))
-        return self.query.contributions(self._snapshot.rows(self.ids))
+        found = np.empty((len(self), len(self.query.terms)))
+        for start in range(0, len(self), _BLOCK_HITS):
+            part = slice(start, start + _BLOCK_HITS)
+            found[part] = self.query.contributions(self._snapshot.rows(self.ids[part]))
+        return found
 
     def to_json(self, explain: bool = False) -> list[dict[str, Any]]:
         """Give the answers as plain JSON types; the ids are text, since 63 bits do not fit a JSON reader's numbers.

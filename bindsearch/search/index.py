@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bindsearch.config import setting_with_origin
 from bindsearch.errors import InputError, MissingInputError
 from bindsearch.index.checks import unit_queries
@@ -177,6 +179,7 @@ class SearchIndex:
             raise InputError(f"k: expected at least 1, got {k}.")
         if shape.after is not None and len(queries) > 1:
             raise InputError("--after goes on with the list of one query; ask for one.")
+        exclude = (exclude,) if isinstance(exclude, str | int) else tuple(exclude)  # read once, for every group
         snapshot = self.folder.snapshot
         k = min(k, max(1, snapshot.manifest.count))
         efforts = [effort_for(snapshot, query, effort) for query in queries]
@@ -189,7 +192,7 @@ class SearchIndex:
                 ),
             )
         asked = self._place(snapshot, queries)
-        scope = Scope(where, sql, modality, (exclude,) if isinstance(exclude, str | int) else tuple(exclude))
+        scope = Scope(where, sql, modality, exclude)
         wanted = Wanted(k, exclude_self, scope.describe())
 
         def ranker(selection: Selection | None) -> Ranker:
@@ -246,7 +249,8 @@ class SearchIndex:
             raise InputError("a range is given whole: ask for its pages with search(query, k, shape=...).")
         snapshot = self.folder.snapshot
         asked = self._place(snapshot, [query])
-        exclude = tuple(asked.own_ids(0)) if exclude_self else ()
+        own = np.array(asked.own_ids(0) if exclude_self else [], dtype=np.int64)
+        exclude = tuple(own[snapshot.locate(own)[0] >= 0].tolist())  # items of other indexes are no answers anyway
         totals: list[int] = []
 
         def ranker(selection: Selection | None) -> Ranker:

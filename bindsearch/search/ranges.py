@@ -41,8 +41,10 @@ def iter_range(
     for number, segment in enumerate(snapshot.segments):
         mask = segment.index.alive if selection is None else selection.masks[number]
         rows = Survivors(segment.index, np.flatnonzero(mask))
+        # scores are cut off at -1, below which lie products with rows of float16 that are a little longer than 1
+        reach = least - 2 * rows.margin if least > -1 else -np.inf
         for start, block in rows.blocks():
-            near = np.flatnonzero((query @ block.T)[0] >= least - 2 * rows.margin) + start
+            near = np.flatnonzero((query @ block.T)[0] >= reach) + start
             for at in range(0, near.size, _SCORED_AT_ONCE):
                 places = near[at : at + _SCORED_AT_ONCE]
                 scores = rows.score(units, places)

@@ -18,6 +18,7 @@ import numpy as np
 
 from bindsearch.errors import InputError, MissingExtraError
 from bindsearch.search.columns import attribute_table, column_names, mixed_columns, read_column
+from bindsearch.types import to_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,6 +57,7 @@ def select_by_sql(snapshot: Snapshot, text: str) -> list[BoolArray]:
         MissingExtraError: DuckDB is not installed.
         InputError: it is not SQL, or not one SELECT, or has no column `id`; in DuckDB's words.
     """
+    text = to_text(text)  # bytes that are no UTF-8 as the item table writes them
     try:
         import duckdb
     except ModuleNotFoundError as error:

@@ -30,6 +30,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from bindsearch.errors import InputError
+from bindsearch.types import to_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -240,7 +241,7 @@ class _Parser:
             raise self.error("a number, a text between quotes, true or false")
         written = self.step()
         if kind == "text":
-            return written[1:-1].replace(written[0] * 2, written[0])
+            return to_text(written[1:-1].replace(written[0] * 2, written[0]))
         if kind == "number":
             return int(written) if re.fullmatch(r"[+-]?\d+", written) else float(written)
         return kind == "true"
@@ -318,7 +319,7 @@ def _is_among(values: Any, wanted: tuple[Literal, ...]) -> Any:
 
 
 def _alike(values: Any, value: Literal) -> tuple[Any, Any]:
-    """Make a column and a number meet: whole numbers exactly, where both are; else as the nearest float64."""
+    """Make a column and a number meet: whole numbers exactly, where both are; else as the column's nearest number."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -329,7 +330,7 @@ def _alike(values: Any, value: Literal) -> tuple[Any, Any]:
         if number is not None and _holds(values.type, number):
             return values, pa.array([number], values.type)[0]
         return pc.cast(values, pa.float64(), safe=False), float(value)
-    return values, float(value)
+    return values, pa.scalar(float(value), values.type)
 
 
 def _whole(value: Any) -> int | None:
