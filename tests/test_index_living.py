@@ -201,7 +201,7 @@ def test_two_thousand_random_changes_lose_nothing(capsys):
     run_state_machine_as_test(
         Life,
         settings=settings(
-            max_examples=120,
+            max_examples=145,
             stateful_step_count=22,
             deadline=None,
             derandomize=True,
