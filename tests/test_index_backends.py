@@ -393,8 +393,11 @@ def test_few_removed_rows_cost_no_second_search(backend, neighbourhoods, monkeyp
     ids, rows, queries = neighbourhoods
     index = backend.build(ids, rows)
     index.remove(ids[::20])
-    monkeypatch.setattr(type(index), "_again", lambda *_: pytest.fail("asked again"))
+    asked = []
+    proposed = type(index)._proposed
+    monkeypatch.setattr(type(index), "_proposed", lambda *given: asked.append(len(given[1])) or proposed(*given))
     assert (index.search(queries, 10)[1] >= 0).all()
+    assert sum(asked) == len(queries)  # each of them once
 
 
 def test_a_recipes_number_that_the_backend_does_not_have_is_refused(backend, data):

@@ -85,32 +85,28 @@ class RefinedIndex(IndexBackend):
             places = np.where(estimates < least, -1, places)
         places.sort(axis=1)
         short = np.flatnonzero((places >= 0).sum(axis=1) < fetch)
-        if short.size and (mask is None or mask is self._alive or uncut(settings) != settings):
-            more = self._again(queries[short], fetch, count, mask, settings, doublings)
-            places = np.pad(places, ((0, 0), (max(0, more.shape[1] - places.shape[1]), 0)), constant_values=-1)
-            places[short] = np.pad(more, ((0, 0), (places.shape[1] - more.shape[1], 0)), constant_values=-1)
+        if not short.size:
+            return places
+        asked = queries[short]
+        if (bare := uncut(settings)) != settings:
+            more = self._proposed(asked, fetch, count, mask, bare, doublings)
+        elif mask is not None and mask is not self._alive:
+            return places
+        elif doublings and (wider := self._doubled(settings)) != settings:
+            count = min(2 * count, self._count(mask) - 1)
+            more = self._proposed(asked, fetch, count, mask, wider, doublings - 1)
+        else:
+            more = self._nearest(asked, count, mask)
+        places = np.pad(places, ((0, 0), (max(0, more.shape[1] - places.shape[1]), 0)), constant_values=-1)
+        places[short] = np.pad(more, ((0, 0), (places.shape[1] - more.shape[1], 0)), constant_values=-1)
         return places
 
-    def _again(
-        self,
-        queries: FloatArray,
-        fetch: int,
-        count: int,
-        mask: BoolArray | None,
-        settings: SearchSettings,
-        doublings: int,
-    ) -> IntArray:
-        """Ask without margins; then with settings, and candidates, doubled again and again; then all rows allowed."""
-        wider = uncut(settings)
-        if wider == settings:
-            doublings, count = doublings - 1, min(2 * count, self._count(mask) - 1)
-            wider = {
-                name: value if name.endswith(MARGIN) else max(value, min(2 * value, self.most(name)))
-                for name, value in settings.items()
-            }
-        if doublings < 0 or wider == settings:
-            return self._nearest(queries, count, mask)
-        return self._proposed(queries, fetch, count, mask, wider, doublings)
+    def _doubled(self, settings: SearchSettings) -> dict[str, int]:
+        """Double the settings that are no margins, as far as they change anything."""
+        return {
+            name: value if name.endswith(MARGIN) else max(value, min(2 * value, self.most(name)))
+            for name, value in settings.items()
+        }
 
     def _nearest(self, queries: FloatArray, count: int, mask: BoolArray | None) -> IntArray:
         """Find the `count` rows of the largest float32 products by reading every row that is allowed, ascending."""

@@ -151,7 +151,8 @@ def read_world(folder: Path) -> World | None:
     Raises:
         InputError: its world.json cannot be read.
     """
-    return (_read_record(folder) or (None,))[0]
+    record = _read_record(folder)
+    return None if record is None else record[0]
 
 
 def _read_record(folder: Path) -> tuple[World, str] | None:
