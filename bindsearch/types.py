@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float32]
     IntArray = NDArray[np.int64]
+    BoolArray = NDArray[np.bool_]
 
 Span = tuple[float, float]
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from bindsearch.errors import InputError, MissingExtraError, ShapeError, UnknownNameError, UnsupportedError
 from bindsearch.index import base, faiss_index
+from bindsearch.index import rows as stored
 from bindsearch.index.base import IndexBackend
 from bindsearch.index.faiss_index import FaissFlatIndex, faiss_wheels
+from bindsearch.index.rows import ABILITIES
 from bindsearch.registry import INDEXES
 
 BACKENDS = tuple(name for name in INDEXES if INDEXES[name].exact)
@@ -287,11 +289,11 @@ def test_an_index_without_allowed_rows_answers_nothing(backend, k):
         assert (found == -1).all()
 
 
-@pytest.mark.parametrize("ability", base.ABILITIES)
+@pytest.mark.parametrize("ability", ABILITIES)
 def test_a_backend_without_an_ability_says_so(ability):
     class Lacking(INDEXES["flat"]):
         name = "lacking"
-        abilities = frozenset(base.ABILITIES) - {ability}
+        abilities = frozenset(ABILITIES) - {ability}
 
     ids, rows = make_rows(14, 10, 4)
     index = Lacking.build(ids, rows)
@@ -341,7 +343,8 @@ def test_a_proof_that_cannot_be_given_widens_the_search(monkeypatch):
 def test_many_small_blocks_give_the_same(monkeypatch):
     ids, rows = make_rows(17, 1000, 12, copies=30)
     truth = INDEXES["flat"].build(ids, rows).search(rows[:50], 9)
-    monkeypatch.setattr(base, "_BLOCK_BYTES", 4096)
+    for each in (base, stored):
+        monkeypatch.setattr(each, "_BLOCK_BYTES", 4096)
     found = INDEXES["flat"].build(ids, rows).search(rows[:50], 9)
     np.testing.assert_array_equal(found[0], truth[0])
     np.testing.assert_array_equal(found[1], truth[1])

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from bindsearch.types import FloatArray, IntArray
 
-    BoolArray = NDArray[np.bool_]
-
 LOWEST = 0.98
 """Below this a duplicate is no duplicate, and the tables would have to be many."""
 MISS = 1e-3

@@ -14,7 +14,8 @@ from bindsearch.evaluate.rows import Rows, codes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    BoolArray = NDArray[np.bool_]
+    from bindsearch.types import BoolArray
+
     Codes = NDArray[np.int64]
 
 

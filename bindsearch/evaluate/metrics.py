@@ -23,9 +23,8 @@ from bindsearch.errors import InputError, ShapeError, UnknownNameError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bindsearch.types import FloatArray, IntArray
+    from bindsearch.types import BoolArray, FloatArray, IntArray
 
-    BoolArray = NDArray[np.bool_]
     Real = NDArray[np.float64]
     Relevance = Callable[[slice], BoolArray]
 

@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from bindsearch.errors import InputError
-from bindsearch.index.base import ABILITIES, ExactReport, Progress, no_progress
+from bindsearch.index.base import ExactReport, Progress, no_progress
 from bindsearch.index.byte_codes import FACTS, ByteCodes
 from bindsearch.index.byte_scan import Best, ByteScan
 from bindsearch.index.checks import map_array, read_asking, unit_queries
 from bindsearch.index.flat import FlatIndex
 from bindsearch.index.recipe import ROW_DTYPES, SearchSettings, check_settings
 from bindsearch.index.refined import check_numbers
+from bindsearch.index.rows import ABILITIES
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bindsearch.index.base import BoolArray, IndexBackend
-    from bindsearch.types import FloatArray, IntArray
+    from bindsearch.index.base import IndexBackend
+    from bindsearch.types import BoolArray, FloatArray, IntArray
 
 _QUERIES_AT_ONCE = 1024
 

@@ -24,13 +24,10 @@ from bindsearch.index.byte_stretch import FEW_QUERIES, Found, Stretch, allowed_r
 from bindsearch.index.byte_table import BLOCK_ROWS, MARGIN, Asked, Multiplier
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from bindsearch.index.byte_codes import ByteCodes
     from bindsearch.index.byte_table import Wide
-    from bindsearch.types import FloatArray, IntArray
+    from bindsearch.types import BoolArray, FloatArray, IntArray
 
-    BoolArray = NDArray[np.bool_]
     Score = Callable[[Wide, IntArray], FloatArray]
 
 GROUP = 64

@@ -14,13 +14,9 @@ import numpy as np
 from bindsearch.index.byte_table import BLOCK_ROWS, Asked, ByteTable, Multiplier, greatest, pack
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from bindsearch.index.byte_codes import ByteCodes
     from bindsearch.index.byte_table import Bytes, Products, Wide
-    from bindsearch.types import IntArray
-
-    BoolArray = NDArray[np.bool_]
+    from bindsearch.types import BoolArray, IntArray
 
 FEW_QUERIES = 4
 """So many queries judge rows one by one by their heads; more of them whole blocks."""

@@ -34,12 +34,9 @@ from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from numpy.typing import NDArray
 
     from bindsearch.index.segment import Block
-
-    BoolArray = NDArray[np.bool_]
-    from bindsearch.types import IntArray
+    from bindsearch.types import BoolArray, IntArray
 
 
 @dataclass(frozen=True)

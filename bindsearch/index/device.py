@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bindsearch.index.base import BoolArray, IndexBackend, RowArray
+    from bindsearch.index.base import IndexBackend
     from bindsearch.index.recipe import SearchSettings
+    from bindsearch.index.rows import RowArray
     from bindsearch.index.snapshot import Snapshot
-    from bindsearch.types import FloatArray, IntArray
+    from bindsearch.types import BoolArray, FloatArray, IntArray
 
 GROUP_ROWS = 64
 

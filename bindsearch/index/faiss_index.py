@@ -23,9 +23,8 @@ from bindsearch.index.flat import FlatIndex
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
-    from bindsearch.index.base import BoolArray
     from bindsearch.index.recipe import SearchSettings
-    from bindsearch.types import FloatArray, IntArray
+    from bindsearch.types import BoolArray, FloatArray, IntArray
 
 LOG = logging.getLogger(__name__)
 

@@ -10,9 +10,8 @@ from bindsearch.index.base import IndexBackend
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
-    from bindsearch.index.base import BoolArray
     from bindsearch.index.recipe import SearchSettings
-    from bindsearch.types import FloatArray, IntArray
+    from bindsearch.types import BoolArray, FloatArray, IntArray
 
 
 class FlatIndex(IndexBackend):

@@ -15,9 +15,8 @@ from bindsearch.index.refined import LIVING, RefinedIndex, check_numbers, row_se
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
-    from bindsearch.index.base import BoolArray
     from bindsearch.index.recipe import SearchSettings
-    from bindsearch.types import FloatArray, IntArray
+    from bindsearch.types import BoolArray, FloatArray, IntArray
 
 _BLOCK_ROWS = 8192
 _TRAIN_ROWS = 32768

@@ -38,10 +38,9 @@ from bindsearch.index.rotation import Rotation
 from bindsearch.index.small_products import NearCentroids, to_int8
 
 if TYPE_CHECKING:
-    from bindsearch.index.base import BoolArray
     from bindsearch.index.recipe import SearchSettings
     from bindsearch.index.small_products import Int8Array
-    from bindsearch.types import FloatArray, IntArray
+    from bindsearch.types import BoolArray, FloatArray, IntArray
 
 _BLOCK_ROWS = 8192
 _TRAIN_ROWS = 32768

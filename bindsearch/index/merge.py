@@ -23,13 +23,10 @@ from bindsearch.store import UNKNOWN
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from numpy.typing import NDArray
 
     from bindsearch.index.manifest import Manifest
     from bindsearch.index.segment import Block
-    from bindsearch.types import IntArray
-
-    BoolArray = NDArray[np.bool_]
+    from bindsearch.types import BoolArray, IntArray
 
 WINNERS = ("first", "last")
 

@@ -16,9 +16,8 @@ from bindsearch.index.recipe import MARGIN, MARGIN_STEPS, NO_MARGIN, uncut
 from bindsearch.index.small_products import score_places
 
 if TYPE_CHECKING:
-    from bindsearch.index.base import BoolArray
     from bindsearch.index.recipe import SearchSettings
-    from bindsearch.types import FloatArray, IntArray
+    from bindsearch.types import BoolArray, FloatArray, IntArray
 
 
 WINDOW = 8.0

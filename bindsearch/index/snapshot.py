@@ -22,11 +22,8 @@ from bindsearch.index.verify import verify_snapshot
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from numpy.typing import NDArray
 
-    from bindsearch.types import FloatArray, IntArray
-
-    BoolArray = NDArray[np.bool_]
+    from bindsearch.types import BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True)

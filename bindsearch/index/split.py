@@ -24,11 +24,7 @@ from bindsearch.index.source import BLOCK_ROWS
 from bindsearch.store.files import full_disk_said
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from bindsearch.types import IntArray
-
-    BoolArray = NDArray[np.bool_]
+    from bindsearch.types import BoolArray, IntArray
 
 
 @dataclass(frozen=True, eq=False)

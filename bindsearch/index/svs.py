@@ -24,9 +24,8 @@ from bindsearch.index.small_products import thread_count
 from bindsearch.registry import INDEXES
 
 if TYPE_CHECKING:
-    from bindsearch.index.base import BoolArray
     from bindsearch.index.recipe import SearchSettings
-    from bindsearch.types import FloatArray, IntArray
+    from bindsearch.types import BoolArray, FloatArray, IntArray
 
 _PARTS = ("config", "graph", "data")
 _PREFIX = "svs."

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bindsearch.index.snapshot import Snapshot
-    from bindsearch.types import FloatArray, IntArray
-
-    BoolArray = NDArray[np.bool_]
+    from bindsearch.types import BoolArray, FloatArray, IntArray
 
 CONFIDENCE = 0.95
 BATCH = 500

@@ -26,14 +26,11 @@ from bindsearch.search.costs import Costs
 from bindsearch.search.survivors import Survivors
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from bindsearch.index.base import IndexBackend
     from bindsearch.index.recipe import SearchSettings
     from bindsearch.index.segment import Segment
-    from bindsearch.types import FloatArray, IntArray
+    from bindsearch.types import BoolArray, FloatArray, IntArray
 
-    BoolArray = NDArray[np.bool_]
     Found = tuple[FloatArray, IntArray]
 
 _STEP = 4

@@ -18,13 +18,9 @@ from bindsearch.search.sql import select_by_sql
 from bindsearch.search.where import Filter, parse_filter
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from bindsearch.index.segment import Segment
     from bindsearch.index.snapshot import Snapshot
-    from bindsearch.types import IntArray
-
-    BoolArray = NDArray[np.bool_]
+    from bindsearch.types import BoolArray, IntArray
 
 _CACHE_BYTES = 64 << 20
 

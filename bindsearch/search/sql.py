@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
     from bindsearch.index.segment import Segment
     from bindsearch.index.snapshot import Snapshot
-
-    BoolArray = NDArray[np.bool_]
+    from bindsearch.types import BoolArray
 
 _ROW = "row_of_items"
 _ID = "id"

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bindsearch.index.base import BoolArray, IndexBackend
+    from bindsearch.index.base import IndexBackend
     from bindsearch.index.recipe import SearchSettings
-    from bindsearch.types import FloatArray, IntArray
+    from bindsearch.types import BoolArray, FloatArray, IntArray
 
 _BLOCK_ROWS = 1024
 _SCORES_AT_ONCE = 1 << 22
