@@ -167,6 +167,25 @@ def test_an_item_on_which_two_differ_is_refused_unless_one_wins(tmp_path):
     assert whole == contents(first) | contents(second)
 
 
+@pytest.mark.parametrize("given", ["float32", "float16"])
+@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("float32", "float16"), ("float16", "float32")])
+def test_what_was_built_of_the_same_embeddings_is_the_same_to_the_last_bit(tmp_path, dtypes, given):
+    store = FakeStore(n=700, dim=256)
+    store.vectors = store.units.astype(given).astype(np.float32)
+    one, other = (
+        build_index(store, tmp_path / name, Recipe("flat", row_dtype=each))
+        for name, each in zip("ab", dtypes, strict=True)
+    )
+    other.remove(store.ids[:3])
+    merged = merge_indexes([one.path, other.path], tmp_path / "out")
+    assert (merged.shared, merged.folder.count) == (697, 700)
+    assert contents(merged.folder) == contents(one), "not one bit of a row changes"
+    assert merge_indexes([one.path, one.path], tmp_path / "itself").shared == 700
+    backwards = merge_indexes([other.path, one.path], tmp_path / "backwards").folder
+    assert merge_indexes([backwards.path, one.path, other.path], tmp_path / "again").shared == 700 + 697
+    assert backwards.verify()["status"] == "ok"
+
+
 def test_another_item_row_under_one_key_is_a_difference_too(tmp_path):
     first = build_index(FakeStore(n=3), tmp_path / "a")
     second = build_index(with_column(FakeStore(n=3), "stars", pa.array([None, 5, None])), tmp_path / "b")
