@@ -590,8 +590,37 @@ def test_a_background_is_kept_beside_the_index_and_refused_where_it_does_not_fit
     path.write_bytes(data[:100])
     with pytest.raises(MismatchError, match="not readable"):
         shifted.search(asked, 3, shape=Shape(calibrated=True))
-    with pytest.raises(MismatchError, match="of space other@"):
-        shifted.draw_background([FakeStore(n=5, dim=DIM, space_id="other@00")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space_id": "other@00"}, "space toy@0123456789ab, the embeddings comes from other@00"),
+        ({"preset_ids": {"audio": "reference:9"}}, "audio preset default:audio, the embeddings comes from reference:9"),
+        ({"tower_ids": {"text": "text:bb"}}, "text tower text:aa@.* comes from text:bb"),
+        ({"dim": DIM + 1}, f"dim {DIM}, the embeddings has dim {DIM + 1}"),
+    ],
+)
+def test_embeddings_made_otherwise_are_no_background(shifted, changes, message):
+    other = FakeStore(n=20, prefix="other", **{"dim": DIM, **changes})
+    with pytest.raises(MismatchError, match=message):
+        shifted.save_background([other])
+    assert load_background(shifted.folder.snapshot) is None
+
+
+def test_a_background_names_what_made_it(shifted):
+    index = shifted.folder
+    shifted.save_background([FakeStore(n=40, dim=DIM, prefix="word", modalities=("imu",))])
+    assert set(load_background(index.snapshot).identity.tower_ids) == {"image", "text", "audio", "imu"}
+    index.add(FakeStore(n=9, dim=DIM, prefix="more", modalities=("imu",), preset_ids={"imu": "reference:9"}))
+    with pytest.raises(MismatchError, match="imu preset reference:9, .*default:imu. Draw it again"):
+        load_background(index.snapshot)
+    made_by = ("tower_ids", "preset_ids", "tokenizer_id")
+    facts = json.loads(np.load(index.path / FILE)["facts"].tobytes())
+    kept = {name: value for name, value in facts.items() if name not in made_by}
+    arrays = {name: array for name, array in np.load(index.path / FILE).items() if name != "facts"}
+    np.savez(index.path / FILE, facts=np.frombuffer(json.dumps(kept).encode(), dtype=np.uint8), **arrays)
+    assert load_background(index.snapshot).counts["imu"] == 40, "older files name the space alone"
 
 
 def test_a_column_of_some_segments_is_empty_in_the_others(tmp_path):

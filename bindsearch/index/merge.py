@@ -198,7 +198,8 @@ def _same_vectors(one: Snapshot, other: Snapshot, ids: IntArray) -> BoolArray:
     normalised.
 
     Args:
-        one, other: indexes of one dimension.
+        one: an index.
+        other: one of the same dimension.
         ids: (m,) int64 that both hold. Not modified.
     """
     left, right = one.rows(ids), other.rows(ids)

@@ -319,7 +319,7 @@ class SearchIndex:
             found = select(snapshot, Scope(modality=modality), self._masks)
             return () if found is None else found.masks
 
-        return draw_background(snapshot, masks, [open_source(each)[0] for each in several(beside)])
+        return draw_background(snapshot, masks, [open_source(each) for each in several(beside)])
 
     def save_background(self, beside: Embeddings | Sequence[Embeddings] = ()) -> Background:
         """Draw a background and keep it beside the index."""
