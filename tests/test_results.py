@@ -613,7 +613,7 @@ def test_a_background_names_what_made_it(shifted):
     shifted.save_background([FakeStore(n=40, dim=DIM, prefix="word", modalities=("imu",))])
     assert set(load_background(index.snapshot).identity.tower_ids) == {"image", "text", "audio", "imu"}
     index.add(FakeStore(n=9, dim=DIM, prefix="more", modalities=("imu",), preset_ids={"imu": "reference:9"}))
-    with pytest.raises(MismatchError, match="imu preset reference:9, .*default:imu. Draw it again"):
+    with pytest.raises(MismatchError, match=r"imu preset reference:9, .*default:imu\. Draw it again"):
         load_background(index.snapshot)
     made_by = ("tower_ids", "preset_ids", "tokenizer_id")
     facts = json.loads(np.load(index.path / FILE)["facts"].tobytes())

@@ -293,10 +293,29 @@ def _test(node: _Node, values: Any, text: str) -> Any:
         if node.kind == "in":
             return _is_among(values, node.values)
         if node.kind == "like":
-            return pc.match_like(values, node.values[0])
+            return _is_like(values, str(node.values[0]))
         return getattr(pc, node.kind)(*_alike(values, node.values[0]))
     except (pa.ArrowException, OverflowError, TypeError) as error:
         raise InputError(f"filter {text!r}: the column {node.column!r} cannot be compared: {error}") from error
+
+
+def _is_like(values: Any, pattern: str) -> Any:
+    """Say which texts are as a pattern: % stands for any characters, _ for one, all else for itself.
+
+    Arrow's own `match_like` takes a backslash, which names of files may hold, for an escape.
+    """
+    import pyarrow.compute as pc
+
+    literal = pattern.strip("%")
+    if pattern and "%" not in literal and "_" not in literal:
+        first, last = pattern.startswith("%"), pattern.endswith("%")
+        if first and last:
+            return pc.match_substring(values, literal)
+        if first or last:
+            return pc.ends_with(values, literal) if first else pc.starts_with(values, literal)
+    wild = {"%": ".*", "_": "."}
+    regex = "".join(wild.get(each) or re.escape(each) for each in re.sub("%+", "%", pattern))
+    return pc.match_substring_regex(values, rf"(?s)\A{regex}\z")
 
 
 def _is_among(values: Any, wanted: tuple[Literal, ...]) -> Any:
