@@ -97,6 +97,22 @@ def test_near_duplicates_stand_behind_the_best_of_them(seed, count, threshold):
     np.testing.assert_array_equal(behind[: count // 2 + 1], again[0])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("threshold", [0.9, 0.9999, 0.9999999, 1 - 1e-12, 1])
+def test_copies_are_hidden_below_a_threshold_of_one_and_shown_at_it(dtype, threshold):
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((300, 256)).astype(np.float32)
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(dtype).astype(np.float32)
+    of = rng.integers(0, 100, 200)
+    rows[100:] = rows[of]
+    if dtype == "float16":  # as far from unit as rows of float16 can be
+        rows *= np.float32(1 - 2.0**-11)
+    behind, cosines = hide_duplicates(rows, threshold)
+    assert behind[:100].tolist() == list(range(100))
+    assert behind[100:].tolist() == (list(range(100, 300)) if threshold == 1 else of.tolist())
+    assert (cosines == 1).all()
+
+
 @pytest.mark.parametrize("threshold", [-0.2, 0.3, 0.95])
 def test_a_longer_list_arranges_the_beginning_likewise_to_the_last_bit(threshold):
     """Over several blocks of rows, of which a shorter list ends in the middle of one."""
