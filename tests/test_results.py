@@ -313,6 +313,25 @@ def test_a_range_ends_where_it_was_bounded_and_says_so(index, monkeypatch):
     assert listed(least) == [each for each in listed(index.search(query(), 100)) if each[1] >= tie]
 
 
+def test_bounds_and_ids_that_cannot_be_meant_are_refused_in_words(index):
+    for limit in (0, -1):
+        with pytest.raises(InputError, match=f"limit: expected at least 1, got {limit}"):
+            index.search_range(query(), 0.1, limit=limit)
+    with pytest.raises(InputError, match="least: expected a cosine from -1 to 1, got nan"):
+        index.search_range(query(), float("nan"))
+    with pytest.raises(InputError, match="least: expected a cosine"):
+        next(index.iter_range(query(), float("nan")))
+    for one in (2**64, 2**63, -1, -(2**70), np.uint64(2**63), 1.5):
+        with pytest.raises(MissingInputError, match="no item"):
+            index.item(one)
+        with pytest.raises(MissingInputError, match="no item"):
+            index.search(query(), exclude=[one])
+    best = np.int64(index.search(query(), 1).ids[0])
+    left = listed(index.search(query(), 5, exclude=best))
+    assert left == listed(index.search(query(), 5, exclude=[int(best)])) == listed(index.search(query(), 6))[1:]
+    assert index.item(best).vector.shape == (1, DIM)
+
+
 # ---- pages -----------------------------------------------------------------------------------------------------------
 
 SHAPES = {
