@@ -310,6 +310,27 @@ def test_split_refuses_what_cannot_be_meant_and_leaves_nothing(tmp_path, monkeyp
     assert sorted(os.listdir(tmp_path)) == ["index", "out"]
 
 
+def test_parts_go_where_a_link_leads_and_not_in_place_of_the_working_folder(tmp_path, monkeypatch):
+    snapshot = build_index(FakeStore(n=6), tmp_path / "index").snapshot
+    parts = parts_by_modality(snapshot)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for named in (".", tmp_path / "empty"):
+        with pytest.raises(InputError, match=r"is the working folder, .* -o .*parts"):
+            split_index(snapshot, named, parts)
+    assert sorted(os.listdir(tmp_path)) == ["empty", "index"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("empty")
+    found = split_index(snapshot, "link", parts)
+    assert sorted(os.listdir(tmp_path)) == ["empty", "index", "link"]
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(os.listdir(tmp_path / "empty")) == sorted(found) == sorted(MODALITIES)
+    for count in (7, 60_000_000):
+        with pytest.raises(InputError, match=f"6 items cannot fill {count} parts. Give at most --parts 6"):
+            parts_by_count(snapshot, count)
+    assert len(parts_by_count(snapshot, 6).names) == 6
+
+
 # ---- another space ---------------------------------------------------------------------------------------------------
 
 NEW_SPACE = "toy@ffffffffffff"
