@@ -538,6 +538,12 @@ def test_the_tail_of_an_exponential_law_is_found():
         assert np.log10(scale.share_above(np.array([score]))[0]) == pytest.approx(np.log10(share), rel=0.1)
 
 
+def test_a_background_of_copies_is_one_step():
+    shares = Scale(np.full(380, 0.5), "x").share_above(np.array([-1.0, 0.0, 0.5, 0.6, 1.0]))
+    assert shares[0] == shares[1] == 1
+    assert (np.diff(shares) <= 0).all() and 0 <= shares[-1] < 1e-6
+
+
 def test_the_background_of_a_pair_is_the_background(index):
     asked = index.item(int(index.folder.snapshot.ids()[3]))
     background = index.draw_background()

@@ -69,7 +69,7 @@ class Scale:
         inside = np.interp(scores, values, above, left=1.0)
         beyond = values[first + 1 :] - start
         spread = max(float(beyond.mean()), 1e-9)
-        tail = above[first] * np.exp(-(np.asarray(scores, dtype=np.float64) - start) / spread)
+        tail = above[first] * np.exp(-np.maximum(np.asarray(scores, dtype=np.float64) - start, 0) / spread)
         found = np.where(np.asarray(scores) > start, tail, np.maximum(inside, above[first]))
         return np.asarray(found, dtype=np.float64)
 
