@@ -348,6 +348,9 @@ def _alike(values: Any, value: Literal) -> tuple[Any, Any]:
         number = _whole(value)
         if number is not None and _holds(values.type, number):
             return values, pa.array([number], values.type)[0]
+        if number is not None:  # it lies beyond all that the column can hold, on one side
+            nothing = pa.scalar(None, pa.int8())
+            return pc.if_else(pc.is_valid(values), pa.scalar(0, pa.int8()), nothing), 1 if number > 0 else -1
         return pc.cast(values, pa.float64(), safe=False), float(value)
     return values, pa.scalar(float(value), values.type)
 
@@ -368,7 +371,7 @@ def _holds(kind: Any, number: int) -> bool:
     import pyarrow as pa
 
     if pa.types.is_decimal(kind):
-        return len(str(abs(number))) <= _DIGITS
+        return bool(abs(number) < 10 ** (kind.precision - kind.scale))
     bits: int = kind.bit_width
     low, end = (0, 1 << bits) if pa.types.is_unsigned_integer(kind) else (-(1 << bits - 1), 1 << bits - 1)
     return low <= number < end
