@@ -25,6 +25,7 @@ class Registry(Generic[T]):
         self.kind, self.group = kind, group
         self._modules = dict(modules)
         self._things: dict[str, T] = {}
+        self._plugins: tuple[str, ...] | None = None
 
     def register(self, name: str, thing: T) -> T:
         """Add a thing; a name that is taken is refused.
@@ -53,7 +54,7 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         """Say whether a name is known, without importing its module."""
-        return name in self.names()
+        return isinstance(name, str) and (name in self._modules or name in self._things or name in self._plugin_names())
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the known names, sorted."""
@@ -61,15 +62,20 @@ class Registry(Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """List the known names, sorted, without importing their modules."""
-        from importlib.metadata import entry_points
-
-        plugins = (entry.name for entry in entry_points(group=self.group))
-        return tuple(sorted({*self._modules, *self._things, *plugins}))
+        return tuple(sorted({*self._modules, *self._things, *self._plugin_names()}))
 
     @property
     def built_in(self) -> tuple[str, ...]:
         """Names that come with bindsearch, in the order of the paper; reads no entry points."""
         return tuple(self._modules)
+
+    def _plugin_names(self) -> tuple[str, ...]:
+        """Give the names of plugins; what is installed is read once, which takes milliseconds."""
+        if self._plugins is None:
+            from importlib.metadata import entry_points
+
+            self._plugins = tuple(entry.name for entry in entry_points(group=self.group))
+        return self._plugins
 
     def _load_plugin(self, name: str) -> None:
         from importlib.metadata import entry_points

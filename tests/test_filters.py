@@ -107,6 +107,55 @@ def like(text, pattern):
     return bool(text) and pattern[0] in ("_", text[0]) and like(text[1:], pattern[1:])
 
 
+AWKWARD = st.text(
+    st.sampled_from(["a", "B", "%", "_", "\\", "'", "\n", ".", "*", "[", "(", "$", " ", "#", "\0", "é", "\udce9"])
+)
+
+
+@CALM
+@given(texts=st.lists(AWKWARD.map(to_text), min_size=1, max_size=30), pattern=AWKWARD)
+def test_a_pattern_means_what_it_says_whatever_the_text_holds(texts, pattern):
+    wanted = [like(text, to_text(pattern)) for text in texts]
+    column = pa.chunked_array([[*texts, None]], pa.string())
+    for negated in ("", "not "):
+        found = parse_filter(f"x {negated}like {literal(pattern)}").mask(lambda name: column)
+        assert found.tolist() == [*(each != bool(negated) for each in wanted), False]
+
+
+@pytest.mark.parametrize("sign", COMPARE)
+@pytest.mark.parametrize(
+    "number", [2**63, -(2**63) - 1, 2**64, -(2**64), 10**38, -(10**38), 2**63 - 1, -(2**63), 1e300]
+)
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.int64(), pa.uint64(), pa.int8(), pa.decimal128(38, 0), pa.decimal128(9, 2)]
+)
+def test_a_number_beyond_a_column_is_more_or_less_than_all_of_it(kind, number, sign):
+    ends = {pa.int8(): (-128, 127), pa.uint64(): (0, 2**64 - 1), pa.decimal128(9, 2): (-(10**7) + 1, 10**7 - 1)}
+    low, high = ends.get(kind, (-(2**63), 2**63 - 1))
+    values = [low, 1, high, None]
+    column = pa.chunked_array(
+        [pa.array([str(each) if kind == pa.string() and each else each for each in values], kind)]
+    )
+    found = parse_filter(f"r {sign} {number}").mask(lambda name: column)
+    assert found.tolist() == [each is not None and COMPARE[sign](each, int(number)) for each in values]
+
+
+def test_a_backslash_in_a_name_is_found_by_a_pattern():
+    names = [to_text("caf\udce9 1.png"), "caf\\_1.png", "caf_1.png", "C:\\dogs\\1.png", "two\nlines.png"]
+    column = pa.chunked_array([names], pa.string())
+
+    def found(pattern):
+        return parse_filter(f"key like {literal(pattern)}").mask(lambda name: column).nonzero()[0].tolist()
+
+    assert found("caf\udce9_1%") == [0]
+    assert found("%\\%\\%.png") == [3]
+    assert found("caf\\__.png") == [1]
+    assert found("caf_1.png") == [2]
+    assert found("%o\n%.p_g") == [4]
+    assert found("%") == found("%%") == found("%_%") == [0, 1, 2, 3, 4]
+    assert found("") == []
+
+
 def literal(value):
     if isinstance(value, bool):
         return "true" if value else "false"

@@ -167,6 +167,25 @@ def test_an_item_on_which_two_differ_is_refused_unless_one_wins(tmp_path):
     assert whole == contents(first) | contents(second)
 
 
+@pytest.mark.parametrize("given", ["float32", "float16"])
+@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("float32", "float16"), ("float16", "float32")])
+def test_what_was_built_of_the_same_embeddings_is_the_same_to_the_last_bit(tmp_path, dtypes, given):
+    store = FakeStore(n=700, dim=256)
+    store.vectors = store.units.astype(given).astype(np.float32)
+    one, other = (
+        build_index(store, tmp_path / name, Recipe("flat", row_dtype=each))
+        for name, each in zip("ab", dtypes, strict=True)
+    )
+    other.remove(store.ids[:3])
+    merged = merge_indexes([one.path, other.path], tmp_path / "out")
+    assert (merged.shared, merged.folder.count) == (697, 700)
+    assert contents(merged.folder) == contents(one), "not one bit of a row changes"
+    assert merge_indexes([one.path, one.path], tmp_path / "itself").shared == 700
+    backwards = merge_indexes([other.path, one.path], tmp_path / "backwards").folder
+    assert merge_indexes([backwards.path, one.path, other.path], tmp_path / "again").shared == 700 + 697
+    assert backwards.verify()["status"] == "ok"
+
+
 def test_another_item_row_under_one_key_is_a_difference_too(tmp_path):
     first = build_index(FakeStore(n=3), tmp_path / "a")
     second = build_index(with_column(FakeStore(n=3), "stars", pa.array([None, 5, None])), tmp_path / "b")
@@ -289,6 +308,27 @@ def test_split_refuses_what_cannot_be_meant_and_leaves_nothing(tmp_path, monkeyp
     (tmp_path / ".out.draft-1").mkdir()  # of a killed one
     split_index(snapshot, tmp_path / "out", parts_by_modality(snapshot))
     assert sorted(os.listdir(tmp_path)) == ["index", "out"]
+
+
+def test_parts_go_where_a_link_leads_and_not_in_place_of_the_working_folder(tmp_path, monkeypatch):
+    snapshot = build_index(FakeStore(n=6), tmp_path / "index").snapshot
+    parts = parts_by_modality(snapshot)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for named in (".", tmp_path / "empty"):
+        with pytest.raises(InputError, match=r"is the working folder, .* -o .*parts"):
+            split_index(snapshot, named, parts)
+    assert sorted(os.listdir(tmp_path)) == ["empty", "index"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("empty")
+    found = split_index(snapshot, "link", parts)
+    assert sorted(os.listdir(tmp_path)) == ["empty", "index", "link"]
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(os.listdir(tmp_path / "empty")) == sorted(found) == sorted(MODALITIES)
+    for count in (7, 60_000_000):
+        with pytest.raises(InputError, match=f"6 items cannot fill {count} parts. Give at most --parts 6"):
+            parts_by_count(snapshot, count)
+    assert len(parts_by_count(snapshot, 6).names) == 6
 
 
 # ---- another space ---------------------------------------------------------------------------------------------------

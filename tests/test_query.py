@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from bindsearch.errors import InputError, MismatchError, ShapeError, UnknownNameError
 from bindsearch.index.identity import Identity
 from bindsearch.query import SMALLEST_NORM, Embedding, TermSpec, parse_term, parse_terms
+from bindsearch.registry import Registry
 from bindsearch.search.ask import read_requests
 
 DIM = 12
@@ -277,3 +278,24 @@ def test_a_line_of_queries_ends_at_a_newline_alone_also_from_stdin(tmp_path, mon
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(line.encode("utf-8"))))
     found = [read_requests(tmp_path / "queries.jsonl"), read_requests("-")]
     assert [(each[0].id, each[0].terms[0].value) for each in found] == [("1", "a\u2028dog")] * 2
+
+
+def test_many_queries_read_once_what_is_installed(tmp_path, monkeypatch):
+    plugin = SimpleNamespace(name="smell", load=lambda: "a thing")
+    asked = []
+    monkeypatch.setattr(
+        "importlib.metadata.entry_points",
+        lambda group, name="smell": asked.append(group) or [plugin][: name == "smell"],
+    )
+    registry = Registry("sense", {"sight": "nowhere"}, "toy.senses")
+    assert "sight" in registry and not asked, "what comes along needs no look at what is installed"
+    assert "smell" in registry and "touch" not in registry and ["sight"] not in registry
+    assert registry.names() == ("sight", "smell") and asked == ["toy.senses"]
+    assert registry["smell"] == "a thing"
+    monkeypatch.setattr("bindsearch.query.MODALITIES", registry)
+    lines = [f'{{"smell": "http://{at}"}}\n{{"terms": [{{"item": "{at}"}}]}}' for at in range(50)]
+    (tmp_path / "queries.jsonl").write_text("\n".join(lines))
+    before = len(asked)
+    requests = read_requests(tmp_path / "queries.jsonl")
+    assert len(requests) == 100
+    assert len(asked) <= before + 1, "the names of makers, at most"

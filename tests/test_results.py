@@ -97,6 +97,22 @@ def test_near_duplicates_stand_behind_the_best_of_them(seed, count, threshold):
     np.testing.assert_array_equal(behind[: count // 2 + 1], again[0])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("threshold", [0.9, 0.9999, 0.9999999, 1 - 1e-12, 1])
+def test_copies_are_hidden_below_a_threshold_of_one_and_shown_at_it(dtype, threshold):
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((300, 256)).astype(np.float32)
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(dtype).astype(np.float32)
+    of = rng.integers(0, 100, 200)
+    rows[100:] = rows[of]
+    if dtype == "float16":  # as far from unit as rows of float16 can be
+        rows *= np.float32(1 - 2.0**-11)
+    behind, cosines = hide_duplicates(rows, threshold)
+    assert behind[:100].tolist() == list(range(100))
+    assert behind[100:].tolist() == (list(range(100, 300)) if threshold == 1 else of.tolist())
+    assert (cosines == 1).all()
+
+
 @pytest.mark.parametrize("threshold", [-0.2, 0.3, 0.95])
 def test_a_longer_list_arranges_the_beginning_likewise_to_the_last_bit(threshold):
     """Over several blocks of rows, of which a shorter list ends in the middle of one."""
@@ -295,6 +311,25 @@ def test_a_range_ends_where_it_was_bounded_and_says_so(index, monkeypatch):
     assert listed(index.search_range(query(), tie))[-1][1] == np.float32(tie)
     least = index.search(query(), 100, shape=Shape(min_score=tie))
     assert listed(least) == [each for each in listed(index.search(query(), 100)) if each[1] >= tie]
+
+
+def test_bounds_and_ids_that_cannot_be_meant_are_refused_in_words(index):
+    for limit in (0, -1):
+        with pytest.raises(InputError, match=f"limit: expected at least 1, got {limit}"):
+            index.search_range(query(), 0.1, limit=limit)
+    with pytest.raises(InputError, match="least: expected a cosine from -1 to 1, got nan"):
+        index.search_range(query(), float("nan"))
+    with pytest.raises(InputError, match="least: expected a cosine"):
+        next(index.iter_range(query(), float("nan")))
+    for one in (2**64, 2**63, -1, -(2**70), np.uint64(2**63), 1.5):
+        with pytest.raises(MissingInputError, match="no item"):
+            index.item(one)
+        with pytest.raises(MissingInputError, match="no item"):
+            index.search(query(), exclude=[one])
+    best = np.int64(index.search(query(), 1).ids[0])
+    left = listed(index.search(query(), 5, exclude=best))
+    assert left == listed(index.search(query(), 5, exclude=[int(best)])) == listed(index.search(query(), 6))[1:]
+    assert index.item(best).vector.shape == (1, DIM)
 
 
 # ---- pages -----------------------------------------------------------------------------------------------------------
@@ -503,6 +538,12 @@ def test_the_tail_of_an_exponential_law_is_found():
         assert np.log10(scale.share_above(np.array([score]))[0]) == pytest.approx(np.log10(share), rel=0.1)
 
 
+def test_a_background_of_copies_is_one_step():
+    shares = Scale(np.full(380, 0.5), "x").share_above(np.array([-1.0, 0.0, 0.5, 0.6, 1.0]))
+    assert shares[0] == shares[1] == 1
+    assert (np.diff(shares) <= 0).all() and 0 <= shares[-1] < 1e-6
+
+
 def test_the_background_of_a_pair_is_the_background(index):
     asked = index.item(int(index.folder.snapshot.ids()[3]))
     background = index.draw_background()
@@ -590,8 +631,37 @@ def test_a_background_is_kept_beside_the_index_and_refused_where_it_does_not_fit
     path.write_bytes(data[:100])
     with pytest.raises(MismatchError, match="not readable"):
         shifted.search(asked, 3, shape=Shape(calibrated=True))
-    with pytest.raises(MismatchError, match="of space other@"):
-        shifted.draw_background([FakeStore(n=5, dim=DIM, space_id="other@00")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space_id": "other@00"}, "space toy@0123456789ab, the embeddings comes from other@00"),
+        ({"preset_ids": {"audio": "reference:9"}}, "audio preset default:audio, the embeddings comes from reference:9"),
+        ({"tower_ids": {"text": "text:bb"}}, "text tower text:aa@.* comes from text:bb"),
+        ({"dim": DIM + 1}, f"dim {DIM}, the embeddings has dim {DIM + 1}"),
+    ],
+)
+def test_embeddings_made_otherwise_are_no_background(shifted, changes, message):
+    other = FakeStore(n=20, prefix="other", **{"dim": DIM, **changes})
+    with pytest.raises(MismatchError, match=message):
+        shifted.save_background([other])
+    assert load_background(shifted.folder.snapshot) is None
+
+
+def test_a_background_names_what_made_it(shifted):
+    index = shifted.folder
+    shifted.save_background([FakeStore(n=40, dim=DIM, prefix="word", modalities=("imu",))])
+    assert set(load_background(index.snapshot).identity.tower_ids) == {"image", "text", "audio", "imu"}
+    index.add(FakeStore(n=9, dim=DIM, prefix="more", modalities=("imu",), preset_ids={"imu": "reference:9"}))
+    with pytest.raises(MismatchError, match=r"imu preset reference:9, .*default:imu\. Draw it again"):
+        load_background(index.snapshot)
+    made_by = ("tower_ids", "preset_ids", "tokenizer_id")
+    facts = json.loads(np.load(index.path / FILE)["facts"].tobytes())
+    kept = {name: value for name, value in facts.items() if name not in made_by}
+    arrays = {name: array for name, array in np.load(index.path / FILE).items() if name != "facts"}
+    np.savez(index.path / FILE, facts=np.frombuffer(json.dumps(kept).encode(), dtype=np.uint8), **arrays)
+    assert load_background(index.snapshot).counts["imu"] == 40, "older files name the space alone"
 
 
 def test_a_column_of_some_segments_is_empty_in_the_others(tmp_path):

@@ -259,12 +259,17 @@ def same_rows(snapshot: Snapshot, ids: IntArray, block: Block) -> BoolArray:
     _, vectors, table = block
     stored = stored_rows(vectors, "vectors", snapshot.manifest.dim, snapshot.manifest.row_dtype)
     same = (snapshot.rows(ids) == stored.astype(np.float32)).all(axis=1)
-    before = snapshot.table(ids)
+    return np.asarray(same & same_items(snapshot.table(ids), table), dtype=bool)
+
+
+def same_items(before: pa.Table, table: pa.Table) -> BoolArray:
+    """Say which rows of two item tables of m rows are the same, (m,) bool; columns as in `same_rows`."""
+    same = np.ones(table.num_rows, dtype=bool)
     for name in dict.fromkeys([*before.column_names, *table.column_names]):
         if name not in LEDGER_COLUMNS:
             columns = [each[name] if name in each.column_names else None for each in (before, table)]
-            same &= _same_values(columns[0], columns[1], ids.size)
-    return np.asarray(same, dtype=bool)
+            same &= _same_values(columns[0], columns[1], table.num_rows)
+    return same
 
 
 def _same_values(left: pa.ChunkedArray | None, right: pa.ChunkedArray | None, count: int) -> BoolArray:

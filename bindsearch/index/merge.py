@@ -12,7 +12,8 @@ import numpy as np
 
 from bindsearch.errors import InputError, MismatchError, MissingInputError
 from bindsearch.index.base import Progress, no_progress
-from bindsearch.index.change import conform, joint_schema, living, same_rows
+from bindsearch.index.change import conform, joint_schema, living, same_items
+from bindsearch.index.checks import unit_rows
 from bindsearch.index.commit import check_output, commit, creating, first_of, forget_beside, last_generation
 from bindsearch.index.folder import IndexFolder
 from bindsearch.index.recipe import Recipe
@@ -78,14 +79,13 @@ def merge_indexes(
     if prefer is None:
         for number, snapshot in enumerate(snapshots):
             _check_same(snapshot, snapshots[:number])
-    as_stored = all(each.manifest.row_dtype == manifest.row_dtype for each in snapshots)
     with creating(output):
         check_output(output, force=False)  # once more: another process may have built it while this one waited
-        blocks = _blocks(snapshots, last_wins=prefer == "last")
+        blocks = _blocks(snapshots, manifest.row_dtype, last_wins=prefer == "last")
         generation = last_generation(output) + 1
         asking = next((each.asking for each in snapshots if each.asking is not None), None)
         entry, modalities = write_segment(
-            output, generation, blocks, manifest.dim, manifest.recipe, progress, as_stored=as_stored, asking=asking
+            output, generation, blocks, manifest.dim, manifest.recipe, progress, as_stored=True, asking=asking
         )
         if entry is None:
             raise MissingInputError(f"{', '.join(map(str, named))}: no items. Nothing to merge.")
@@ -150,16 +150,17 @@ def _held(snapshots: Sequence[Snapshot], ids: IntArray) -> BoolArray:
     return held
 
 
-def _blocks(snapshots: Sequence[Snapshot], last_wins: bool) -> Iterator[Block]:
-    """Iterate over the items of all snapshots, each once, in the order of the snapshots."""
+def _blocks(snapshots: Sequence[Snapshot], row_dtype: str, last_wins: bool) -> Iterator[Block]:
+    """Iterate over the items of all snapshots, each once, in their order; rows as an index of `row_dtype` has them."""
     import pyarrow as pa
 
     schema = _schema(snapshots)
     for number, snapshot in enumerate(snapshots):
         winners = snapshots[number + 1 :] if last_wins else snapshots[:number]
+        widened = snapshot.manifest.row_dtype != row_dtype == "float32"
         for ids, rows, table in living(snapshot.segments, BLOCK_ROWS, schema):
             kept = ~_held(winners, ids)
-            yield ids[kept], rows[kept], table.filter(pa.array(kept))
+            yield ids[kept], unit_rows(rows[kept], "vectors") if widened else rows[kept], table.filter(pa.array(kept))
 
 
 def _schema(snapshots: Sequence[Snapshot]) -> pa.Schema | None:
@@ -179,11 +180,31 @@ def _check_same(snapshot: Snapshot, earlier: Sequence[Snapshot]) -> None:
         shared = ids[other.locate(ids)[0] >= 0]
         for start in range(0, shared.size, BLOCK_ROWS):
             here = shared[start : start + BLOCK_ROWS]
-            block = here, snapshot.rows(here), conform(snapshot.table(here), schema)
-            same = same_rows(other, here, block)
+            same = _same_vectors(other, snapshot, here)
+            same &= same_items(other.table(here), conform(snapshot.table(here), schema))
             if not same.all():
                 key = snapshot.table(here[~same][:1], ["key"])["key"][0].as_py()
                 raise InputError(
                     f"{snapshot.path}: its item {key!r} is not what {other.path} has under that key. Say which wins: "
                     "--prefer first or --prefer last; or remove the item from one of them."
                 )
+
+
+def _same_vectors(one: Snapshot, other: Snapshot, ids: IntArray) -> BoolArray:
+    """Say of which items two indexes were given one vector, (m,) bool.
+
+    Rows of one dtype are compared bit for bit: normalising a stored row again changes its last bit. Of a float32 and a
+    float16 row, the second is the first one rounded, or, of embeddings that were float16, the first is the second one
+    normalised.
+
+    Args:
+        one: an index.
+        other: one of the same dimension.
+        ids: (m,) int64 that both hold. Not modified.
+    """
+    left, right = one.rows(ids), other.rows(ids)
+    if one.manifest.row_dtype == other.manifest.row_dtype:
+        return np.asarray((left == right).all(axis=1), dtype=bool)
+    fine, coarse = (left, right) if one.manifest.row_dtype == "float32" else (right, left)
+    rounded = (fine.astype(np.float16) == coarse).all(axis=1)
+    return np.asarray(rounded | (fine == unit_rows(coarse, "vectors")).all(axis=1), dtype=bool)

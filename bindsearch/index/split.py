@@ -54,10 +54,15 @@ def parts_by_count(snapshot: Snapshot, count: int) -> Parts:
     """Spread items over parts by id, so that an item goes to the same part whenever and wherever this is done.
 
     Raises:
-        InputError: `count` below 2.
+        MissingInputError: the index holds no item.
+        InputError: `count` below 2, or above the number of items.
     """
     if count < 2:
         raise InputError(f"split: expected at least 2 parts, got {count}.")
+    _check_not_empty(snapshot)
+    items = snapshot.manifest.count
+    if count > items:
+        raise InputError(f"{snapshot.path}: {items} items cannot fill {count} parts. Give at most --parts {items}.")
     names = tuple(f"part-{number:05d}-of-{count:05d}" for number in range(1, count + 1))
     return Parts(names, [_spread(part.index.ids) % count for part in snapshot.segments])
 
@@ -88,25 +93,24 @@ def split_index(
 
     Raises:
         MissingInputError: the index holds no item.
-        InputError: `output` holds something, or a part would hold no item.
+        InputError: `output` holds something, is the working folder or a mounted disk, or a part would hold no item.
         MismatchError: the parts do not hold exactly the whole: the index is damaged.
         BindSearchError: the disk is full; nothing of the parts is left.
     """
-    output = Path(output)
-    if not snapshot.manifest.count:
-        raise MissingInputError(
-            f"{snapshot.path}: holds no item, so that there is nothing to split. Add some: "
-            f"bindsearch index add {snapshot.path} EMBEDDINGS"
-        )
+    _check_not_empty(snapshot)
+    named, output = Path(output), Path(output).resolve()  # behind a link, which nothing can be moved over
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output}: is there already. Name a new folder for the parts.")
+        raise InputError(f"{named}: is there already. Name a new folder for the parts.")
+    if output == Path.cwd() or output.is_mount():  # the parts appear by taking the folder's place
+        what = "a disk is mounted there" if output.is_mount() else "is the working folder"
+        raise InputError(f"{named}: {what}, which cannot be replaced. Name a new folder in it: -o {named / 'parts'}")
     _check_no_part_empty(snapshot, parts)
     output.parent.mkdir(parents=True, exist_ok=True)
     for left in output.parent.glob(f".{output.name}.draft-*"):  # of a killed split
         shutil.rmtree(left, ignore_errors=True)
     draft = output.parent / f".{output.name}.draft-{os.getpid()}"
     try:
-        with full_disk_said(output):
+        with full_disk_said(named):
             counts = [_write_part(snapshot, draft / name, parts, at, progress) for at, name in enumerate(parts.names)]
             if sum(counts) != snapshot.manifest.count:
                 raise MismatchError(
@@ -118,7 +122,7 @@ def split_index(
             sync_folder(output.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return {name: IndexFolder.open(output / name) for name in parts.names}
+    return {name: IndexFolder.open(named / name) for name in parts.names}
 
 
 def _spread(ids: IntArray) -> IntArray:
@@ -130,6 +134,14 @@ def _spread(ids: IntArray) -> IntArray:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return (mixed >> np.uint64(1)).astype(np.int64)
+
+
+def _check_not_empty(snapshot: Snapshot) -> None:
+    if not snapshot.manifest.count:
+        raise MissingInputError(
+            f"{snapshot.path}: holds no item, so that there is nothing to split. Add some: "
+            f"bindsearch index add {snapshot.path} EMBEDDINGS"
+        )
 
 
 def _check_no_part_empty(snapshot: Snapshot, parts: Parts) -> None:

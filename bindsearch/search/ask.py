@@ -188,13 +188,12 @@ def build_queries(requests: Sequence[Request], index: SearchIndex | None, load: 
         DecodeError: a file cannot be read as its modality.
     """
     specs = [spec for request in requests for spec in request.terms]
-    media: dict[str, list[str]] = {}
+    wanted: dict[str, dict[str, None]] = {}
     for spec in specs:
         if spec.kind in MODALITIES and isinstance(spec.value, str):
             check_there(spec)
-            values = media.setdefault(spec.kind, [])
-            if spec.value not in values:
-                values.append(spec.value)
+            wanted.setdefault(spec.kind, {})[spec.value] = None
+    media = {modality: list(values) for modality, values in wanted.items()}
     if index is not None and media:
         index.check_space_known()
     space = load() if media else None

@@ -24,6 +24,8 @@ import numpy as np
 
 from bindsearch.errors import MismatchError
 from bindsearch.index.commit import BACKGROUND
+from bindsearch.index.identity import Identity
+from bindsearch.index.source import check_dim, check_known, identity_of
 from bindsearch.query import Embedding
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class Scale:
         inside = np.interp(scores, values, above, left=1.0)
         beyond = values[first + 1 :] - start
         spread = max(float(beyond.mean()), 1e-9)
-        tail = above[first] * np.exp(-(np.asarray(scores, dtype=np.float64) - start) / spread)
+        tail = above[first] * np.exp(-np.maximum(np.asarray(scores, dtype=np.float64) - start, 0) / spread)
         found = np.where(np.asarray(scores) > start, tail, np.maximum(inside, above[first]))
         return np.asarray(found, dtype=np.float64)
 
@@ -83,12 +85,14 @@ class Background:
     Attributes:
         rows: modality -> (m, d) float32 unit rows, as the index stores them (centred where it is).
         counts: modality -> how many items the sample was drawn from.
+        identity: of what the samples were drawn from.
         stored: whether it was kept beside the index; False: drawn for this search.
         generation: of the index when it was drawn.
     """
 
     rows: dict[str, FloatArray]
     counts: dict[str, int]
+    identity: Identity
     stored: bool = False
     generation: int = 0
     _pairs: dict[tuple[str, str], Scale] = field(default_factory=dict)
@@ -133,7 +137,7 @@ def _only_modality(query: Embedding | None) -> str | None:
 def draw_background(
     snapshot: Snapshot,
     mask_of: Callable[[str], Iterable[NDArray[np.bool_]]],
-    beside: Iterable[VectorSource] = (),
+    beside: Iterable[tuple[VectorSource, str]] = (),
     sample: int = SAMPLE,
 ) -> Background:
     """Draw a sample of each modality of an index: the items with the smallest ids, which are hashes of their keys.
@@ -141,13 +145,15 @@ def draw_background(
     Args:
         snapshot: the index.
         mask_of: gives the living rows of a modality, a mask a segment.
-        beside: further embeddings of the same space, as of texts that the index is asked with and does not hold; they
-            join the index's own where it holds fewer than 16 items of their modality.
+        beside: further embeddings of the same space, each with its name, as of texts that the index is asked with and
+            does not hold; they join the index's own where it holds fewer than 16 items of their modality.
         sample: rows a modality, at most.
 
     Raises:
-        MismatchError: embeddings of another space or dimension.
+        MismatchError: embeddings of another space or dimension, or of which another tower or preset made a modality.
     """
+    identity, here = snapshot.manifest.identity, str(snapshot.path)
+    fix = f"Embed them as the items of the index were: with --space {snapshot.manifest.space_name}, the same --preset."
     drawn: dict[str, _Drawn] = {}
     for modality in snapshot.manifest.modalities:
         ids = np.concatenate(
@@ -156,8 +162,10 @@ def draw_background(
         first = _smallest(ids, sample)
         drawn[modality] = _Drawn(first, snapshot.rows(first), int(ids.size))
     enough = [modality for modality, own in drawn.items() if own.count >= _FEWEST]
-    for source in beside:
-        _check_source(snapshot, source)
+    for source, name in beside:
+        identity = identity.merged(identity_of(source, name), here, name or "the embeddings", fix)
+        check_dim(snapshot.manifest.dim, source.manifest.dim, here, name or "the embeddings")
+        check_known(snapshot.manifest, source, here, name)
         for modality, found in _of_source(snapshot, source, sample).items():
             if modality in enough:
                 LOG.warning(
@@ -168,7 +176,7 @@ def draw_background(
                 drawn[modality] = drawn[modality].joined(found, sample) if modality in drawn else found
     rows = {modality: each.rows for modality, each in drawn.items()}
     counts = {modality: each.count for modality, each in drawn.items()}
-    return Background(rows, counts, generation=snapshot.manifest.generation)
+    return Background(rows, counts, identity.within(rows), generation=snapshot.manifest.generation)
 
 
 @dataclass(frozen=True)
@@ -189,15 +197,6 @@ class _Drawn:
 
 def _smallest(ids: IntArray, count: int) -> IntArray:
     return np.sort(ids if ids.size <= count else np.partition(ids, count)[:count])
-
-
-def _check_source(snapshot: Snapshot, source: VectorSource) -> None:
-    ours, theirs = snapshot.manifest, source.manifest
-    if (ours.space_id, ours.dim) != (theirs.space_id, theirs.dim):
-        raise MismatchError(
-            f"{snapshot.path}: of space {ours.space_id}, dim {ours.dim}; the embeddings for the background are of "
-            f"space {theirs.space_id}, dim {theirs.dim}. Embed them with --space {ours.space_name}"
-        )
 
 
 def _of_source(snapshot: Snapshot, source: VectorSource, sample: int) -> dict[str, _Drawn]:
@@ -227,6 +226,9 @@ def save_background(snapshot: Snapshot, background: Background) -> Path:
     facts = {
         "format": _FORMAT,
         "space_id": snapshot.manifest.space_id,
+        "tower_ids": dict(background.identity.tower_ids),
+        "preset_ids": dict(background.identity.preset_ids),
+        "tokenizer_id": background.identity.tokenizer_id,
         "centring": snapshot.centring.id if snapshot.centring else None,
         "generation": background.generation,
         "counts": background.counts,
@@ -246,7 +248,7 @@ def load_background(snapshot: Snapshot) -> Background | None:
     """Read the background beside an index; None where there is none, or only one of an index that was replaced.
 
     Raises:
-        MismatchError: it was altered, or drawn from rows of another space or centred otherwise.
+        MismatchError: it was altered, or drawn from rows of another space, tower or preset, or centred otherwise.
     """
     path = snapshot.path / FILE
     again = f"Draw it again: bindsearch index background {snapshot.path}"
@@ -266,8 +268,11 @@ def load_background(snapshot: Snapshot) -> Background | None:
     there = (facts["space_id"], facts["centring"])
     if here != there:
         raise MismatchError(f"{path}: drawn from (space, centring) {there}, the index is {here}. {again}")
+    made_by = {name: facts.get(name, {}) for name in ("tower_ids", "preset_ids")}  # older files name the space alone
+    identity = Identity(facts["space_id"], **made_by, tokenizer_id=facts.get("tokenizer_id"))
+    snapshot.manifest.identity.merged(identity, str(snapshot.path), str(path), again)
     rows = {name.removeprefix("rows_"): array.astype(np.float32) for name, array in arrays.items()}
-    return Background(rows, dict(facts["counts"]), True, int(facts["generation"]))
+    return Background(rows, dict(facts["counts"]), identity, True, int(facts["generation"]))
 
 
 def _hash(arrays: Mapping[str, NDArray[Any]]) -> str:

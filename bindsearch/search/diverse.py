@@ -23,9 +23,11 @@ def hide_duplicates(rows: FloatArray, threshold: float) -> tuple[IntArray, Float
 
     Each answer, best first, is kept unless its cosine with one kept before is above the threshold; it then stands
     behind the kept one that it is nearest to. So the kept ones of a longer list begin with those of a shorter one.
+    Rows that are equal to the last bit have the cosine 1, and none has more: a threshold of 1 hides nothing.
 
     Args:
-        rows: (n, d) float32 unit rows of the answers, best first. Not modified.
+        rows: (n, d) float32 rows of the answers, best first, none zero; normalised in a copy, since those that were
+            rounded to float16 are only nearly unit. Not modified.
         threshold: cosine in (-1, 1].
 
     Returns:
@@ -39,13 +41,14 @@ def hide_duplicates(rows: FloatArray, threshold: float) -> tuple[IntArray, Float
         raise InputError(f"near duplicates: expected a cosine above -1 and at most 1, got {threshold:g}.")
     behind = np.arange(rows.shape[0], dtype=np.int64)
     cosines = np.ones(rows.shape[0], dtype=np.float32)
-    blocks = _blocks(rows)
+    blocks = _unit_blocks(rows)
     shown = np.zeros_like(blocks)
     kept: list[int] = []
+    kept_rows: dict[bytes, int] = {}
     for number, block in enumerate(blocks):
         before, first = len(kept), number * _BLOCK
         near, place_of = _nearest_shown(block, shown, before)
-        own = np.matmul(block, block.T.copy())
+        own = np.minimum(np.matmul(block, block.T.copy()), np.float32(1))
         for place in range(first, min(first + _BLOCK, rows.shape[0])):
             at = place - first
             best, cosine = (kept[place_of[at]], near[at]) if before else (place, np.float32(-np.inf))
@@ -54,11 +57,15 @@ def hide_duplicates(rows: FloatArray, threshold: float) -> tuple[IntArray, Float
                 nearest = int(np.argmax(among))
                 if among[nearest] > cosine:
                     best, cosine = new[nearest], among[nearest]
-            if cosine > threshold:
+            bits = rows[place].tobytes()
+            if bits in kept_rows:
+                best, cosine = kept_rows[bits], np.float32(1)
+            if float(cosine) > threshold:
                 behind[place], cosines[place] = best, cosine
             else:
-                shown[len(kept) // _BLOCK, len(kept) % _BLOCK] = rows[place]
+                shown[len(kept) // _BLOCK, len(kept) % _BLOCK] = block[at]
                 kept.append(place)
+                kept_rows.setdefault(bits, place)
     return behind, cosines
 
 
@@ -72,9 +79,18 @@ def _nearest_shown(block: FloatArray, shown: FloatArray, count: int) -> tuple[Fl
     if not count:
         return np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
     products = np.matmul(block, shown[: -(-count // _BLOCK)].transpose(0, 2, 1))  # (b, _BLOCK, _BLOCK)
-    near = products.transpose(1, 0, 2).reshape(_BLOCK, -1)[:, :count]
+    near = np.minimum(products.transpose(1, 0, 2).reshape(_BLOCK, -1)[:, :count], np.float32(1))
     places = np.argmax(near, axis=1)
     return near[np.arange(_BLOCK), places], places
+
+
+def _unit_blocks(rows: FloatArray) -> FloatArray:
+    """Lay rows into blocks as `_blocks` does, each of them divided by its norm, which is taken in float64."""
+    blocks = _blocks(rows)
+    for block in blocks:
+        norms = np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64))
+        block /= np.where(norms > 0, norms, 1)[:, None]  # filled up rows stay zero
+    return blocks
 
 
 def _blocks(rows: FloatArray) -> FloatArray:

@@ -22,7 +22,7 @@ from bindsearch.search.centred import Asked, place_queries
 from bindsearch.search.efforts import effort_for, in_groups
 from bindsearch.search.fitting import check_fits, check_space_known
 from bindsearch.search.hits import Hits
-from bindsearch.search.keys import find_key, resolve_items
+from bindsearch.search.keys import ONE, find_key, resolve_items
 from bindsearch.search.ranges import RangeRanker, iter_range
 from bindsearch.search.ranking import AS_TUNED, Effort, Ranker
 from bindsearch.search.selectors import MaskCache, Scope, Selection, select
@@ -179,7 +179,7 @@ class SearchIndex:
             raise InputError(f"k: expected at least 1, got {k}.")
         if shape.after is not None and len(queries) > 1:
             raise InputError("--after goes on with the list of one query; ask for one.")
-        exclude = (exclude,) if isinstance(exclude, str | int) else tuple(exclude)  # read once, for every group
+        exclude = (exclude,) if isinstance(exclude, ONE) else tuple(exclude)  # read once, for every group
         snapshot = self.folder.snapshot
         k = min(k, max(1, snapshot.manifest.count))
         efforts = [effort_for(snapshot, query, effort) for query in queries]
@@ -243,8 +243,10 @@ class SearchIndex:
             shape: how the items of the range are arranged.
 
         Raises:
-            As `search`; InputError: pages, which `search` gives.
+            As `search`; InputError: pages, which `search` gives; a limit below 1, or a least score that is no number.
         """
+        if limit < 1:
+            raise InputError(f"limit: expected at least 1, got {limit}.")
         if shape.is_paged:
             raise InputError("a range is given whole: ask for its pages with search(query, k, shape=...).")
         snapshot = self.folder.snapshot
@@ -319,7 +321,7 @@ class SearchIndex:
             found = select(snapshot, Scope(modality=modality), self._masks)
             return () if found is None else found.masks
 
-        return draw_background(snapshot, masks, [open_source(each)[0] for each in several(beside)])
+        return draw_background(snapshot, masks, [open_source(each) for each in several(beside)])
 
     def save_background(self, beside: Embeddings | Sequence[Embeddings] = ()) -> Background:
         """Draw a background and keep it beside the index."""

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from bindsearch.index.snapshot import Snapshot
     from bindsearch.types import IntArray
 
+ONE = (str, int, np.integer)
+"""What names one item by itself: a key or an id, of numpy too."""
+
 _SPAN = re.compile(r"(?s)(.+)#t=(\d+(?:\.\d*)?(?:e[+-]?\d+)?),(\d+(?:\.\d*)?(?:e[+-]?\d+)?)")
 
 
@@ -42,6 +45,12 @@ def find_key(snapshot: Snapshot, key: str) -> IntArray:
     return np.concatenate(found)
 
 
+def _as_id(item: int) -> IntArray:
+    """Give a whole number as an id, (1,) int64; empty where no item can have it."""
+    fits = isinstance(item, int | np.integer) and 0 <= int(item) < 2**63
+    return np.array([item] if fits else [], dtype=np.int64)
+
+
 def resolve_items(snapshot: Snapshot, items: str | int | Iterable[str | int]) -> IntArray:
     """Give the ids of keys and ids, (m,) int64; a bare one is one item.
 
@@ -49,8 +58,8 @@ def resolve_items(snapshot: Snapshot, items: str | int | Iterable[str | int]) ->
         MissingInputError: naming the first that is not there.
     """
     found = [np.empty(0, dtype=np.int64)]
-    for item in [items] if isinstance(items, str | int) else items:
-        ids = find_key(snapshot, item) if isinstance(item, str) else np.array([item], dtype=np.int64)
+    for item in (items,) if isinstance(items, ONE) else items:
+        ids = find_key(snapshot, item) if isinstance(item, str) else _as_id(item)
         if not ids.size or snapshot.locate(ids)[0][0] < 0:
             raise MissingInputError(f"{snapshot.path}: no item {item!r}. The keys stand in: bindsearch query --json")
         found.append(ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bindsearch.errors import InputError
 from bindsearch.index.checks import unit_queries
 from bindsearch.search.ranking import Ranker, plan_of
 from bindsearch.search.survivors import Survivors
@@ -35,7 +37,12 @@ def iter_range(
     Yields:
         scores (m,) float32 and ids (m,) int64 with m >= 1, exact as of `IndexBackend.search`, in descending order
         within a block of rows and in no order between blocks.
+
+    Raises:
+        InputError: `least` is no number.
     """
+    if math.isnan(least):
+        raise InputError(f"least: expected a cosine from -1 to 1, got {least}.")
     units = unit_queries(vector, snapshot.manifest.dim)
     query = units.astype(np.float32)
     for number, segment in enumerate(snapshot.segments):

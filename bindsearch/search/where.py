@@ -293,10 +293,29 @@ def _test(node: _Node, values: Any, text: str) -> Any:
         if node.kind == "in":
             return _is_among(values, node.values)
         if node.kind == "like":
-            return pc.match_like(values, node.values[0])
+            return _is_like(values, str(node.values[0]))
         return getattr(pc, node.kind)(*_alike(values, node.values[0]))
     except (pa.ArrowException, OverflowError, TypeError) as error:
         raise InputError(f"filter {text!r}: the column {node.column!r} cannot be compared: {error}") from error
+
+
+def _is_like(values: Any, pattern: str) -> Any:
+    """Say which texts are as a pattern: % stands for any characters, _ for one, all else for itself.
+
+    Arrow's own `match_like` takes a backslash, which names of files may hold, for an escape.
+    """
+    import pyarrow.compute as pc
+
+    literal = pattern.strip("%")
+    if pattern and "%" not in literal and "_" not in literal:
+        first, last = pattern.startswith("%"), pattern.endswith("%")
+        if first and last:
+            return pc.match_substring(values, literal)
+        if first or last:
+            return pc.ends_with(values, literal) if first else pc.starts_with(values, literal)
+    wild = {"%": ".*", "_": "."}
+    regex = "".join(wild.get(each) or re.escape(each) for each in re.sub("%+", "%", pattern))
+    return pc.match_substring_regex(values, rf"(?s)\A{regex}\z")
 
 
 def _is_among(values: Any, wanted: tuple[Literal, ...]) -> Any:
@@ -329,6 +348,9 @@ def _alike(values: Any, value: Literal) -> tuple[Any, Any]:
         number = _whole(value)
         if number is not None and _holds(values.type, number):
             return values, pa.array([number], values.type)[0]
+        if number is not None:  # it lies beyond all that the column can hold, on one side
+            nothing = pa.scalar(None, pa.int8())
+            return pc.if_else(pc.is_valid(values), pa.scalar(0, pa.int8()), nothing), 1 if number > 0 else -1
         return pc.cast(values, pa.float64(), safe=False), float(value)
     return values, pa.scalar(float(value), values.type)
 
@@ -349,7 +371,7 @@ def _holds(kind: Any, number: int) -> bool:
     import pyarrow as pa
 
     if pa.types.is_decimal(kind):
-        return len(str(abs(number))) <= _DIGITS
+        return bool(abs(number) < 10 ** (kind.precision - kind.scale))
     bits: int = kind.bit_width
     low, end = (0, 1 << bits) if pa.types.is_unsigned_integer(kind) else (-(1 << bits - 1), 1 << bits - 1)
     return low <= number < end
