@@ -521,6 +521,25 @@ def test_cells_without_a_value_are_no_label_no_file_and_no_words(world, tmp_path
     assert [row[0] for row in pairs.rows] == ["text:rain"] and [line["side"] for line in pairs.bad] == ["a"]
 
 
+def test_a_file_written_in_several_ways_is_one(world, tmp_path):
+    (tmp_path / "sub").mkdir()
+    ways = ["{}", str(tmp_path / "{}"), "sub/../{}", "./{}", "sub//..//{}"]
+    rows = []
+    for number in range(20):
+        for way in ways:
+            rows.append((way.format(f"{number:03d}.png"), way.format(f"{number:03d}.depth.npy")))
+            rows.append((way.format(f"{number:03d}.png"), f"x{number}.depth.npy"))
+    pairs = read_pairs(PairsConfig(str(write_table(tmp_path / "pairs.csv", ("path_a", "path_b"), rows))))
+    assert list(pairs.anchors) == [f"{number:03d}.png" for number in range(20)]
+    assert len(pairs.others) == 40 and len(pairs.rows) == 40
+    out = hold_out(pairs.rows, 0.2, 1000)
+    held, kept = ({row[0] for row, each in zip(pairs.rows, out, strict=True) if each == side} for side in (True, False))
+    assert len(held) == 4 and not held & kept
+    words = [("rain", "000.png"), ("snow", "001.png")]  # texts of one manifest lie in one file
+    pairs = read_pairs(PairsConfig(str(write_table(tmp_path / "words.csv", ("text_a", "path_b"), words))))
+    assert len(pairs.anchors) == 2
+
+
 def test_no_file_is_on_both_sides_of_the_cut():
     rng = np.random.default_rng(2)
     rows = [(f"a{rng.integers(300)}", f"b{rng.integers(300)}", None) for _ in range(200)]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bindsearch.config import content_hash
 from bindsearch.errors import InputError, MissingInputError
+from bindsearch.linked import link_rows
 from bindsearch.listing.folders import file_facts
 from bindsearch.listing.naming import Namer, is_uri, place_of, to_path
 from bindsearch.listing.tables import is_blank, table_rows
@@ -34,7 +35,7 @@ class Pairs:
     """Pairs of items.
 
     Attributes:
-        anchors, others: the different items of each side, by key.
+        anchors, others: the different items of each side, by key; of a file that is written in several ways the first.
         rows: (anchor key, other key, label or None) a pair, in the manifest's order, each different pair once.
         bad: ledger lines of rows that cannot be meant: key, side, reason.
         anchor, modality: of the sides.
@@ -127,6 +128,7 @@ class _Reader:
     pairs: Pairs
     table: RowTable | None
     seen: set[tuple[str, str]] = field(default_factory=set)
+    files: dict[tuple[str, str], Item] = field(default_factory=dict)
 
     def take(self, row: Mapping[str, Any] | str, where: str, label: str) -> None:
         """Add a row, or a line to the ledger."""
@@ -139,7 +141,7 @@ class _Reader:
             if isinstance(found, str):
                 self.pairs.bad.append({"key": where, "side": side, "stage": "list", "reason": found})
                 return
-            items.append(found)
+            items.append(found if found.literal is not None else self.files.setdefault((side, found.source), found))
         anchor, other = items
         if (anchor.key, other.key) in self.seen:
             return
@@ -198,23 +200,8 @@ def components(rows: Sequence[PairRow], both_sides: bool = True) -> NDArray[np.i
         rows: of `Pairs`. Words that stand in the manifest are no file: two pairs may share them.
         both_sides: False looks at side b alone.
     """
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    names = []
-    for number, (anchor, other, _) in enumerate(rows):
-        sides = [f"b{other}", f"a{anchor}"] if both_sides else [f"b{other}"]
-        linked = [name for name in sides if not name[1:].startswith(WORDS)] or [f"{number}"]
-        names.append(linked[0])
-        for name in linked[1:]:
-            parent[root(name)] = root(linked[0])
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(root(name), len(numbers)) for name in names], dtype=np.int64)
+    files = ([f"b{row[1]}", f"a{row[0]}"] if both_sides else [f"b{row[1]}"] for row in rows)
+    return link_rows([name for name in names if not name[1:].startswith(WORDS)] for names in files)
 
 
 def hold_out(rows: Sequence[PairRow], share: float, at_most: int) -> NDArray[np.bool_]:
