@@ -346,6 +346,37 @@ def test_a_folder_of_another_run_is_refused(world, trained):
         run_bind(projector(world, steps=9), folder, QUIET)
 
 
+def test_a_run_that_was_refused_leaves_its_folder_free(world, tmp_path):
+    for name in ("depth.csv", *(f"{n:03d}{end}" for n in range(COUNT) for end in (".png", ".depth.npy"))):
+        shutil.copy(world / name, tmp_path / name)
+    config, folder = depth_tower(tmp_path, steps=2), tmp_path / "run"
+    away = tmp_path / "away"
+    away.mkdir()
+    for number in range(20):
+        for end in (".png", ".depth.npy"):
+            (tmp_path / f"{number:03d}{end}").rename(away / f"{number:03d}{end}")
+    with pytest.raises(TooManyBadError, match="20 of 160 pairs are broken"):
+        run_bind(config, folder, QUIET)
+    for path in away.iterdir():
+        path.rename(tmp_path / path.name)
+    with pytest.raises(InputError, match=r"no two of them can be held out .*raise --held-out"):
+        run_bind(replace(config, pairs=replace(config.pairs, held_out=0.001)), folder, QUIET)
+    with pytest.raises(InputError, match=r"holds all of them out.*lower --held-out"):
+        run_bind(replace(config, pairs=replace(config.pairs, held_out=0.999)), folder, QUIET)
+    other = tmp_path / "000.depth.npy"
+    other.write_bytes((tmp_path / "001.depth.npy").read_bytes())  # as long, and still no other run's
+    changed = replace(config, space="tiny:4", seed=5)
+    report = run_bind(changed, folder, QUIET)
+    assert report.pairs == {"train": 128, "held_out": 32, "bad": 0}
+    clean = run_bind(changed, tmp_path / "clean", QUIET)
+    assert (folder / "space" / "depth.safetensors").read_bytes() == (
+        tmp_path / "clean" / "space" / "depth.safetensors"
+    ).read_bytes()
+    assert report.figures == clean.figures
+    with pytest.raises(MismatchError, match="was begun with"):
+        run_bind(config, folder, QUIET)
+
+
 def test_files_of_other_contents_are_refused_whatever_their_size(world, tmp_path):
     for name in ("depth.csv", *(f"{n:03d}{end}" for n in range(COUNT) for end in (".png", ".depth.npy"))):
         shutil.copy(world / name, tmp_path / name)

@@ -218,10 +218,16 @@ def hold_out(rows: Sequence[PairRow], share: float, at_most: int) -> NDArray[np.
     Raises:
         InputError: nothing can be held out.
     """
+    chosen = np.zeros(len(rows), dtype=np.bool_)
     for both_sides in (True, False):
         chosen = _chosen(rows, components(rows, both_sides), min(round(share * len(rows)), at_most))
         if chosen.sum() >= 2 and not chosen.all():
             return chosen
+    if chosen.all():
+        raise InputError(
+            f"{len(rows)} pairs: a share of {share:g} holds all of them out, and none is left to train on. Bring more "
+            "pairs, or lower --held-out."
+        )
     raise InputError(
         f"{len(rows)} pairs: no two of them can be held out for measuring (share {share:g}). Bring more pairs, or "
         "raise --held-out."
