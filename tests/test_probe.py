@@ -315,6 +315,11 @@ def test_the_command_says_what_to_type(bindsearch, store, tmp_path):
         ((store.path, "--column", "word", "-o", tmp_path / "x.csv"), 2, "--apply"),
         ((store.path, "--apply", tmp_path / "none.npz"), 3, "--save"),
         ((store.path, "--apply", tmp_path / "none.npz", "--column", "word", "--c", "3"), 2, "--column, --c measures"),
+        (
+            (store.path, "--apply", "none.npz", "--shots", "3", "--repeats", "9", "--test-share", "0.3", "--seed", "0"),
+            2,
+            "--shots, --repeats, --test-share, --seed measures",
+        ),
         ((store.path, "--apply", tmp_path / "none.npz", "-o", "labels.txt"), 2, "kind of table"),
         ((tmp_path / "nowhere", "--column", "word", "--save", "probe.pkl"), 2, "kind of probe file"),
         ((tmp_path / "nowhere", "--column", "word"), 3, "bindsearch embed"),
