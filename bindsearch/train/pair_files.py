@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bindsearch.config import content_hash
-from bindsearch.errors import InputError, MissingInputError
+from bindsearch.errors import InputError, MissingInputError, UnknownNameError
 from bindsearch.linked import link_rows
 from bindsearch.listing.folders import file_facts
 from bindsearch.listing.naming import Namer, is_uri, place_of, to_path
@@ -21,7 +21,7 @@ from bindsearch.listing.tables import is_blank, table_rows
 from bindsearch.makers import Maker, maker_of
 from bindsearch.row_table import RowTable, load_row_table
 from bindsearch.sources import ROW_SCHEME
-from bindsearch.train.bind_config import PairsConfig
+from bindsearch.train.bind_config import DEFAULT_LABEL, PairsConfig
 from bindsearch.truth import text_of
 from bindsearch.types import Item, to_text
 
@@ -69,6 +69,7 @@ def read_pairs(config: PairsConfig) -> Pairs:
     Raises:
         MissingInputError: no such manifest or table, or no pair in it.
         InputError: columns are missing, or a side's modality is not known.
+        UnknownNameError: the columns of labels that were asked for are not there.
     """
     maker = maker_of(config.manifest)
     if maker is not None:
@@ -81,6 +82,7 @@ def read_pairs(config: PairsConfig) -> Pairs:
     first = next((row for row in rows if not isinstance(row, str)), None)
     if first is None:
         raise MissingInputError(f"{path}: no pair in it. Write one a row: path_a, path_b.")
+    _check_label(config, {str(name) for row in rows if not isinstance(row, str) for name in row})
     pairs = Pairs(
         _modality_of(first, "a", config.anchor, path),
         _modality_of(first, "b", "features" if table else config.modality, path),
@@ -109,11 +111,24 @@ def _made_pairs(config: PairsConfig, maker: Maker) -> Pairs:
     for item in maker.items(config.manifest, config.anchor):
         pairs.anchors[item.key] = item
         groups.setdefault(item.group, []).append(item)
-    for other in maker.items(config.manifest, config.modality):
+    others = list(maker.items(config.manifest, config.modality))
+    _check_label(config, {name for other in others for name in other.attributes})
+    for other in others:
         pairs.others[other.key] = other
         for anchor in groups.get(other.group, []):
             pairs.rows.append((anchor.key, other.key, _label_of(other.attributes, config.label)))
     return pairs
+
+
+def _check_label(config: PairsConfig, columns: Collection[str]) -> None:
+    """Refuse labels that were asked for and are not there; the usual column may be missing.
+
+    Raises:
+        UnknownNameError: with the nearest name.
+    """
+    for name in (each.strip() for each in config.label.split(",")):
+        if config.label != DEFAULT_LABEL and name not in columns:
+            raise UnknownNameError(f"column of labels in {config.manifest}", name, columns)
 
 
 def _label_of(row: Mapping[str, Any], label: str) -> str | None:
