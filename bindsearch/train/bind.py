@@ -314,6 +314,8 @@ def _train(run: _Run, bound: BoundPairs, options: RunOptions, report: BindReport
     schedule = run.config.schedule
     interrupted = threading.Event()
     stage = bind_stage(run.config, run.plan, tower, bound, (run.folder, canonical_json(run.id)))
+    if write:
+        stage.noted = lambda notes: write_curves(notes, run.folder)
     with _first_signal(interrupted), _watched(stage, options.progress):
         notes = train_stage(stage, options.stop_after, options.say, interrupted.is_set)
     if interrupted.is_set() and int(notes["step"]) < schedule.steps:
@@ -333,5 +335,4 @@ def _train(run: _Run, bound: BoundPairs, options: RunOptions, report: BindReport
     facts = (run.pairs.anchor, source)
     manifest = write_joined_space(run.folder / SPACE, tower.eval(), run.plan, run.space, name, facts)
     report.space, report.tower_id = str(run.folder / SPACE), manifest.tower_id(run.pairs.modality)
-    write_curves(notes, run.folder)
     commit_bytes(run.folder / REPORT, (json.dumps(report.to_json(), indent=1) + "\n").encode("ascii"))
