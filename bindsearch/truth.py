@@ -102,7 +102,7 @@ def named_rows(table: Path, on: str | None = None, only: str | None = None) -> N
         if key_column is None or key_column not in row:
             continue
         keys.add(key_column)
-        name = text_of(row[key_column])
+        name = _name_of(row[key_column])
         if name is not None:
             name = name.removeprefix("./")
             said = {only: row.get(only)} if only else {each: row[each] for each in row if each != key_column}
@@ -127,7 +127,7 @@ def _add_said(own: dict[str, Any], said: Mapping[str, Any], where: str) -> None:
         InputError: another row says otherwise.
     """
     for column, value in said.items():
-        if is_blank(value):
+        if text_of(value) is None:
             own.setdefault(column, None)
         elif own.get(column) is None:
             own[column] = value
@@ -161,7 +161,16 @@ def names_of(record: Mapping[str, Any], folder: Path) -> Iterator[str]:
 
 
 def text_of(value: Any) -> str | None:
-    """Give the text of a name or a label, the same from every file: 1 and 1.0 are "1", True is "true"; None: blank."""
+    """Give the text of a label, the same from every file: 1 and 1.0 are "1", True is "true"; None: blank.
+
+    Blanks around it are no part of it, as in `--labels "dog, cat"`.
+    """
+    text = _name_of(value)
+    return text.strip() or None if text is not None else None
+
+
+def _name_of(value: Any) -> str | None:
+    """Give the text of a name, blanks and all: files may have them."""
     if is_blank(value):
         return None
     if isinstance(value, bool):

@@ -20,6 +20,7 @@ LAYERS = [
     ("config",),
     ("processes",),
     ("row_table",),
+    ("linked",),
     ("members",),
     ("sources",),
     ("modalities",),

@@ -122,6 +122,12 @@ def test_labels_that_cannot_be_meant(bad, tmp_path, monkeypatch):
         read_labels(bad)
 
 
+def test_a_label_twice_in_json_is_refused(tmp_path):
+    (tmp_path / "l.json").write_text('{"dog": "dog", "cat": "cat", "dog": ["puppy"]}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"l\.json: 'dog' is there twice\. Name it once"):
+        read_labels(f"@{tmp_path / 'l.json'}")
+
+
 def test_templates_that_cannot_be_meant(tmp_path):
     with pytest.raises(UnknownNameError, match="plain"):
         load_templates("plian")
@@ -376,6 +382,16 @@ def test_truth_joins_by_key_stem_path_and_group(tmp_path):
     assert truth_of(records, "group") == ["s1", "s2", None]
 
 
+def test_blanks_around_a_label_make_no_other_label(tmp_path):
+    records = [
+        {"key": f"{name}.png", "source": "", "group": None, "attributes": None} for name in ("a", "b", " c", "d")
+    ]
+    records[1]["attributes"] = '{"kind": " dog ", "more": "  "}'
+    (tmp_path / "t.csv").write_text("key,kind\na.png, dog\na.png,dog\na.png,  \nb.png,\tdog \n c.png,cat\nd.png, \n")
+    assert truth_of(records, "kind", tmp_path / "t.csv") == ["dog", "dog", "cat", None]
+    assert truth_of(records[1:2], "kind") == ["dog"] and truth_of(records[1:2], "more") == [None]
+
+
 def test_a_line_of_json_without_the_column_says_nothing_of_its_item(tmp_path):
     records = [{"key": name, "source": "", "group": None, "attributes": None} for name in ("a.png", "b.png", "c.png")]
     table = tmp_path / "t.jsonl"
@@ -452,10 +468,15 @@ def test_the_command_calibrates(bindsearch, space, tmp_path):
     fitted = tmp_path / "c.json"
     done = bindsearch("calibrate", folder, "--labels", "dog,cat", "--column", "word", "-o", fitted, "--json")
     assert done.returncode == 0, done.err
+    assert "note: 8 items count as none of these; they are 'bell'" in done.err and "no item has" not in done.err
     figures = json.loads(done.out)["text"]
     assert figures["items"] == 16 and figures["none_score"] == load_calibration(fitted).fits["text"].none_score
     done = bindsearch(folder, "--labels", "dog,cat", "--none", "--calibration", fitted, "--json")
-    assert done.returncode == 0 and "doubt" not in done.err
+    assert done.returncode == 0 and "doubt" not in done.err and "other labels" not in done.err
+    again = bindsearch(folder, "--labels", "cat,dgo", "--calibration", fitted)
+    assert again.returncode == 0 and "note: calibrated with other labels: dog, cat;" in again.err
+    typo = bindsearch("calibrate", folder, "--labels", "dog,cat,bel", "--column", "word", "-o", tmp_path / "d.json")
+    assert typo.returncode == 0 and "note: no item has 'bel'." in typo.err and "are 'bell'" in typo.err
     assert {row["ranked"][0]["label"] for row in json.loads(done.out)} <= {"dog", "cat", NONE}
 
 
@@ -505,6 +526,8 @@ def test_the_command_says_what_to_type(bindsearch, store, tmp_path):
         (("--text", "x", "--labels", "a,b", "--only", "text"), 2, "--only text chooses among the items"),
         ((tmp_path / "nowhere", "--labels", "a,b", "-o", "labels.txt"), 2, "kind of table"),
         ((store.path, "--labels", "a,b", "--space", "tiny:5"), 5, "made with space"),
+        (("--text", "x", "--labels", f"a,{NONE}", "--none", "--space", "tiny"), 2, "Leave that label out"),
+        (("--text", "x", "--labels", f"a,{NONE}", "--none-below", "0", "--space", "tiny"), 2, "Leave that label out"),
     ]
     for words, code, said in cases:
         done = bindsearch(*words)

@@ -223,6 +223,22 @@ def test_labels_with_and_without_the_own_pair():
         measure_labels(rows, "subjct")
 
 
+def test_intervals_of_labels_draw_queries_and_not_labels():
+    rng = np.random.default_rng(0)
+    labels = ["dog", "cat"] * 30
+    (row,) = measure_labels(toy_rows(rng.standard_normal((60, 8)), ["image"] * 60, subject=labels), "subject")
+    assert row["map"].high - row["map"].low > 0.02
+    vectors = np.repeat(rng.standard_normal((30, 8)), 2, axis=0)
+    group = [str(number // 2) for number in range(58)] + [None, None]
+    same = [labels[number // 2] for number in range(60)]
+    (alone,) = measure_labels(toy_rows(vectors, ["image"] * 60, subject=same), "subject")
+    (grouped,) = measure_labels(toy_rows(vectors, ["image"] * 60, subject=same, group=group), "subject")
+    assert grouped["map"].value == alone["map"].value
+    assert grouped["map"].high - grouped["map"].low > 1.2 * (alone["map"].high - alone["map"].low)
+    (by_label,) = measure_labels(toy_rows(vectors, ["image"] * 60, group=same), "group")
+    assert (by_label["map"].low, by_label["map"].high) == (alone["map"].low, alone["map"].high)
+
+
 def test_nothing_to_find_is_said():
     with pytest.raises(InputError, match="nothing to find"):
         measure_pairs(toy_rows(np.eye(2), ["image", "text"], pair=["a", "b"]), "pair")

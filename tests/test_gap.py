@@ -76,6 +76,34 @@ def test_a_gap_is_seen_and_centring_closes_it():
     assert none["stored"]["pairs"][0]["centroid_distance"] < 0.1
 
 
+def test_items_are_no_part_of_the_means_that_they_are_compared_with():
+    n = 60
+    kinds, names = np.array(["image"] * n + ["text"] * n), [str(number) for number in range(2 * n)]
+    for seed in range(3):
+        rows = unit(np.random.default_rng(seed).standard_normal((2 * n, 1024)))
+        none = measure_gap(Rows(rows, kinds, {"key": names}, "toy@0", "toy", "toy"))
+        for state in ("stored", "centred"):
+            assert abs(none[state]["pairs"][0]["nearer_own"] - 0.5) < 0.1
+    noise = 0.1 * np.random.default_rng(9).standard_normal((n, 1024)) / 32
+    alike = np.concatenate([rows[:n], unit(rows[:n] + noise)])  # true pairs lie together, and there is no gap
+    paired = measure_gap(Rows(alike, kinds, {"key": names, "pair": names[:n] * 2}, "toy@0", "toy", "toy"))
+    for state in ("stored", "centred"):
+        assert abs(paired[state]["pairs"][0]["nearer_own"] - 0.5) < 0.15
+
+
+def test_nearer_own_is_its_formula():
+    rows = two_cones(n=40, gap=0.1)
+    own = [rows.vectors[rows.where(name)].astype(float) for name in ("image", "text")]
+    part, right = np.arange(40) % 10, []
+    for place in range(40):
+        means = [side[part != part[place]].mean(axis=0) for side in own]
+        for number in (0, 1):
+            distances = [np.linalg.norm(own[number][place] - mean) for mean in means]
+            right.append(distances[number] < distances[1 - number])
+    found = measure_gap(rows)["stored"]["pairs"][0]["nearer_own"]
+    assert 0.4 < found < 0.95 and found == pytest.approx(np.mean(right), abs=1e-6)
+
+
 def test_known_points():
     square = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
     # each point has two neighbours at squared distance 2 and one at 4

@@ -201,6 +201,30 @@ def test_a_store_is_probed_and_labelled(store, tmp_path):
         apply_probe(store, fit_probe(known.rows, known.labels, space_id="elsewhere@1"))
 
 
+def test_spans_of_one_recording_are_one_unit_whatever_their_keys(tmp_path):
+    from PIL import Image
+
+    for name in "abcd":
+        Image.new("RGB", (8, 8), (9 * ord(name) % 255, 9, 9)).save(tmp_path / f"{name}.png")
+    lines = [
+        "a.png,k0,,dog,",
+        "a.png,k1,,dog,",
+        "b.png,k2,g,cat,",
+        "./a.png,k3,g,cat,",
+        "c.png,k4,,dog,",
+        "d.png,k5,,dog,",
+    ]
+    lines += [",k6,,dog,one text", ",k7,,dog,another text"]
+    (tmp_path / "all.csv").write_text("\n".join(["path,key,group,word,text", *lines]) + "\n", encoding="utf-8")
+    folder = tmp_path / "embeddings"
+    run_embed([tmp_path / "all.csv"], folder, load_space("tiny"), options=EmbedOptions(workers=0), progress=False)
+    known = read_labelled(folder, "word")
+    keys = [row["key"] for row in open_store(folder).items().to_pylist()]
+    units = dict(zip(keys, known.units, strict=True))
+    assert len({units[f"k{number}"] for number in range(4)}) == 1  # through the file, and through the group
+    assert len(set(units.values())) == 5  # texts of one list are not one recording
+
+
 def test_a_probe_is_refused_where_a_tower_was_trained_anew(bindsearch, store, tmp_path):
     known = read_labelled(store, "word")
     probe = known.fit("word", 1000.0)
@@ -291,6 +315,11 @@ def test_the_command_says_what_to_type(bindsearch, store, tmp_path):
         ((store.path, "--column", "word", "-o", tmp_path / "x.csv"), 2, "--apply"),
         ((store.path, "--apply", tmp_path / "none.npz"), 3, "--save"),
         ((store.path, "--apply", tmp_path / "none.npz", "--column", "word", "--c", "3"), 2, "--column, --c measures"),
+        (
+            (store.path, "--apply", "none.npz", "--shots", "3", "--repeats", "9", "--test-share", "0.3", "--seed", "0"),
+            2,
+            "--shots, --repeats, --test-share, --seed measures",
+        ),
         ((store.path, "--apply", tmp_path / "none.npz", "-o", "labels.txt"), 2, "kind of table"),
         ((tmp_path / "nowhere", "--column", "word", "--save", "probe.pkl"), 2, "kind of probe file"),
         ((tmp_path / "nowhere", "--column", "word"), 3, "bindsearch embed"),

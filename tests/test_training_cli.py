@@ -326,6 +326,20 @@ def test_the_bar_of_a_resumed_run_begins_where_it_was_stopped(world, tmp_path, m
     assert re.search(r"loss=?\s?\d+\.\d{4}\]", shown[-1]), shown
 
 
+def test_curves_are_there_from_the_first_measurement_on(world, tmp_path):
+    config, seen = projector(world, steps=6, measure_every=2, log_every=1), []
+    curves = tmp_path / "run" / "curves.json"
+
+    def say(line):
+        if line.startswith("bind: step ") and "/6" in line and curves.is_file():
+            seen.append([point["step"] for point in json.loads(curves.read_text())["curve"]])
+            assert (tmp_path / "run" / "curves.svg").read_bytes().rstrip().endswith(b"</svg>")
+
+    run_bind(config, tmp_path / "run", replace(QUIET, say=say))
+    assert seen == [[2], [2], [2, 4], [2, 4]]
+    assert [point["step"] for point in json.loads(curves.read_text())["curve"]] == [2, 4, 6]
+
+
 def test_slow_steps_are_logged_by_the_clock(world, tmp_path, monkeypatch):
     config, said = projector(world, steps=4), []
     monkeypatch.setattr("bindsearch.train.steps.SAY_S", 0.0)
@@ -344,6 +358,37 @@ def test_a_folder_of_another_run_is_refused(world, trained):
     folder, _ = trained
     with pytest.raises(MismatchError, match=r"begun with config\.schedule\.steps = 150, this run has 9"):
         run_bind(projector(world, steps=9), folder, QUIET)
+
+
+def test_a_run_that_was_refused_leaves_its_folder_free(world, tmp_path):
+    for name in ("depth.csv", *(f"{n:03d}{end}" for n in range(COUNT) for end in (".png", ".depth.npy"))):
+        shutil.copy(world / name, tmp_path / name)
+    config, folder = depth_tower(tmp_path, steps=2), tmp_path / "run"
+    away = tmp_path / "away"
+    away.mkdir()
+    for number in range(20):
+        for end in (".png", ".depth.npy"):
+            (tmp_path / f"{number:03d}{end}").rename(away / f"{number:03d}{end}")
+    with pytest.raises(TooManyBadError, match="20 of 160 pairs are broken"):
+        run_bind(config, folder, QUIET)
+    for path in away.iterdir():
+        path.rename(tmp_path / path.name)
+    with pytest.raises(InputError, match=r"no two of them can be held out .*raise --held-out"):
+        run_bind(replace(config, pairs=replace(config.pairs, held_out=0.001)), folder, QUIET)
+    with pytest.raises(InputError, match=r"holds all of them out.*lower --held-out"):
+        run_bind(replace(config, pairs=replace(config.pairs, held_out=0.999)), folder, QUIET)
+    other = tmp_path / "000.depth.npy"
+    other.write_bytes((tmp_path / "001.depth.npy").read_bytes())  # as long, and still no other run's
+    changed = replace(config, space="tiny:4", seed=5)
+    report = run_bind(changed, folder, QUIET)
+    assert report.pairs == {"train": 128, "held_out": 32, "bad": 0}
+    clean = run_bind(changed, tmp_path / "clean", QUIET)
+    assert (folder / "space" / "depth.safetensors").read_bytes() == (
+        tmp_path / "clean" / "space" / "depth.safetensors"
+    ).read_bytes()
+    assert report.figures == clean.figures
+    with pytest.raises(MismatchError, match="was begun with"):
+        run_bind(config, folder, QUIET)
 
 
 def test_files_of_other_contents_are_refused_whatever_their_size(world, tmp_path):
@@ -469,6 +514,22 @@ def test_pairs_of_words(world, tmp_path):
     assert np.array_equal(load_space(report.space).embed("image", [world / "000.png"]), row)
 
 
+def test_a_caption_that_cannot_be_a_key_is_in_the_ledger(world, tmp_path):
+    rows = [{"text_a": f"number {n}", "path_b": str(world / f"{n:03d}.png")} for n in range(30)]
+    rows[7]["text_a"] = "\0seven"
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = BindConfig(
+        PairsConfig(str(tmp_path / "captions.jsonl"), held_out=0.3),
+        space=SPACE,
+        tower=NewTowerConfig("own", architecture="tiny"),
+        schedule=ScheduleConfig(steps=1, batch=8),
+    )
+    report = run_bind(config, tmp_path / "run", QUIET)
+    assert sum(report.pairs.values()) == 30 and report.pairs["bad"] == 1
+    (line,) = (json.loads(line) for line in Path(report.ledger).read_text().splitlines())
+    assert (line["key"], line["side"]) == ("text:\0seven", "a") and "NUL" in line["reason"]
+
+
 def test_pairs_of_the_world_need_no_files(tmp_path, capsys):
     command = ["train", "world:train:0..60", "-o", str(tmp_path / "run"), "--space", SPACE, "--workers", "0"]
     command += ["--anchor", "image", "--modality", "depth", "--tower", "own:tiny", "--steps", "2", "--batch", "16"]
@@ -505,6 +566,20 @@ def test_a_manifest_that_is_not_there(tmp_path, capsys):
         read_pairs(PairsConfig(str(tmp_path / "no.csv")))
 
 
+def test_a_column_of_labels_that_is_not_there_is_refused(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        '{"path_a": "a.png", "path_b": "b.png"}\n{"path_a": "c.png", "path_b": "d.png", "subject": "dog"}\n'
+    )
+    assert [row[2] for row in read_pairs(PairsConfig(str(path))).rows] == [None, None]  # the usual one may be missing
+    assert [row[2] for row in read_pairs(PairsConfig(str(path), label="subject")).rows] == [None, "dog"]
+    for label in ("subjct", "subject, settng"):
+        with pytest.raises(UnknownNameError, match=r"column of labels in .*pairs\.jsonl '(subjct|settng)'"):
+            read_pairs(PairsConfig(str(path), label=label))
+    with pytest.raises(UnknownNameError, match=r"column of labels in world:train:0\.\.3 'subjet'.*'subject'"):
+        read_pairs(PairsConfig("world:train:0..3", anchor="text", modality="image", label="subjet"))
+
+
 def test_cells_without_a_value_are_no_label_no_file_and_no_words(world, tmp_path):
     nan = float("nan")
     rows = [{"path_a": "000.png", "path_b": "000.wav", "label": value} for value in (nan, 1, 1.0, "")]
@@ -519,6 +594,25 @@ def test_cells_without_a_value_are_no_label_no_file_and_no_words(world, tmp_path
     path.write_text("".join(json.dumps({"text_a": words, "path_b": "000.wav"}) + "\n" for words in ("rain", nan)))
     pairs = read_pairs(PairsConfig(str(path), features=str(world / "feats.npz")))
     assert [row[0] for row in pairs.rows] == ["text:rain"] and [line["side"] for line in pairs.bad] == ["a"]
+
+
+def test_a_file_written_in_several_ways_is_one(world, tmp_path):
+    (tmp_path / "sub").mkdir()
+    ways = ["{}", str(tmp_path / "{}"), "sub/../{}", "./{}", "sub//..//{}"]
+    rows = []
+    for number in range(20):
+        for way in ways:
+            rows.append((way.format(f"{number:03d}.png"), way.format(f"{number:03d}.depth.npy")))
+            rows.append((way.format(f"{number:03d}.png"), f"x{number}.depth.npy"))
+    pairs = read_pairs(PairsConfig(str(write_table(tmp_path / "pairs.csv", ("path_a", "path_b"), rows))))
+    assert list(pairs.anchors) == [f"{number:03d}.png" for number in range(20)]
+    assert len(pairs.others) == 40 and len(pairs.rows) == 40
+    out = hold_out(pairs.rows, 0.2, 1000)
+    held, kept = ({row[0] for row, each in zip(pairs.rows, out, strict=True) if each == side} for side in (True, False))
+    assert len(held) == 4 and not held & kept
+    words = [("rain", "000.png"), ("snow", "001.png")]  # texts of one manifest lie in one file
+    pairs = read_pairs(PairsConfig(str(write_table(tmp_path / "words.csv", ("text_a", "path_b"), words))))
+    assert len(pairs.anchors) == 2
 
 
 def test_no_file_is_on_both_sides_of_the_cut():
@@ -737,6 +831,21 @@ def test_a_configuration_is_data(world, tmp_path):
         ('{"pairs": {"manifest": "p.csv"}, "tower": {"kind": "timm"}}', "names a timm model"),
         ('{"pairs": {"manifest": "p.csv"}, "tower": {"kind": "tim"}}', "Did you mean 'timm'"),
         ('{"pairs": {"manifest": "p.csv"}, "seed": 9223372036854775808}', "from 0 to 9223372036854775807"),
+        ('{"pairs": {"manifest": "p.csv", "max_bad": -1}}', "max_bad: expected a share from 0 to 1, got -1"),
+        ('{"pairs": {"manifest": "p.csv"}, "tower": {"dropout": 5}}', "dropout is a chance .* got 5"),
+        ('{"pairs": {"manifest": "p.csv"}, "tower": {"drop_path": 1}}', "drop_path is a chance .* got 1"),
+        ('{"pairs": {"manifest": "p.csv"}, "tower": {"hidden": -4}}', "hidden: expected a number from 1 on, got -4"),
+        ('{"pairs": {"manifest": "p.csv"}, "tower": {"size_px": 0}}', "size_px: expected a number from 16 on, got 0"),
+        ('{"pairs": {"manifest": "p.csv"}, "tower": {"pretrained": true}}', "pretrained starts a timm model"),
+        ('{"pairs": {"manifest": "p.csv"}, "tower": {"kind": "projector", "pretrained": true}}', "pretrained starts"),
+        ('{"pairs": {"manifest": "p.csv"}, "tower": {"kind": "projector", "size_px": 64}}', "Leave size_px 64 away"),
+        ('{"pairs": {"manifest": "p.csv"}, "tower": {"kind": "projector", "drop_path": 0.1}}', "of an own tower, not"),
+        ('{"pairs": {"manifest": "p.csv"}, "schedule": {"learning_rate": -1}}', "learning_rate is .* above 0, got -1"),
+        ('{"pairs": {"manifest": "p.csv"}, "schedule": {"learning_rate": Infinity}}', "learning_rate is .* got inf"),
+        ('{"pairs": {"manifest": "p.csv"}, "schedule": {"weight_decay": -1}}', "weight_decay: .* from 0 on, got -1"),
+        ('{"pairs": {"manifest": "p.csv"}, "schedule": {"warmup_steps": -5}}', "warmup_steps: .* from 0 on, got -5"),
+        ('{"pairs": {"manifest": "p.csv"}, "schedule": {"chunk": 0}}', "chunk: expected a number from 1 on, got 0"),
+        ('{"pairs": {"manifest": "p.csv"}, "schedule": {"false_negatives": "msk"}}', "Did you mean 'mask'"),
         ('{"pairs": {"manifest": "p.csv"}, "seed": -1}', "seed: expected .* got -1"),
         ("{", "neither JSON nor a manifest"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +27,7 @@ from bindsearch.cli.options import (
 from bindsearch.errors import InputError, TooManyBadError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from bindsearch.probe import Curve
     from bindsearch.store import EmbeddingStore
@@ -64,6 +65,7 @@ TruthOption = Annotated[
 ]
 ColumnOption = Annotated[str, typer.Option("--column", help="Column that holds the true label.")]
 SHOWN = 20
+SHOTS, REPEATS, TEST_SHARE = "1,2,4,8", 5, 0.5
 
 
 @classify_app.command("run")
@@ -172,6 +174,8 @@ def _say_doubts(classifier: Classifier, modalities: tuple[str, ...]) -> None:
             say(f"note: the calibration has no fit for {', '.join(missing)}; their probabilities are as trained.")
         if fitted.templates != classifier.templates:
             say(f"note: calibrated with prompts {fitted.templates}, these are {classifier.templates}.")
+        if set(fitted.labels) != set(classifier.labels):
+            say(f"note: calibrated with other labels: {', '.join(fitted.labels):.100}; probabilities may be off.")
     if classifier.with_none and any(classifier.none_of(name) is None for name in modalities):
         calibrate = "" if MIXED in modalities else "see `bindsearch classify calibrate`, or "
         say(f"note: --none without a calibration goes by doubt alone and misses most; {calibrate}give --none-below.")
@@ -214,6 +218,7 @@ def classify_calibrate(
     kinds = tuple(store.manifest.counts)
     classifier = build_classifier(opened, read_labels(labels), templates, modalities=kinds)
     classifier.check(store.manifest.identity, str(store.path))
+    _say_unmatched(classifier.labels, known)
     rows = np.concatenate([part for part, _ in blocks])
     fitted = calibrate(classifier, rows, [record["modality"] for record in records], known, none_share)
     say(f"wrote {save_calibration(fitted, output)}")
@@ -231,6 +236,18 @@ def classify_calibrate(
             f"{name:<8} {fit.items:>7}  {fit.after.accuracy:8.3f}  {fit.before.ece:7.3f} -> {fit.after.ece:5.3f}   "
             f"{fit.scale:5.1f}  {last}".rstrip()
         )
+
+
+def _say_unmatched(labels: Sequence[str], known: Sequence[str | None]) -> None:
+    """Say which of the labels no item has, and how many items count as none of them: perhaps a word is misspelt."""
+    counts = Counter(label for label in known if label is not None)
+    unseen = [label for label in labels if label not in counts]
+    others = {label: count for label, count in counts.items() if label not in labels}
+    if unseen:
+        say(f"note: no item has {', '.join(map(repr, unseen)):.200}.")
+    if others:
+        named = ", ".join(map(repr, others))
+        say(f"note: {sum(others.values())} items count as none of these; they are {named:.200}.")
 
 
 @classify_app.command("templates")
@@ -273,13 +290,19 @@ def probe(
         Path | None,
         typer.Option("--labels", help="Table of labels (csv, jsonl, parquet); default: the items' own attributes."),
     ] = None,
-    shots: Annotated[str, typer.Option("--shots", help="Examples a label, with commas between.")] = "1,2,4,8",
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Draws of examples for each number.")] = 5,
-    test_share: Annotated[float, typer.Option(help="Share of the items that only test; the same for all draws.")] = 0.5,
+    shots: Annotated[
+        str | None, typer.Option("--shots", help="Examples a label, with commas between; default: 1,2,4,8.")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", min=1, help="Draws of examples for each number; default: 5.")
+    ] = None,
+    test_share: Annotated[
+        float | None, typer.Option(help="Share of the items that only test, the same for all draws; default: 0.5.")
+    ] = None,
     inverse_penalty: Annotated[
         float | None, typer.Option("--c", help="Inverse of the penalty on weights; default: 1000.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the draws; default: 0.")] = None,
     only: OnlyOption = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", callback=file_to_write, help="Draw the curve: .svg, .png or .pdf.")
@@ -314,6 +337,7 @@ def probe(
 
     if apply is not None:
         measuring = {"--column": column, "--labels": labels, "--plot": plot, "--save": save, "--c": inverse_penalty}
+        measuring |= {"--shots": shots, "--repeats": repeats, "--test-share": test_share, "--seed": seed}
         if given := [name for name, value in measuring.items() if value is not None]:
             raise InputError(f"--apply labels with a probe that exists; {', '.join(given)} measures or makes one.")
         verdicts = apply_probe(embeddings, load_probe(apply), modality=only)
@@ -330,7 +354,8 @@ def probe(
         check_plot(plot)
     penalty = INVERSE_PENALTY if inverse_penalty is None else inverse_penalty
     known = read_labelled(embeddings, column, labels, only)
-    curves, without = known.curves(_numbers(shots), repeats, test_share, penalty, seed)
+    draws = _numbers(shots or SHOTS), repeats or REPEATS, TEST_SHARE if test_share is None else test_share
+    curves, without = known.curves(*draws, penalty, seed or 0)
     if save is not None:
         say(f"wrote {save_probe(known.fit(column, penalty), save)}")
     if plot is not None:

@@ -44,11 +44,10 @@ def measure_pairs(
     found = []
     for query in rows.modalities:
         for answer in rows.modalities:
-            judged, group, without = _judge_pair(rows, value, (query, answer), ties)
+            judged, kept, without = _judge_pair(rows, value, (query, answer), ties)
             if judged is not None:
-                found.append(
-                    {"query": query, "answer": answer, **summarise(judged, ks, "recall", group, without, ranks=True)}
-                )
+                figures = summarise(judged, ks, "recall", value[kept], without, ranks=True)
+                found.append({"query": query, "answer": answer, **figures})
     if not found:
         raise InputError(f"{rows.source}: no two items have the same {column!r}; there is nothing to find.")
     return found
@@ -76,21 +75,36 @@ def measure_labels(
     """
     value = codes(rows.column(column))
     mates = None if own is None else codes(rows.column(own))
+    together = _drawn_together(rows, column, own)
     found = []
     for query in rows.modalities:
         for answer in rows.modalities:
-            judged, group, without = _judge_pair(rows, value, (query, answer), ties, mates)
+            judged, kept, without = _judge_pair(rows, value, (query, answer), ties, mates)
             if judged is not None:
-                found.append({"query": query, "answer": answer, **summarise(judged, ks, "accuracy", group, without)})
+                figures = summarise(judged, ks, "accuracy", together[kept], without)
+                found.append({"query": query, "answer": answer, **figures})
     if not found:
         raise InputError(f"{rows.source}: no two items have the same {column!r}; there is nothing to find.")
     return found
 
 
+def _drawn_together(rows: Rows, column: str, own: str | None) -> Codes:
+    """Give each item its number for the bootstrap of labels, (n,) int64: one a pair or group, else one an item.
+
+    Items of one label are no group: a label's items are asked by themselves, and few labels say little of the spread.
+    """
+    alone = np.arange(len(rows))
+    pair = own or rows.pair_column(None)
+    if pair is None or pair == column:
+        return alone
+    groups = codes(rows.column(pair))
+    return np.where(groups < 0, alone + len(rows), groups)
+
+
 def _judge_pair(
     rows: Rows, value: Codes, pair: tuple[str, str], ties: str, mates: Codes | None = None
 ) -> tuple[Judged | None, Codes, int]:
-    """Judge one ordered pair of modalities; gives also the queries' groups and how many were left out."""
+    """Judge one ordered pair of modalities; gives also the queries' places and how many were left out."""
     asked, there = (rows.where(modality) for modality in pair)
     asked, there = asked[value[asked] >= 0], there[value[there] >= 0]
 
@@ -121,7 +135,7 @@ def _judge_pair(
         (lambda block: is_barred(kept[block])) if pair[0] == pair[1] or mates is not None else None,
         ties,
     )
-    return judged, value[kept], int(asked.size - kept.size)
+    return judged, kept, int(asked.size - kept.size)
 
 
 def summarise(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.errors import InputError, MissingInputError
+from bindsearch.linked import link_rows
 from bindsearch.probe.curve import Curve, few_shot
 from bindsearch.probe.linear import LinearProbe, fit_probe
 from bindsearch.store import EmbeddingStore, open_store
@@ -28,7 +29,8 @@ class Labelled:
     Attributes:
         store: where they are.
         rows: (n, d) float32 unit rows.
-        labels, modalities, units: n names; items of one unit (spans of one file, files of one group) belong together.
+        labels, modalities, units: n names; items of one unit (spans of one file, whatever their keys, and files of one
+            group) belong together.
     """
 
     store: EmbeddingStore
@@ -107,8 +109,18 @@ def read_labelled(
         rows,
         tuple(str(truth[place]) for place in here),
         tuple(str(record["modality"]) for record in kept),
-        tuple(str(record.get("group") or record["key"]) for record in kept),
+        tuple(map(str, link_rows(_ties(record) for record in kept).tolist())),
     )
+
+
+def _ties(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Name what an item shares with others that belong to it: its key, its group, its file."""
+    ties: list[tuple[str, ...]] = [("key", str(record["key"]))]
+    if record.get("group"):
+        ties.append(("group", str(record["group"])))
+    if record.get("source") and record["modality"] != "text":  # a text's may be the list that it stands in
+        ties.append(("file", str(record["source"]), str(record.get("member") or "")))
+    return ties
 
 
 def apply_probe(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -35,6 +36,7 @@ from bindsearch.train.same_files import check_files
 
 SETTINGS, FILES, LEDGER = "train.json", "files.json", "bad.jsonl"
 REPORT, READY, SPACE = "report.json", "ready.json", "space"
+ANCHORS, CHECKPOINT = "anchors", "bind.safetensors"
 _POLL_S = 0.5
 
 
@@ -122,7 +124,7 @@ def run_bind(config: BindConfig, folder: str | os.PathLike[str], options: RunOpt
         MissingInputError: no manifest, no pair, or next to none that can be read.
         InputError: the configuration cannot be meant.
         TooManyBadError: more broken pairs than `max_bad` allows; the reasons are in the ledger.
-        MismatchError: the folder holds a run of another configuration, or of other files.
+        MismatchError: the folder holds a run of another configuration, or of other files, that has begun to train.
         BindSearchError: another run trains in the folder.
         KeyboardInterrupt: SIGINT or SIGTERM came; the step in hand was finished and kept.
     """
@@ -186,21 +188,26 @@ def _open_run(config: BindConfig, folder: Path) -> _Run:
 
 
 def _check_same(run: _Run) -> None:
-    """Refuse a folder that another run began; note in a fresh one what this run is.
+    """Refuse a folder that another run began to train in; note in any other what this run is.
+
+    A run that was refused, or killed, before its first checkpoint leaves nothing that another could spoil.
 
     Raises:
         MismatchError: naming what differs, both values.
     """
     path = run.folder / SETTINGS
     mine = json.loads(canonical_json(run.id))
-    if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))["id"]
+    there = json.loads(path.read_text(encoding="utf-8"))["id"] if path.is_file() else None
+    if there is not None and any((run.folder / name).exists() for name in (CHECKPOINT, REPORT)):
         for name, ours, theirs in differences(mine, there):
             raise MismatchError(
                 f"{run.folder}: was begun with {name} = {theirs}, this run has {ours}. Use another folder (-o), or the "
                 "same settings to go on."
             )
         return
+    (run.folder / FILES).unlink(missing_ok=True)
+    if there is not None and there["anchor"] != mine["anchor"]:
+        shutil.rmtree(run.folder / ANCHORS, ignore_errors=True)  # made by another tower
     whole = {"config": to_json_dict(run.config), "id": mine}
     commit_bytes(path, (json.dumps(whole, indent=1) + "\n").encode("ascii"))
 
@@ -217,7 +224,7 @@ def _prepare(run: _Run, options: RunOptions) -> None:
     options.say(
         f"pairs: {len(run.pairs.rows)} of {run.pairs.anchor} and {run.pairs.modality}; {len(run.pairs.bad)} bad"
     )
-    embed_anchors(run.pairs, run.space, run.folder / "anchors", options.workers, options.progress)
+    embed_anchors(run.pairs, run.space, run.folder / ANCHORS, options.workers, options.progress)
     _read_inputs(run, options)
     commit_bytes(run.folder / READY, canonical_json(run.id).encode("ascii"))
 
@@ -249,7 +256,7 @@ def _bound_pairs(run: _Run) -> BoundPairs:
     Raises:
         TooManyBadError, MissingInputError: too little is left.
     """
-    anchors, bad_anchors = read_anchors(list(run.pairs.anchors.values()), run.folder / "anchors")
+    anchors, bad_anchors = read_anchors(list(run.pairs.anchors.values()), run.folder / ANCHORS)
     inputs = _read_inputs(run)
     bad = [*run.pairs.bad, *bad_anchors, *inputs.bad]
     lines = "".join(canonical_json(line) + "\n" for line in bad)
@@ -307,6 +314,8 @@ def _train(run: _Run, bound: BoundPairs, options: RunOptions, report: BindReport
     schedule = run.config.schedule
     interrupted = threading.Event()
     stage = bind_stage(run.config, run.plan, tower, bound, (run.folder, canonical_json(run.id)))
+    if write:
+        stage.noted = lambda notes: write_curves(notes, run.folder)
     with _first_signal(interrupted), _watched(stage, options.progress):
         notes = train_stage(stage, options.stop_after, options.say, interrupted.is_set)
     if interrupted.is_set() and int(notes["step"]) < schedule.steps:
@@ -326,5 +335,4 @@ def _train(run: _Run, bound: BoundPairs, options: RunOptions, report: BindReport
     facts = (run.pairs.anchor, source)
     manifest = write_joined_space(run.folder / SPACE, tower.eval(), run.plan, run.space, name, facts)
     report.space, report.tower_id = str(run.folder / SPACE), manifest.tower_id(run.pairs.modality)
-    write_curves(notes, run.folder)
     commit_bytes(run.folder / REPORT, (json.dumps(report.to_json(), indent=1) + "\n").encode("ascii"))

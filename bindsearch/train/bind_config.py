@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,10 +12,23 @@ from bindsearch.errors import InputError, MissingInputError, UnknownNameError
 from bindsearch.listing.tables import TABLE_SUFFIXES
 from bindsearch.makers import maker_of
 from bindsearch.registry import MODALITIES
-from bindsearch.train.config import check_seed
+from bindsearch.train.config import FALSE_NEGATIVES, check_seed
 
 TOWER_KINDS = ("own", "timm", "projector")
 LONGEST_CHECKPOINT_S = 600.0
+SMALLEST_PX = 16
+DEFAULT_LABEL = "label"
+
+
+def _check_from(least: float, **values: float | None) -> None:
+    """Refuse numbers below the least or not finite; None is no number.
+
+    Raises:
+        InputError: naming the first one.
+    """
+    for name, value in values.items():
+        if value is not None and not least <= value < math.inf:
+            raise InputError(f"{name}: expected a number from {least:g} on, got {value}.")
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class PairsConfig:
     anchor: str = ""
     modality: str = ""
     features: str = ""
-    label: str = "label"
+    label: str = DEFAULT_LABEL
     held_out: float = 0.1
     max_held_out: int = 1000
     max_bad: float = 0.1
@@ -50,6 +64,8 @@ class PairsConfig:
                 raise UnknownNameError("modality of pairs", name, MODALITIES.names())
         if not 0 < self.held_out < 1 or self.max_held_out < 2:
             raise InputError(f"held_out: expected a share between 0 and 1 and max_held_out >= 2, got {self.held_out}.")
+        if not 0 <= self.max_bad <= 1:
+            raise InputError(f"max_bad: expected a share from 0 to 1, got {self.max_bad}.")
         if self.features and self.modality not in ("", "features"):
             raise InputError(
                 f"features: {self.features} is given, so that side b is 'features', not {self.modality!r}."
@@ -83,11 +99,25 @@ class NewTowerConfig:
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse kinds that do not exist, and a backbone without a name."""
+        """Refuse kinds that do not exist, numbers that cannot be meant, and what the kind has no use for."""
         if self.kind not in TOWER_KINDS:
             raise UnknownNameError("kind of tower", self.kind, TOWER_KINDS)
         if (self.kind == "timm") != bool(self.backbone):
             raise InputError("tower: `backbone` names a timm model, and goes with the kind 'timm': --tower timm:NAME.")
+        if self.pretrained and self.kind != "timm":
+            raise InputError(
+                f"tower: pretrained starts a timm model from its released weights; the kind {self.kind!r} has none. "
+                "Leave it away, or take one: --tower timm:NAME."
+            )
+        if self.size_px is not None and self.kind == "projector":
+            raise InputError(f"tower: a projector sees features, no pictures. Leave size_px {self.size_px} away.")
+        if self.drop_path and self.kind != "own":
+            raise InputError(f"tower: drop_path is of an own tower, not of the kind {self.kind!r}. Leave it away.")
+        _check_from(1, hidden=self.hidden)
+        _check_from(SMALLEST_PX, size_px=self.size_px)
+        for name, chance in (("dropout", self.dropout), ("drop_path", self.drop_path)):
+            if not 0 <= chance < 1:
+                raise InputError(f"tower: {name} is a chance from 0 to below 1, got {chance}.")
 
 
 @dataclass(frozen=True)
@@ -125,6 +155,12 @@ class ScheduleConfig:
         """Refuse what cannot be meant."""
         if self.steps < 1 or self.batch < 2 or self.measure_every < 1 or self.log_every < 1:
             raise InputError("schedule: needs steps >= 1, batch >= 2, measure_every >= 1 and log_every >= 1.")
+        _check_from(0, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
+        _check_from(1, chunk=self.chunk)
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"schedule: learning_rate is a number above 0, got {self.learning_rate}. Usual: 0.001.")
+        if self.false_negatives not in FALSE_NEGATIVES:
+            raise UnknownNameError("way with false negatives", self.false_negatives, FALSE_NEGATIVES)
         if not 0 <= self.hard <= 1:
             raise InputError(f"schedule: hard is a share between 0 and 1, got {self.hard}.")
         if self.temperature is not None and not 0 < self.temperature <= 1:

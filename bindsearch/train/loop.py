@@ -66,6 +66,7 @@ class Stage:
         times: checkpoint_every_s, measure_every, log_every.
         data: what it is trained on, as far as `config` does not say; a checkpoint of other data is refused.
         watch: told the loss of each step that was taken.
+        noted: told the notes (see `train_stage`) after each measurement.
     """
 
     config: StageConfig
@@ -78,6 +79,7 @@ class Stage:
     times: tuple[float, int, int] = (240.0, 250, 50)
     data: str = ""
     watch: Callable[[float], None] = lambda loss: None  # noqa: ARG005
+    noted: Callable[[dict[str, Any]], None] = lambda notes: None  # noqa: ARG005
 
     @property
     def path(self) -> Path:
@@ -174,7 +176,7 @@ def train_stage(
         stage.watch(loss)
         return loss
 
-    return run_steps(stage, stage.towers, optimiser, take, stop_after, say, stopped, scale)
+    return run_steps(stage, stage.towers, optimiser, take, stop_after, say, stopped, scale, stage.noted)
 
 
 def train_step(stage: Stage, optimiser: torch.optim.Optimizer, step: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bindsearch.config import content_hash
-from bindsearch.errors import InputError, MissingInputError
+from bindsearch.errors import InputError, MissingInputError, UnknownNameError
+from bindsearch.linked import link_rows
 from bindsearch.listing.folders import file_facts
 from bindsearch.listing.naming import Namer, is_uri, place_of, to_path
 from bindsearch.listing.tables import is_blank, table_rows
 from bindsearch.makers import Maker, maker_of
 from bindsearch.row_table import RowTable, load_row_table
 from bindsearch.sources import ROW_SCHEME
-from bindsearch.train.bind_config import PairsConfig
+from bindsearch.train.bind_config import DEFAULT_LABEL, PairsConfig
 from bindsearch.truth import text_of
 from bindsearch.types import Item, to_text
 
@@ -34,7 +35,7 @@ class Pairs:
     """Pairs of items.
 
     Attributes:
-        anchors, others: the different items of each side, by key.
+        anchors, others: the different items of each side, by key; of a file that is written in several ways the first.
         rows: (anchor key, other key, label or None) a pair, in the manifest's order, each different pair once.
         bad: ledger lines of rows that cannot be meant: key, side, reason.
         anchor, modality: of the sides.
@@ -68,6 +69,7 @@ def read_pairs(config: PairsConfig) -> Pairs:
     Raises:
         MissingInputError: no such manifest or table, or no pair in it.
         InputError: columns are missing, or a side's modality is not known.
+        UnknownNameError: the columns of labels that were asked for are not there.
     """
     maker = maker_of(config.manifest)
     if maker is not None:
@@ -80,6 +82,7 @@ def read_pairs(config: PairsConfig) -> Pairs:
     first = next((row for row in rows if not isinstance(row, str)), None)
     if first is None:
         raise MissingInputError(f"{path}: no pair in it. Write one a row: path_a, path_b.")
+    _check_label(config, {str(name) for row in rows if not isinstance(row, str) for name in row})
     pairs = Pairs(
         _modality_of(first, "a", config.anchor, path),
         _modality_of(first, "b", "features" if table else config.modality, path),
@@ -108,11 +111,24 @@ def _made_pairs(config: PairsConfig, maker: Maker) -> Pairs:
     for item in maker.items(config.manifest, config.anchor):
         pairs.anchors[item.key] = item
         groups.setdefault(item.group, []).append(item)
-    for other in maker.items(config.manifest, config.modality):
+    others = list(maker.items(config.manifest, config.modality))
+    _check_label(config, {name for other in others for name in other.attributes})
+    for other in others:
         pairs.others[other.key] = other
         for anchor in groups.get(other.group, []):
             pairs.rows.append((anchor.key, other.key, _label_of(other.attributes, config.label)))
     return pairs
+
+
+def _check_label(config: PairsConfig, columns: Collection[str]) -> None:
+    """Refuse labels that were asked for and are not there; the usual column may be missing.
+
+    Raises:
+        UnknownNameError: with the nearest name.
+    """
+    for name in (each.strip() for each in config.label.split(",")):
+        if config.label != DEFAULT_LABEL and name not in columns:
+            raise UnknownNameError(f"column of labels in {config.manifest}", name, columns)
 
 
 def _label_of(row: Mapping[str, Any], label: str) -> str | None:
@@ -127,6 +143,7 @@ class _Reader:
     pairs: Pairs
     table: RowTable | None
     seen: set[tuple[str, str]] = field(default_factory=set)
+    files: dict[tuple[str, str], Item] = field(default_factory=dict)
 
     def take(self, row: Mapping[str, Any] | str, where: str, label: str) -> None:
         """Add a row, or a line to the ledger."""
@@ -139,7 +156,7 @@ class _Reader:
             if isinstance(found, str):
                 self.pairs.bad.append({"key": where, "side": side, "stage": "list", "reason": found})
                 return
-            items.append(found)
+            items.append(found if found.literal is not None else self.files.setdefault((side, found.source), found))
         anchor, other = items
         if (anchor.key, other.key) in self.seen:
             return
@@ -198,23 +215,8 @@ def components(rows: Sequence[PairRow], both_sides: bool = True) -> NDArray[np.i
         rows: of `Pairs`. Words that stand in the manifest are no file: two pairs may share them.
         both_sides: False looks at side b alone.
     """
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    names = []
-    for number, (anchor, other, _) in enumerate(rows):
-        sides = [f"b{other}", f"a{anchor}"] if both_sides else [f"b{other}"]
-        linked = [name for name in sides if not name[1:].startswith(WORDS)] or [f"{number}"]
-        names.append(linked[0])
-        for name in linked[1:]:
-            parent[root(name)] = root(linked[0])
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(root(name), len(numbers)) for name in names], dtype=np.int64)
+    files = ([f"b{row[1]}", f"a{row[0]}"] if both_sides else [f"b{row[1]}"] for row in rows)
+    return link_rows([name for name in names if not name[1:].startswith(WORDS)] for names in files)
 
 
 def hold_out(rows: Sequence[PairRow], share: float, at_most: int) -> NDArray[np.bool_]:
@@ -231,10 +233,16 @@ def hold_out(rows: Sequence[PairRow], share: float, at_most: int) -> NDArray[np.
     Raises:
         InputError: nothing can be held out.
     """
+    chosen = np.zeros(len(rows), dtype=np.bool_)
     for both_sides in (True, False):
         chosen = _chosen(rows, components(rows, both_sides), min(round(share * len(rows)), at_most))
         if chosen.sum() >= 2 and not chosen.all():
             return chosen
+    if chosen.all():
+        raise InputError(
+            f"{len(rows)} pairs: a share of {share:g} holds all of them out, and none is left to train on. Bring more "
+            "pairs, or lower --held-out."
+        )
     raise InputError(
         f"{len(rows)} pairs: no two of them can be held out for measuring (share {share:g}). Bring more pairs, or "
         "raise --held-out."

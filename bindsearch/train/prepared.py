@@ -60,6 +60,10 @@ def embed_anchors(pairs: Pairs, space: Space, folder: Path, workers: int, progre
 def read_anchors(items: Sequence[Item], folder: Path) -> tuple[dict[str, FloatArray], Ledger]:
     """Read what `embed_anchors` embedded.
 
+    Args:
+        items: the anchors, in the order of the list that was embedded.
+        folder: of the store.
+
     Returns:
         Key -> (d,) float32 unit row; and the ledger of those that cannot be read.
 
@@ -72,11 +76,16 @@ def read_anchors(items: Sequence[Item], folder: Path) -> tuple[dict[str, FloatAr
         sums[key] = sums[key] + row if key in sums else row  # a long recording has a row a span
     wanted = {item.key for item in items}
     rows = {key: row / np.linalg.norm(row) for key, row in sums.items() if key in wanted}
-    bad = [
-        {"key": line["key"], "side": "a", "stage": line["stage"], "reason": line["reason"]}
-        for line in store.bad()
-        if line["key"] in wanted
-    ]
+    lines = {line["key"]: line for line in store.bad()}
+    bad: Ledger = []
+    for number, item in enumerate(items):
+        line = lines.get(item.key)
+        if line is None and item.key not in rows:
+            line = lines.get(f"{folder.name}.jsonl#{number}")  # the row is named where its key is refused
+        if line is not None:
+            bad.append({"key": item.key, "side": "a", "stage": line["stage"], "reason": line["reason"]})
+        elif item.key not in rows:
+            bad.append({"key": item.key, "side": "a", "stage": "list", "reason": "not embedded"})
     return rows, bad
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bindsearch.store.files import commit_bytes
 
 if TYPE_CHECKING:
     from bindsearch.types import FloatArray
@@ -47,22 +50,19 @@ def recall_figures(
     return figures
 
 
-def write_curves(notes: dict[str, Any], folder: Path) -> Path | None:
+def write_curves(notes: dict[str, Any], folder: Path) -> None:
     """Write loss and retrieval over the steps as curves.json, and as curves.svg where matplotlib is installed.
 
     Args:
-        notes: of `train_stage`: step, seconds, curve.
+        notes: of `train_stage`: step, seconds, curve with at least one point. Not modified.
         folder: of the run.
-
-    Returns:
-        Path of the plot, or None without matplotlib.
     """
     text = json.dumps({name: notes[name] for name in ("step", "seconds", "curve")}, indent=1)
-    (folder / "curves.json").write_text(text + "\n", encoding="utf-8")
+    commit_bytes(folder / "curves.json", (text + "\n").encode("ascii"))
     try:
         import matplotlib as mpl
     except ImportError:
-        return None
+        return
     with mpl.rc_context({"svg.hashsalt": "bindsearch"}):
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
@@ -78,6 +78,6 @@ def write_curves(notes: dict[str, Any], folder: Path) -> Path | None:
         right.set(title="held-out pairs", xlabel="step", ylim=(0, 1.02))
         right.legend(fontsize=7, loc="lower right")
         figure.tight_layout()
-        path = folder / "curves.svg"
-        figure.savefig(path, metadata={"Date": None})
-    return path
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    commit_bytes(folder / "curves.svg", drawn.getvalue())

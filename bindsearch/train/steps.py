@@ -66,6 +66,7 @@ def run_steps(
     say: Callable[[str], None] = print,
     stopped: Callable[[], bool] = lambda: False,
     beside: Callable[[], str] = lambda: "",
+    noted: Callable[[dict[str, Any]], None] = lambda notes: None,  # noqa: ARG005
 ) -> dict[str, Any]:
     """Run a stage from its checkpoint, or from the start, to its end.
 
@@ -79,6 +80,7 @@ def run_steps(
             `log_every` steps, or of as many as there were.
         stopped: asked after each step; True leaves with a checkpoint. Not for several processes: one would wait.
         beside: words that a line of the log adds to the loss.
+        noted: told the notes after each measurement. Not to be modified.
 
     Returns:
         Notes: step, curve, seconds.
@@ -109,6 +111,7 @@ def run_steps(
         if (step + 1) % measure_every == 0 or step + 1 == config.steps:
             figures = {"step": step + 1, "loss": round(losses[-1], 4), **stage.measure()}
             notes["curve"].append(figures)
+            noted(notes)
             say(f"{config.name}: {', '.join(f'{name} {value}' for name, value in figures.items())}")
         leave = step + 1 == end or stopped()
         if rank() == 0 and (time.monotonic() - saved > checkpoint_every_s or leave):

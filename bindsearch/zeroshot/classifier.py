@@ -165,12 +165,17 @@ def build_classifier(
 
     Raises:
         UnknownNameError: the space reads no text, or no such templates.
-        InputError: no label, or a cosine outside [-1, 1].
+        InputError: no label, one that is called as NONE is, or a cosine outside [-1, 1].
         MismatchError: the calibration is not of this space.
     """
     if not isinstance(none, bool) and not -1 <= none <= 1:
         raise InputError(f"none: expected a cosine between -1 and 1, got {none}.")
     found, chosen = Labels.of(labels), load_templates(templates)
+    if none is not False and NONE in found.names:
+        raise InputError(
+            f"labels: {NONE!r} is what an item is called that is none of the labels. Leave that label out: --none asks "
+            "for it already."
+        )
     if calibration is not None:
         calibration.check(space)
     wanted = space.modalities if modalities is None else [name for name in modalities if name in space.modalities]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -199,7 +200,16 @@ def _read_text(path: Path, flag: str) -> str:
 
 
 def _parse_json(text: str, path: Path) -> Any:
+    twice: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
     try:
-        return json.loads(text)
+        found = json.loads(text, object_pairs_hook=once)
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}).") from error
+    if twice:
+        raise InputError(f"{path}: {twice[0]!r:.60} is there twice. Name it once, with all its phrases in one list.")
+    return found
