@@ -64,10 +64,13 @@ def embed_all(space: Space, world: World, home: Path) -> dict[str, np.ndarray]:
     return rows
 
 
-def measure_split(spaces: Sequence[Space], world: World, home: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Judge all pairs on one split; give the first space's embeddings beside it."""
+def measure_split(
+    spaces: Sequence[Space], world: World, home: Path, beside: World | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Judge all pairs on one split, among another one's scenes too if asked; give the first space's embeddings."""
     rows = [embed_all(space, world, home) for space in spaces]
-    figures = average([measure_pairs(world.scenes, each) for each in rows])
+    more = [None if beside is None else (beside.scenes, embed_all(space, beside, home)) for space in spaces]
+    figures = average([measure_pairs(world.scenes, each, other) for each, other in zip(rows, more, strict=True)])
     return judge(figures), rows[0]
 
 
@@ -135,9 +138,12 @@ def write_scores(result: Mapping[str, Any]) -> None:
             a, b = (LABELS.get(view, view) for view in pair.split("->"))
             name, bar = f"emergence: {a} -> {b}, {attribute}", f">= {entry['bar']:.3f}, never paired"
             write_score(name, entry["value"], unit, bar, COMMAND, entry)
-    pair, attribute, entry = worst(result["compositional"], "emergent")
-    name = "emergence: subjects in settings never met, worst emergent pair"
-    write_score(name, entry["value"], unit, f"no bar; {pair}, {attribute}", COMMAND, entry)
+    among = {"compositional": unit, "compositional among all": f"top-1 of {2 * result['n']:,}"}
+    for part, gallery in among.items():
+        pair, attribute, entry = worst(result[part], "emergent")
+        name = "emergence: subjects in settings never met, worst emergent pair"
+        name += "" if part == "compositional" else ", scenes of all pairs among the answers"
+        write_score(name, entry["value"], gallery, f"no bar; {pair}, {attribute}", COMMAND, entry)
     for raw, row in result["nearest neighbour"].items():
         for attribute in [one for one in ("subject", "setting") if one in row] or ["motion"]:
             name, figure = f"raw: 1-NN on {raw}, {attribute}", row[attribute]
@@ -181,6 +187,7 @@ def measure(spaces: Sequence[Space], n: int, home: Path, skip: Sequence[str] = (
     if "compositional" not in skip:
         never = World("compositional-full", "compositional", n)
         result["compositional"] = measure_split(spaces, never, home)[0]
+        result["compositional among all"] = measure_split(spaces, never, home, test)[0]
     if "raw" not in skip:
         result["nearest neighbour"] = measure_neighbours(test.scenes)
     if "arithmetic" not in skip:

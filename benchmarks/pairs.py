@@ -68,12 +68,19 @@ def has_bar(a: str, b: str, attribute: str) -> bool:
     return attribute != "motion" or "imu" in (a, b)
 
 
-def measure_pairs(scenes: Scenes, rows: Mapping[str, NDArray[np.float32]]) -> dict[str, dict[str, Any]]:
+Embedded = tuple[Scenes, Mapping[str, "NDArray[np.float32]"]]
+"""n scenes, and (n, d) unit rows a column of the report, in the scenes' order."""
+
+
+def measure_pairs(
+    scenes: Scenes, rows: Mapping[str, NDArray[np.float32]], beside: Embedded | None = None
+) -> dict[str, dict[str, Any]]:
     """Give the top-1 accuracy of every ordered pair among all scenes, by attribute.
 
     Args:
         scenes: n scenes.
         rows: (n, d) unit rows a column of the report, in the scenes' order. Not modified.
+        beside: other scenes with as many columns, which answer too and ask nothing. Not modified.
 
     Returns:
         "a->b" -> attribute -> share with its 95 % interval.
@@ -82,11 +89,13 @@ def measure_pairs(scenes: Scenes, rows: Mapping[str, NDArray[np.float32]]) -> di
     for a, b in permutations([view for view in VIEWS if view in rows], 2):
         attributes = shared_attributes(a, b)
         if attributes:
-            hits = top_hits(rows[a], rows[b])
-            figures[f"{a}->{b}"] = {
-                attribute: accuracy(getattr(scenes, attribute), getattr(scenes, attribute)[hits])
-                for attribute in attributes
-            }
+            answers = rows[b] if beside is None else np.concatenate([rows[b], beside[1][b]])
+            hits = top_hits(rows[a], answers)
+            figures[f"{a}->{b}"] = {}
+            for attribute in attributes:
+                asked = getattr(scenes, attribute)
+                there = asked if beside is None else np.concatenate([asked, getattr(beside[0], attribute)])
+                figures[f"{a}->{b}"][attribute] = accuracy(asked, there[hits])
     return figures
 
 

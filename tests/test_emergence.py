@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,15 @@ def test_an_emergent_pair_is_judged_by_its_weaker_link(scenes, rows):
     assert "bar" not in judged["image->depth"]["attributes"]["motion"]
     assert judged["imu->text"]["attributes"]["motion"]["bar"] == 0.8
     assert worst(judged, "trained")[0] in ("audio->image", "image->audio")
+
+
+def test_scenes_beside_answer_and_ask_nothing(scenes, rows):
+    alone = measure_pairs(scenes, rows)["audio->image"]["subject"]
+    assert alone["value"] == 1.0
+    others = replace(scenes, subject=(scenes.subject + 1) % 24)
+    nearer = {view: matrix if view == "audio" else 2 * matrix for view, matrix in rows.items()}
+    among = measure_pairs(scenes, rows, (others, nearer))["audio->image"]["subject"]
+    assert among["value"] == 0.0 and among["n"] == alone["n"] == len(scenes)
 
 
 def test_seeds_are_averaged_and_kept(scenes, rows):

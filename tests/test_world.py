@@ -15,7 +15,7 @@ from bindsearch.errors import InputError, UnknownNameError
 from bindsearch.world.audio import RATE_HZ, SAMPLES, render_waves
 from bindsearch.world.grounds import GROUNDS
 from bindsearch.world.image import render_images
-from bindsearch.world.scene import ABSENT, SPLITS, draw, names, sample, split_seeds, table
+from bindsearch.world.scene import ABSENT, SPLITS, draw, held_out, names, sample, split_seeds, table
 from bindsearch.world.shapes import Canvas, bar, box, ellipse, polygon, ring
 from bindsearch.world.write import write_world
 
@@ -54,6 +54,15 @@ def test_every_subject_and_setting_occurs_evenly():
     for attribute, count in (("subject", 24), ("setting", 8)):
         shares = np.bincount(getattr(scenes, attribute), minlength=count) * count / len(scenes)
         assert shares.min() > 0.85 and shares.max() < 1.15, attribute
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_subject_meets_its_held_out_setting_in_one_split_alone(split):
+    scenes = sample(split_seeds(split, 20_000))  # what every modality is rendered from, so that none shows such a pair
+    met = set(zip(scenes.subject.tolist(), scenes.setting.tolist(), strict=True))
+    kept = set(enumerate(held_out().tolist()))
+    every = set(itertools.product(range(len(names("subject"))), range(len(names("setting")))))
+    assert met == (kept if split == "compositional" else every - kept)
 
 
 def test_kinds_leave_out_what_they_say():

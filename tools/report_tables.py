@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 LABELS = {"text": "text", "german": "German text"}
 ORDER = ("image", "video", "text", "german", "audio", "depth", "thermal", "imu")
+STATES = ("stored", "centred")
 MISSING = "*Not measured yet.*"
 MARK = re.compile(r"<!-- table: ([a-z -]+) -->.*?<!-- /table -->", re.DOTALL)
 
@@ -169,6 +170,37 @@ def position(report: Report) -> str:
     return rows(["embedding of", *[f"R² of {name}" for name in names]], lines)
 
 
+def gaps(report: Report) -> str:
+    """Lay out how far apart two modalities lie, as stored and with each one's mean taken away."""
+    stored, centred = ({(row["a"], row["b"]): row for row in report["gap"][state]["pairs"]} for state in STATES)
+    lines = []
+    for pair, row in stored.items():
+        after = centred[pair]
+        cells = [f"{row[name]:.2f} / {after[name]:.2f}" for name in ("alignment", "uniformity", "nearer_own")]
+        lines.append([f"{pair[0]}, {pair[1]}", f"{row['centroid_distance']:.2f}", *cells])
+    return rows(["modalities", "distance of means", "alignment", "uniformity", "nearer to their own mean"], lines)
+
+
+def gap_search(report: Report) -> str:
+    """Lay out what centring does to search in a folder of all modalities."""
+    lines = []
+    for name, row in report["search"]["by modality"].items():
+        cells = [
+            f"{row['stored'][figure]['value']:.3f} / {row['centred'][figure]['value']:.3f}"
+            for figure in ("right in ten", "own modality in ten", "mean average precision")
+        ]
+        lines.append([name, row["attribute"], *cells, f"{row['even share']:.3f}"])
+    head = [
+        "asks",
+        "right is",
+        "right in ten",
+        "own modality in ten",
+        "mean average precision",
+        "its share of the folder",
+    ]
+    return rows(head, lines)
+
+
 def claims(report: Report) -> str:
     """Lay out what the paper says beside what came out here."""
     lines = [[row["about"], row["paper"], row["here"], row["verdict"]] for row in report["claims"]]
@@ -190,9 +222,12 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "emergent pairs": ("emergence", named_pairs),
     "translation": ("emergence", translation),
     "pairs never seen": ("emergence", matrices("compositional", bars=False)),
+    "pairs never seen among all": ("emergence", matrices("compositional among all", bars=False)),
     "arithmetic": ("emergence", sums),
     "raw": ("emergence", neighbours),
     "position": ("emergence", position),
+    "gap": ("gap", gaps),
+    "gap search": ("gap", gap_search),
     "claims": ("ablations", claims),
     "variants": ("ablations", variants),
     **index_tables.TABLES,
