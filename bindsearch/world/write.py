@@ -265,7 +265,7 @@ def _in_processes(world: World, folder: Path, todo: Sequence[range], workers: in
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """Pass over further interrupts: one in the middle of ending the workers would leave the process waiting for them."""
+    """Pass over further interrupts: one while the workers are ended would leave the process waiting for them."""
     if threading.current_thread() is not threading.main_thread():  # interrupts are the main thread's alone
         yield
         return
