@@ -597,7 +597,7 @@ def test_open_clip_without_a_network_says_one_thing(
 
     monkeypatch.setattr(open_clip, "create_model", create)
     monkeypatch.setenv("BINDSEARCH_OFFLINE", "0")
-    with pytest.raises(WeightsError, match="no route to host.*BINDSEARCH_OFFLINE=1"):
+    with pytest.raises(WeightsError, match=r"no route to host.*BINDSEARCH_OFFLINE=1"):
         load_space("open_clip:ViT-B-32/openai").embed("text", ["a dog"])
     assert caplog.messages == []
     logging.getLogger("huggingface_hub.utils._http").warning("heard again")

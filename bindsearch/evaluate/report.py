@@ -119,8 +119,8 @@ def _foot(result: Record) -> list[str]:
         (f"{row['modality']} by {name}", row) for name, rows in result.get("zero_shot", {}).items() for row in rows
     ]
     lines += [
-        f"{name}: {row['missed']} of {row['queries']} queries count as failures: what they ask for, or they themselves, "
-        "could not be embedded."
+        f"{name}: {row['missed']} of {row['queries']} queries count as failures: they, or what they ask for, could "
+        "not be embedded."
         for name, row in counted
         if row.get("missed")
     ]

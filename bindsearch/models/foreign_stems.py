@@ -145,8 +145,8 @@ def _cached_file(timm: Any, name: str) -> Path:
             return local
         place, origin = str(local), url or "nowhere: timm has no weights of this name"
     raise WeightsError(
-        f"timm {name}: offline, and its released weights are not in {place}. They come from {origin}. Switch offline off "
-        "(BINDSEARCH_OFFLINE=0) and run once, or train from random weights: leave --pretrained away."
+        f"timm {name}: offline, and its released weights are not in {place}. They come from {origin}. Switch offline "
+        "off (BINDSEARCH_OFFLINE=0) and run once, or train from random weights: leave --pretrained away."
     )
 
 

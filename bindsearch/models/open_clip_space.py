@@ -257,8 +257,8 @@ def _build(choice: Choice, quick_gelu: bool) -> torch.nn.Module:
         reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
         raise WeightsError(
             f"open_clip:{choice.arch}/{choice.tag}: the weights cannot be had ({reason}). "
-            "With a network, run the command once more; it keeps what it fetched. Without one, BINDSEARCH_OFFLINE=1 asks "
-            "for what is on this machine alone."
+            "With a network, run the command once more; it keeps what it fetched. Without one, BINDSEARCH_OFFLINE=1 "
+            "asks for what is on this machine alone."
         ) from error
     return loaded
 
