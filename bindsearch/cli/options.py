@@ -65,7 +65,9 @@ class BuildFirst(WholeHelp):
             InputError: it is nothing on the disk either, and is a word much like a subcommand.
         """
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
-            meant = _SAID_FOR.get(args[0]) or next(iter(get_close_matches(args[0], self.commands, n=1)), None)
+            meant = _SAID_FOR.get(args[0]) or next(
+                iter(get_close_matches(args[0], self.commands, n=1, cutoff=0.7)), None
+            )
             if meant and args[0].isalpha() and not Path(args[0]).exists():
                 raise InputError(f"unknown command {args[0]!r}; did you mean {meant}? Type: {ctx.command_path} {meant}")
             args = ["build", *args]

@@ -38,12 +38,13 @@ def licence_of(name: str) -> str:
 
 def nothing_to_fetch(name: str) -> str:
     """Say why a space needs no fetching; "" where it does, or is not known."""
-    from bindsearch.models import spaces  # registers them
+    from bindsearch.models import spaces  # noqa: F401  # registers them
+    from bindsearch.registry import SPACES
 
     head = name.partition(":")[0]
-    if head in releases() or head not in spaces.SPACES:
+    if head in releases() or head not in SPACES:
         return ""
-    status = spaces.SPACES[head].status()
+    status = SPACES[head].status()
     here = status in ("bundled", "from a seed")
     return f"{status}, nothing to fetch." if here else "fetched at first use; nothing to do now."
 
