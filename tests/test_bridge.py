@@ -144,3 +144,4 @@ def test_query_with_a_bridge(index, tmp_path, capsys):
     text = json.dumps(carried)
     assert "image 10 cached images" in text
     assert run([*base, "--bridge-cache", str(tmp_path / "nowhere")]) == 3
+    assert "nowhere: does not exist. Type: bindsearch cache build" in capsys.readouterr().err

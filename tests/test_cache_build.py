@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -165,7 +166,7 @@ def test_how_many_inputs_may_be_bad_is_said(tmp_path):
     assert record.kept == 1
 
 
-def test_what_cannot_be_built_from_is_refused(tmp_path):
+def test_what_cannot_be_built_from_is_refused(tmp_path, capsys):
     rows = features()
     rows[17, 3] = np.nan
     np.save(tmp_path / "nan.npy", rows)
@@ -182,7 +183,11 @@ def test_what_cannot_be_built_from_is_refused(tmp_path):
         build_cache(tmp_path / "cache", Inputs((str(path),)))
     np.save(tmp_path / "fine.npy", features())
     build_cache(tmp_path / "cache", Inputs((str(tmp_path / "fine.npy"),)))
-    with pytest.raises(InputError, match="holds an index already"):
+    assert run(["cache", "enhance", str(tmp_path / "cache"), "--text", "a dog"]) == 5
+    assert re.search(r"only vectors can be given.*cache build FILE -o \S+cache --space-id", capsys.readouterr().err)
+    with pytest.raises(
+        InputError, match=r"holds an index already\. Replace it with --force, or choose a new folder\.$"
+    ):
         build_cache(tmp_path / "cache", Inputs((str(tmp_path / "fine.npy"),)))
     (tmp_path / "cache" / RECORD).write_text('{"format": "other"}', encoding="utf-8")
     with pytest.raises(MismatchError, match=r"index\.cache\.json: cannot be read"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import errno
+import io
 import json
 import os
 import re
@@ -246,6 +247,61 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, tmp_path)
     monkeypatch.setattr(bindsearch.embed, "run_embed", stop)
     assert run(["embed", "world:0..4", "-o", str(tmp_path / "out")]) == 130
     assert "Run the same command again to go on." in capsys.readouterr().err
+
+
+def test_an_interrupted_query_promises_nothing(monkeypatch, capsys):
+    import bindsearch.search
+    from bindsearch.cli import run
+
+    def stop(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bindsearch.search, "open_index", stop)
+    assert run(["query", "idx", "--text", "a dog"]) == 130
+    assert capsys.readouterr().err == "interrupted.\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("verfy", "verify"), ("upsert", "add"), ("delete", "remove"), ("inof", "info")]
+)
+def test_a_mistyped_subcommand_of_index_is_named(typed, meant, capsys, monkeypatch, tmp_path):
+    from bindsearch.cli import run
+
+    monkeypatch.chdir(tmp_path)
+    assert run(["index", typed, "idx/e"]) == 2
+    said = f"unknown command {typed!r}; did you mean {meant}? Type: bindsearch index {meant}"
+    assert said in capsys.readouterr().err
+    (tmp_path / typed).mkdir()  # a folder of that name is embeddings
+    assert run(["index", typed, "-o", "idx"]) == 3
+    assert "unknown command" not in capsys.readouterr().err
+
+
+def test_what_needs_no_fetching_is_said(capsys, monkeypatch):
+    from bindsearch.cli import run
+
+    assert run(["models", "fetch", "bindsearch-mini"]) == 0
+    assert "bundled, nothing to fetch" in capsys.readouterr().err
+    assert run(["models", "fetch", "open_clip:ViT-B-32/laion2b_s34b_b79k"]) == 0
+    assert "fetched at first use" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert run(["models", "fetch", "imagebind-huge"]) == 2
+    assert "--accept-licence" in capsys.readouterr().err
+
+
+def test_an_empty_question_is_refused(capsys):
+    from bindsearch.cli import run
+
+    assert run(["ask", " ", "--image", "x.png"]) == 2
+    assert "question is empty" in capsys.readouterr().err
+
+
+def test_joining_says_at_the_start_that_it_waits(capsys, monkeypatch, tmp_path):
+    import bindsearch.embed.run as running
+    from bindsearch.cli import run
+
+    monkeypatch.setattr(running, "JOIN_LIMIT_S", 0.2)
+    assert run(["embed", "--join", "-o", str(tmp_path / "out"), "--space", "tiny", "--workers", "0"]) == 3
+    assert "waits 0.2 s for one" in capsys.readouterr().err
 
 
 def test_folders_that_are_mixed_up_are_called_what_they_are(tmp_path, capsys):

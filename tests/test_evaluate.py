@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -261,6 +262,25 @@ def test_zero_shot_by_hand():
     assert found["per_class"] == {"dog": {"accuracy": 0.666667, "n": 3}, "cat": {"accuracy": 1.0, "n": 1}}
     with pytest.raises(InputError, match=r"no audio has one of the 1 classes.*dog"):
         measure_zero_shot(rows, "audio", "label", (ClassName("car", ("car",)),), names[:1])
+
+
+def test_zero_shot_counts_what_could_not_be_embedded_as_wrong(tmp_path):
+    classes = tuple(ClassName.of_label(name) for name in "abcdef")
+    rows = toy_rows(np.eye(6)[:2], ["audio"] * 2, label=["a", "b"], fold=["1", "2"])
+    lost = [
+        {"key": "x", "modality": "audio", "label": "a", "fold": "1"},
+        {"key": "y", "modality": "image", "label": "a", "fold": "1"},  # of another modality
+        {"key": "z", "modality": "audio", "label": None, "fold": "1"},  # of no label
+    ]
+    found = measure_zero_shot(replace(rows, lost=lost), "audio", "label", classes, np.eye(6, dtype=np.float32), "fold")
+    assert (found["queries"], found["missed"]) == (3, 1)
+    # folds: 1 of 2 and 1 of 1, at 1 and at 5 alike; of "a" half is found, of "b" all
+    assert found["accuracy_at_1"].value == found["accuracy_at_5"].value == pytest.approx(0.75)
+    assert found["per_class"]["a"] == {"accuracy": 0.5, "n": 2} and found["map"].value == pytest.approx(0.75)
+    # labels of a table reach them too
+    (tmp_path / "labels.csv").write_text("key,kind\n0,a\n1,b\nx,a\n", encoding="utf-8")
+    joined = replace(rows, lost=lost).joined(tmp_path / "labels.csv")
+    assert [row["kind"] for row in joined.lost] == ["a", None, None]
 
 
 def test_several_labels_an_item_are_measured_by_map():

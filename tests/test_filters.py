@@ -22,6 +22,7 @@ from bindsearch.index.faiss_index import FaissFlatIndex
 from bindsearch.index.flat import FlatIndex
 from bindsearch.index.recipe import NO_MARGIN
 from bindsearch.search import Shape, ask, columns, open_index
+from bindsearch.search.columns import values_of
 from bindsearch.search.costs import Cost, Costs, measured_costs
 from bindsearch.search.ranking import Effort
 from bindsearch.search.routes import Choice, _efforts, choose_route, search_segment
@@ -862,6 +863,35 @@ def test_many_values_are_looked_up_in_one_pass(monkeypatch):
     where = f"c in ({', '.join(map(str, range(1000, 3000)))})"
     assert np.flatnonzero(parse_filter(where).mask(lambda _: column)).tolist() == list(range(1000, 3000))
     assert not calls
+
+
+@pytest.mark.parametrize(
+    ("named", "holds"),
+    [
+        ({"where": "attributes.size == 'medium'"}, 20),
+        ({"sql": "\"attributes.size\" = 'medium'"}, 20),
+        ({"where": "attributes.size == 'medium' and size > 0"}, 20),
+        ({"where": "size > 0"}, 35),
+    ],
+)
+def test_an_attribute_named_like_a_column_is_reached(tmp_path, named, holds):
+    """A world's manifest has a size in words beside the bytes of the item table."""
+    for part, prefix in enumerate(("item", "more")):
+        store = FakeStore(n=20, dim=16, seed=part, prefix=prefix)
+        texts = pa.array([json.dumps({"size": ("small", "medium")[row % 2]}) for row in range(20)])
+        store.table = store.table.set_column(store.table.column_names.index("attributes"), "attributes", texts)
+        sizes = pa.array([0 if part == 1 and row % 4 == 0 else 9 for row in range(20)], store.table["size"].type)
+        store.table = store.table.set_column(store.table.column_names.index("size"), "size", sizes)
+        if part:
+            open_index(tmp_path / "index").add(store)
+        else:
+            build_index(store, tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    assert index.select(**named).count == holds
+    read = values_of(index.folder.snapshot, index.folder.snapshot.ids()[:4], ["attributes.size"])
+    assert set(read["attributes.size"].to_pylist()) == {"small", "medium"}
+    with pytest.raises(UnknownNameError, match=r"attributes\.size"):
+        index.select(where="attributes.sise == 'medium'")
 
 
 @pytest.fixture(scope="module")

@@ -237,7 +237,7 @@ def test_merge_says_what_cannot_be_meant(three, tmp_path):
     paths = [each.path for each in three]
     with pytest.raises(InputError, match="1 index"):
         merge_indexes(paths[:1], tmp_path / "out")
-    with pytest.raises(InputError, match="holds an index already"):
+    with pytest.raises(InputError, match=r"holds an index already[.] Merge into a new folder"):
         merge_indexes(paths, paths[0])
     with pytest.raises(InputError, match="expected first or last, got 'best'"):
         merge_indexes(paths, tmp_path / "out", prefer="best")

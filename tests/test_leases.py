@@ -198,6 +198,9 @@ def test_places_come_from_the_flag_torchrun_or_slurm():
     assert str(Place.of("2/4", {})) == "2/4"
     assert Place.of(None, {"RANK": "3"}) == Place()  # half of it says nothing
     assert Place.of(None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}) == Place()  # a batch job of one is no launcher
+    for rank, size in (("5", "2"), ("a", "2"), ("0", "b")):
+        with pytest.raises(InputError, match=f"RANK={rank}, WORLD_SIZE={size}: expected .*unset RANK WORLD_SIZE"):
+            Place.of(None, {"RANK": rank, "WORLD_SIZE": size})
     for wrong in ("0/4", "5/4", "1", "a/b", "-1/3"):
         with pytest.raises(InputError, match="--shard: expected i/n, counted from 1"):
             Place.of(wrong, {})

@@ -304,6 +304,16 @@ def test_what_was_waited_for_is_said(report, said):
     assert (said in report.to_text()) or not said
 
 
+def test_processes_of_one_machine_are_told_of_their_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3})
+    report = report_of(60, 30, 10, (150, 40, 5), workers=1)
+    assert "--workers 4 would help" in report.advice()
+    report.processes = 2
+    assert "--workers 2 would help" in report.advice()
+    report.processes = 4
+    assert "--workers" not in report.advice() and "its 1 of the cores" in report.advice()
+
+
 @pytest.mark.parametrize(
     ("quicker", "said"),
     [

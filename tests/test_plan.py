@@ -479,7 +479,9 @@ def test_a_budget_on_the_command_line(on_disk, tmp_path, capsys, table):
     assert run(["index", "info", str(output), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tuned"]["modalities"]["text"]["queries"] == 30
     assert run(["index", "tune", str(output), "--queries", str(on_disk[1]), "--held-out", "20", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["modalities"]["text"]["queries"] == 20
+    tuned = json.loads(capsys.readouterr().out)
+    assert tuned["modalities"]["text"]["queries"] == 20
+    assert tuned["asked"]["recall"] == 0.9  # as it was built for
 
 
 def test_queries_held_out_of_nothing_are_refused(on_disk, tmp_path, capsys):

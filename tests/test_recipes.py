@@ -14,9 +14,10 @@ import pytest
 from miniatures import make_esc50, make_nyu, make_sun, write_csv, write_mp4, write_wav
 
 from bindsearch.errors import InputError, MissingInputError, UnknownNameError, UnsupportedError
-from bindsearch.evaluate import list_recipes, load_prompts, load_recipe, read_rows, run_recipe
+from bindsearch.evaluate import list_recipes, load_prompts, load_recipe, name_vectors, read_rows, run_recipe
 from bindsearch.evaluate.layouts import list_items
 from bindsearch.evaluate.recipe import presets_for
+from bindsearch.evaluate.report import to_text
 from bindsearch.models.spaces import load_space
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -48,6 +49,25 @@ def test_esc50_averages_its_folds(tmp_path, tiny):
     best = np.argmax(rows.vectors.astype(float) @ np.array(vectors).T, axis=1)
     right = [recipe.classes[place].label == label for place, label in zip(best, rows.columns["label"], strict=True)]
     assert row["accuracy_at_1"]["value"] == pytest.approx(np.mean(right))
+
+
+def test_a_broken_clip_counts_as_wrong_at_1_and_at_5_alike(tmp_path, tiny):
+    make_esc50(tmp_path / "data", folds=2)
+    (tmp_path / "data" / "audio" / "1-1000-A-0.wav").write_bytes(b"no sound")
+    result = run_recipe(load_recipe("esc50"), tmp_path / "data", tmp_path / "run", tiny)
+    row = result["rows"]["audio"]
+    assert (row["queries"], row["missed"]) == (10, 1)
+    assert row["per_class"]["dog"]["n"] == 2 and [fold["n"] for fold in row["folds"].values()] == [5, 5]
+    # by plain numpy: folds are of one size here, so that their mean is that of all, the broken one among them
+    rows = read_rows(tmp_path / "run" / "embeddings")
+    classes = load_recipe("esc50").classes
+    vectors = name_vectors(tiny, classes, load_prompts("clip80"))
+    order = np.argsort(-(rows.vectors.astype(float) @ vectors.T), axis=1)
+    place = {each.label: number for number, each in enumerate(classes)}
+    rank = [row.tolist().index(place[label]) for row, label in zip(order, rows.columns["label"], strict=True)]
+    assert row["accuracy_at_1"]["value"] == pytest.approx(sum(each < 1 for each in rank) / 10)
+    assert row["accuracy_at_5"]["value"] == pytest.approx(sum(each < 5 for each in rank) / 10)
+    assert "audio: 1 of 10 queries count as failures" in to_text(result)
 
 
 def test_a_second_run_embeds_nothing(tmp_path, tiny, monkeypatch):
@@ -107,6 +127,20 @@ def test_clotho_asks_each_caption(tmp_path, tiny):
     (root / "evaluation" / names[1]).unlink()
     with pytest.raises(MissingInputError, match=r"1 of 3 files.*Dogs, two.*zenodo"):
         run_recipe(load_recipe("clotho"), root, tmp_path / "run", tiny)
+
+
+def test_videos_without_any_sound_are_missed_by_sound_alone(tmp_path, tiny):
+    root, rows = tmp_path / "msrvtt", []
+    for number in range(2):
+        write_mp4(root / "videos" / "all" / f"video{number}.mp4", number, sound=False)
+        rows.append({"key": f"ret{number}", "video_id": f"video{number}", "sentence": f"a thing {number}"})
+    write_csv(root / "MSRVTT_JSFUSION_test.csv", rows)
+    result = run_recipe(load_recipe("msrvtt"), root, tmp_path / "run", tiny)
+    found = result["rows"]
+    assert (found["audio"]["queries"], found["audio"]["missed"], found["audio"]["gallery"]) == (2, 2, 0)
+    assert found["audio"]["recall_at_10"]["value"] == 0 and "median_rank" not in found["audio"]
+    assert found["video"]["recall_at_10"]["value"] == 1 and found["video"]["missed"] == 0
+    assert "audio: 2 of 2 queries count as failures" in to_text(result)
 
 
 def test_msrvtt_sums_pictures_and_sound(tmp_path, tiny):

@@ -573,6 +573,54 @@ def test_open_clip_offline_says_what_is_missing(
         space.embed("text", ["a dog"])
 
 
+def hub_cached(cache: Path, repository: str, name: str, data: bytes) -> None:
+    """Lay a file where the hub's client keeps what it fetched."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    for part in ("refs", "snapshots/1"):
+        (folder / part).mkdir(parents=True)
+    (folder / "refs" / "main").write_text("1")
+    (folder / "snapshots" / "1" / name).write_bytes(data)
+
+
+def test_open_clip_without_a_network_says_one_thing(
+    open_clip_space: Space, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import logging
+
+    import open_clip
+
+    def create(*_: object, **__: object) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("retrying in 1 s")
+        code = compile("import logging; logging.error('no weights')", open_clip.__file__, "exec")
+        exec(code, {})  # as open_clip's own lines, to the root logger
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(open_clip, "create_model", create)
+    monkeypatch.setenv("BINDSEARCH_OFFLINE", "0")
+    with pytest.raises(WeightsError, match=r"no route to host.*BINDSEARCH_OFFLINE=1"):
+        load_space("open_clip:ViT-B-32/openai").embed("text", ["a dog"])
+    assert caplog.messages == []
+    logging.getLogger("huggingface_hub.utils._http").warning("heard again")
+    assert caplog.messages == ["heard again"]
+
+
+def test_released_weights_of_timm_obey_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import timm
+    import torch
+    from safetensors.torch import save
+
+    from bindsearch.models.foreign_stems import build_backbone
+
+    monkeypatch.setenv("BINDSEARCH_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"test_resnet: offline.*huggingface\.co/timm/test_resnet.*--pretrained"):
+        build_backbone("test_resnet", (3, 1, 32, 32), pretrained=True)
+    released = timm.create_model("test_resnet", pretrained=False).state_dict()
+    hub_cached(tmp_path, "timm/test_resnet.r160_in1k", "model.safetensors", save(released))
+    found = build_backbone("test_resnet", (3, 1, 32, 32), pretrained=True).state_dict()
+    assert found and all(torch.equal(values, released[name]) for name, values in found.items())
+
+
 def test_info_about_open_clip_loads_no_weights(
     open_clip_space: Space, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -582,6 +630,9 @@ def test_info_about_open_clip_loads_no_weights(
     assert run([*words, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["dim"] == 512 and facts["modalities"] == ["image", "text"] and "logit_scales" not in facts
+    assert facts["status"] == "fetched at first use"
+    hub_cached(tmp_path, "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "open_clip_model.safetensors", b"")
+    assert info(words[-1])["status"] == "at hand" and info(OPEN_CLIP)["status"] == "from a seed"
     assert run(words) == 0
     assert "known when a tower is loaded" in capsys.readouterr().out
 

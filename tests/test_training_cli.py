@@ -43,7 +43,7 @@ from bindsearch.registry import MODALITIES
 from bindsearch.row_table import load_row_table
 from bindsearch.sources import Source
 from bindsearch.train.augment import vary
-from bindsearch.train.bind import RunOptions, run_bind
+from bindsearch.train.bind import BindReport, RunOptions, _brief, run_bind
 from bindsearch.train.bind_config import BindConfig, NewTowerConfig, PairsConfig, ScheduleConfig, load_bind_config
 from bindsearch.train.bind_stage import BoundPairs, Kinship, draw_rows
 from bindsearch.train.new_tower import plan_tower
@@ -681,11 +681,30 @@ def test_recall_counts_ties_against_itself():
     assert recall_figures(eye, eye, fits)["b->a recall_at_1"] == 1.0
     flat = np.full((4, 4), 0.5, dtype=np.float32)
     figures = recall_figures(flat, flat, fits, ["x", "x", None, "y"])
-    assert (figures["b->a recall_at_1"], figures["b->a recall_at_5"]) == (0.0, 1.0)
+    assert figures["b->a recall_at_1"] == 0.0
+    assert not any(name.endswith(("at_5", "at_10")) for name in figures)  # five of four are all: no figure
     assert figures["b->a label"] == pytest.approx(2 / 3, abs=1e-4)
     other = eye[[1, 0, 2, 3]]
     assert recall_figures(other, eye, fits)["a->b recall_at_1"] == 0.5
-    assert recall_figures(other, eye, fits)["a->b recall_at_5"] == 1.0
+    wide = np.eye(6, dtype=np.float32)
+    assert recall_figures(wide[[1, 0, 2, 3, 4, 5]], wide, wide > 0)["a->b recall_at_5"] == round(4 / 6, 4)
+
+
+def test_a_report_says_what_chance_would_give_and_what_to_type_for_features():
+    report = BindReport("run", space="run/space", modality="features", pairs={"train": 5, "held_out": 4, "bad": 0})
+    report.seconds, report.figures = {"prepare": 1.0, "train": 1.0}, {"b->a recall_at_1": 0.5}
+    assert "by chance: recall_at_1 of about 0.250" in report.to_text()
+    assert "Next: bindsearch embed SRC --modality features --space run/space" in report.to_text()
+    report.modality = "audio"
+    assert "Next: bindsearch embed SRC --space run/space" in report.to_text()
+
+
+def test_broken_pairs_are_counted_by_what_is_wrong():
+    lines = [
+        {"key": key, "side": "b", "stage": "list", "reason": reason.format(key)}
+        for key, reason in (("a/1.wav", "{}: no such file"), ("b/2.wav", "no such file"), ("3.wav", "{}: no such file"))
+    ]
+    assert {_brief(line) for line in lines} == {"x side b: no such file"}
 
 
 def test_rows_that_are_no_numbers_are_misses():

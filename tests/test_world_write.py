@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import av
@@ -190,6 +196,33 @@ def test_several_processes_write_the_same(tmp_path):
 def test_blocks_fit_memory(size_px, modalities, workers, length):
     blocks = list(writing._blocks(World(1000, 0, size_px, modalities=modalities), workers))
     assert len(blocks[0]) == min(length, 500) and [number for block in blocks for number in block] == list(range(1000))
+
+
+def test_ctrl_c_ends_the_workers_at_once_and_leaves_whole_files(tmp_path):
+    """It was heeded after all blocks; a second one left the process and its workers asleep for good."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "bindsearch", "world", "write", "160", "-o", str(out), "--size", "64", "-q"]
+    command += ["--modalities", "image,video", "--workers", "2", "--seed", "11"]
+    parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        while not list(out.glob("scene-*")):
+            assert parent.poll() is None
+            time.sleep(0.02)
+        os.killpg(parent.pid, signal.SIGINT)  # as Ctrl-C does
+        begun_s = time.monotonic()
+        time.sleep(0.2)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGINT)
+        said = parent.communicate(timeout=30)[1]  # to its end, which workers that are left would hold back
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+    assert time.monotonic() - begun_s < 10  # for writing what was queued, far longer than on an idle machine
+    assert parent.returncode in (130, -signal.SIGINT) and "interrupted" in said and "Traceback" not in said
+    assert 0 < len(list(out.glob("scene-*"))) < 320 and not list(out.glob(".*"))
+    write_world(4, out, seed=11, size_px=64, modalities=("image", "video"))
+    assert all(av.open(str(path)).streams.video[0].frames for path in out.glob("scene-*.mp4"))
+    assert all(Image.open(path).size == (64, 64) for path in out.glob("scene-*.png"))
 
 
 def test_another_world_in_the_folder_is_refused(tmp_path):

@@ -143,7 +143,7 @@ def build_cache(
         TooManyBadError: more of the media are bad than `inputs.max_bad` allows.
     """
     output, recipe = Path(output), recipe or CacheRecipe()
-    check_output(output, force)
+    check_output(output, force, "Replace it with --force, or choose a new folder.")
     _check_rest(inputs, recipe)
     gathered = _gathered(output, inputs, recipe, force, progress)
     return build_kept(output, gathered, inputs, recipe, force, progress)

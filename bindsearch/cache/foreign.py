@@ -159,7 +159,7 @@ def import_faiss(
         MismatchError: the space named has another id or dimension.
     """
     path, output = Path(path), Path(output)
-    check_output(output, force)
+    check_output(output, force, "Replace it with --force, or choose a new folder.")
     (recipe or CacheRecipe()).check()
     facts, _ = check_type(path)
     source = FaissSource(facts, settle_identity(None, space_id, facts.dim, path))

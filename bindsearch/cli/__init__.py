@@ -41,6 +41,16 @@ COMMANDS = {
 """Commands in the order of the walk: name -> module of this package and the function or group in it."""
 
 _INTERRUPTED = 130
+_GO_ON = (
+    ("embed",),
+    ("evaluate",),
+    ("train",),
+    ("train-llm",),
+    ("cache", "build"),
+    ("models", "fetch"),
+    ("world", "write"),
+)
+"""Commands that go on where they were stopped."""
 _COLLECT_AFTER = 100_000
 """Objects made between two rounds of the garbage collector, which costs a tenth of a start at Python's 700."""
 
@@ -124,6 +134,14 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
+def _interrupted(args: list[str]) -> str:
+    """Say what an interrupt has left: of commands that commit as they go, what to type to go on."""
+    words = [arg for arg in args if not arg.startswith("-")]
+    if any(tuple(words[: len(each)]) == each for each in _GO_ON):
+        return "interrupted; what was committed stays. Run the same command again to go on."
+    return "interrupted."
+
+
 def run(args: list[str]) -> int:
     """Run the command line on arguments.
 
@@ -147,7 +165,7 @@ def run(args: list[str]) -> int:
         say("stopped at the question; nothing was done.")
         return _INTERRUPTED
     except KeyboardInterrupt:
-        say("interrupted; what was committed stays. Run the same command again to go on.")
+        say(_interrupted(args))
         return _INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()

@@ -107,6 +107,8 @@ def ask(
         raise InputError("Nothing to ask about: give at least one --image, --audio, --depth, --thermal, --imu, ...")
     if question is None and not chat:
         raise InputError('No question: bindsearch ask "What is it?" --image cat.jpg, or --chat to ask several.')
+    if question is not None and not question.strip():
+        raise InputError('The question is empty. Type one: bindsearch ask "What is it?" --image cat.jpg')
     if no_cache and cache is not None:
         raise InputError("--cache and --no-cache: say one of them.")
     sampling = Sampling(max_new_tokens, temperature, seed=seed)

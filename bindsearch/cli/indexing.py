@@ -147,7 +147,10 @@ def _choices(
 @index_app.command("tune")
 def index_tune(
     index: Annotated[Path, typer.Argument(help="Folder of the index.")],
-    recall: Annotated[float, typer.Option("--recall", help="Share of the ten exact answers to find.")] = 0.95,
+    recall: Annotated[
+        float | None,
+        typer.Option("--recall", help="Share of the ten exact answers to find; default: as last asked, at first 0.95."),
+    ] = None,
     memory: MemoryOption = None,
     latency: LatencyOption = None,
     queries: QueriesOption = None,
@@ -161,6 +164,8 @@ def index_tune(
     from bindsearch.index.plan import retune
 
     folder = IndexFolder.open(index)
+    if recall is None:
+        recall = (folder.manifest.tuned or {}).get("asked", {}).get("recall", Budget.recall)
     tuned = retune(folder, Budget.parse(recall, memory, latency), tuple(queries or ()), held_out or COUNT)
     if as_json:
         print_json(tuned)

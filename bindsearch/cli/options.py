@@ -6,11 +6,14 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from bindsearch.errors import InputError
 from bindsearch.registry import MODALITIES
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, 
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no notes.")]
 
 _SENTENCE = 300
+_SAID_FOR = {"upsert": "add", "update": "add", "insert": "add", "delete": "remove", "rebuild": "reindex"}
+"""What others call subcommands of `index`."""
 
 
 class WholeHelp(TyperGroup):
@@ -54,8 +59,17 @@ class BuildFirst(WholeHelp):
     """`bindsearch index EMBEDDINGS` means `bindsearch index build EMBEDDINGS`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `build` in front when the first word is no subcommand."""
+        """Put `build` in front when the first word is no subcommand.
+
+        Raises:
+            InputError: it is nothing on the disk either, and is a word much like a subcommand.
+        """
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            meant = _SAID_FOR.get(args[0]) or next(
+                iter(get_close_matches(args[0], self.commands, n=1, cutoff=0.7)), None
+            )
+            if meant and args[0].isalpha() and not Path(args[0]).exists():
+                raise InputError(f"unknown command {args[0]!r}; did you mean {meant}? Type: {ctx.command_path} {meant}")
             args = ["build", *args]
         return super().parse_args(ctx, args)
 

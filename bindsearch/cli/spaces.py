@@ -67,16 +67,33 @@ def models_fetch(
     quiet: QuietOption = False,
 ) -> None:
     """Fetch released weights: show the licence, download with resume, verify, convert to one file a tower."""
-    from bindsearch.models.fetch import fetch_space, licence_of
+    from bindsearch.models.fetch import fetch_space, licence_of, nothing_to_fetch
 
+    if reason := nothing_to_fetch(name):
+        say(f"{name}: {reason}")
+        return
     if source is not None and not source.is_file():
         raise MissingInputError(f"{source}: no such file. --from takes the checkpoint as released.")
     say(licence_of(name))
-    if not accept_licence and not typer.confirm("Do you accept this licence?", err=True):
+    if not accept_licence and not _accepted():
         say("not fetched: the licence was not accepted.")
         raise typer.Exit(2)
     folder = fetch_space(name, source=source, url=url, sha256=sha256, dtype=dtype, progress=not quiet, say=say)
     typer.echo(str(folder))
+
+
+def _accepted() -> bool:
+    """Ask the person.
+
+    Raises:
+        InputError: there is nobody to ask.
+    """
+    try:
+        return typer.confirm("Do you accept this licence?", err=True)
+    except typer.Abort as error:
+        if isinstance(error.__context__, EOFError):
+            raise InputError("nobody answers on stdin. To accept the licence shown above: --accept-licence") from error
+        raise
 
 
 @models_app.command("convert")

@@ -26,7 +26,7 @@ from bindsearch.cli.options import (
     split_list,
     with_options,
 )
-from bindsearch.errors import InputError
+from bindsearch.errors import InputError, MissingInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +92,7 @@ def embed(
     from bindsearch.config import setting
     from bindsearch.embed import EmbedOptions, run_embed
     from bindsearch.embed.place import Place
+    from bindsearch.embed.run import JOIN_LIMIT_S
 
     place = Place.of(shard, os.environ)
     device = setting("device", device)
@@ -124,6 +125,8 @@ def embed(
     given = {"space": space, "device": device, "dtype": dtype, "speed": speed, "preset": preset, "workers": workers}
     given |= {"item-limit": item_limit_s, "silence": silence_s, "max-bad": 1.0}
     loaded = open_space(space, own_device(device, place), dtype, preset, speed)
+    if join and not quiet:
+        say(f"{output}: joins the run that is at work there; where there is none, waits {JOIN_LIMIT_S:g} s for one.")
     with helpers(output, count, [f"--{name}={value}" for name, value in given.items() if value is not None]):
         report = run_embed(sources or (), output, loaded, options=options, progress=not quiet)
     if as_json:
@@ -279,6 +282,9 @@ def _bridge(
     from bindsearch.cache.bridge import bridge_to
     from bindsearch.search import open_index
 
+    if cache is not None and not (cache / "index.json").is_file():
+        what = "holds no cache" if cache.exists() else "does not exist"
+        raise MissingInputError(f"--bridge-cache {cache}: {what}. Type: bindsearch cache build SOURCES -o CACHE")
     return bridge_to(index, None if cache is None else open_index(cache), exact=exact)
 
 

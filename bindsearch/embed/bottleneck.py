@@ -42,10 +42,12 @@ def advice(report: EmbedReport) -> str:
             "processor is shared with others, or the run was too short for its workers' start."
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // report.processes)  # its share of them
     if report.workers < cores:
         return f"Decoding was the limit ({waited}): --workers {cores} would help."
     slow = _slowest(report)
-    return f"Decoding was the limit ({waited}) and has all {cores} cores: {slow} would help."
+    has = f"all {cores} cores" if report.processes == 1 else f"its {cores} of the cores"
+    return f"Decoding was the limit ({waited}) and has {has}: {slow} would help."
 
 
 def _slowest(report: EmbedReport) -> str:

@@ -41,7 +41,7 @@ class Place:
         """Take `--shard i/n`, or else what torchrun or SLURM have put into the environment.
 
         Raises:
-            InputError: not of the form i/n with 1 <= i <= n.
+            InputError: not of the form i/n with 1 <= i <= n, or the environment's variables contradict each other.
         """
         found = cls._launched(environment)
         if shard is None:
@@ -56,6 +56,12 @@ class Place:
         for names in _LAUNCHERS:
             values = [_whole(environment.get(name, "")) for name in names]
             rank, size, local, local_size = values
+            said = [environment.get(name) for name in names[:2]]
+            if None not in said and (rank is None or size is None or rank >= size):
+                raise InputError(
+                    f"{names[0]}={said[0]}, {names[1]}={said[1]}: expected a process counted from 0 and how many there "
+                    f"are, as 0 and 2. Set both so, or neither: unset {names[0]} {names[1]}"
+                )
             if rank is not None and size is not None and rank < size > 1:  # one of one is alone
                 return cls(rank + 1, size, local or 0, max(1, local_size or 1), True)
         return cls()

@@ -43,6 +43,7 @@ class EmbedReport:
         seconds: wall time of the run: listing, and the main thread's waiting for decode, model, waiting for the writer.
         busy: time that work took wherever it was done, added up: reading and decoding, preprocessing, model, write.
         workers: decode processes; 0 where the main thread decodes.
+        processes: that share this machine's CPUs, this one among them.
         quicker: what would make the model quicker here: "a GPU", "--dtype bfloat16".
         dry_run: True where only the plan was made.
     """
@@ -68,6 +69,7 @@ class EmbedReport:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("list", *STAGES), 0.0))
     busy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(BUSY, 0.0))
     workers: int = 0
+    processes: int = 1
     quicker: tuple[str, ...] = ()
     dry_run: bool = False
 

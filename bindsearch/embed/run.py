@@ -96,7 +96,7 @@ def run_embed(
     else:
         listing = Listing(sources, options.modality, options.text_column, stdin, skip=[folder])
     report = EmbedReport(str(folder), space.space_id, max_bad=options.max_bad, dry_run=options.dry_run)
-    report.workers = options.worker_count()
+    report.workers, report.processes = options.worker_count(), options.place.local_count
     with DecodePool(options.worker_count()) as pool:
         planner = Planner(folder, space, options, report, pool)
         crew = Crew(folder, Member.here(_task(listing, options), str(options.place), options.silence_s))

@@ -263,6 +263,7 @@ def run_recipe(
     if recipe.task == "classify":
         found = _classify(recipe, rows, space, ties)
     else:
+        _check_any(recipe, rows)
         found = {answer.name: measure_answer(rows, answer, recipe.ks, ties) for answer in recipe.answers}
     counts = {name: {"here": int(rows.where(name).size), "paper": count} for name, count in recipe.items.items()}
     return {
@@ -309,6 +310,18 @@ def _classify(recipe: Recipe, rows: Rows, space: Any, ties: str) -> dict[str, An
     }
 
 
+def _check_any(recipe: Recipe, rows: Rows) -> None:
+    """Refuse a run in which there is nothing to ask with, or nothing to find.
+
+    Raises:
+        MissingInputError: saying where the reasons are.
+    """
+    wanted = tuple(dict.fromkeys(name for answer in recipe.answers for name in answer.weights))
+    if not rows.where("text").size or not np.isin(rows.modality, wanted).any():
+        what = " or ".join(wanted) if rows.where("text").size else "text"
+        raise MissingInputError(f"{rows.source}: no {what} could be embedded; see bad.jsonl there.")
+
+
 def measure_answer(rows: Rows, answer: Answer, ks: Sequence[int], ties: str = "pessimistic") -> dict[str, Any]:
     """Measure text-to-X retrieval over things that may have several modalities, each text its own query.
 
@@ -321,17 +334,14 @@ def measure_answer(rows: Rows, answer: Answer, ks: Sequence[int], ties: str = "p
     Returns:
         As `matrix.summarise`, with `missed`: queries whose thing has no vector; they stay in, as failures, so that a
         data set with holes cannot look better than a whole one. `partial`: things that lack one of several parts.
+        Where no thing has a vector all are missed, and there is no median_rank.
     """
     value = codes(rows.column("pair"))
     texts = rows.where("text")
     things, gallery, partial = fuse(rows, value, answer.weights)
-    if not things.size or not texts.size:
-        raise MissingInputError(
-            f"{rows.source}: no {' or '.join(answer.weights)} could be embedded; see bad.jsonl there."
-        )
     of = value[texts]
     judged = judge(rows.vectors[texts], gallery, lambda block: of[block][:, None] == things[None], None, ties)
-    record = summarise(judged, ks, "recall", of, 0, ranks=True)
+    record = summarise(judged, ks, "recall", of, 0, ranks=things.size > 0)
     return {
         "query": "text",
         "answer": answer.name,

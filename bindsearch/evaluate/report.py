@@ -114,6 +114,16 @@ def _foot(result: Record) -> list[str]:
     lines = [f"space {result['space_id']}; ties {result['ties']}; intervals of 95 %"]
     if result.get("bad"):
         lines.append(f"{result['bad']} inputs have no vector; see bad.jsonl beside the embeddings.")
+    counted = [*result.get("rows", {}).items()]
+    counted += [
+        (f"{row['modality']} by {name}", row) for name, rows in result.get("zero_shot", {}).items() for row in rows
+    ]
+    lines += [
+        f"{name}: {row['missed']} of {row['queries']} queries count as failures: they, or what they ask for, could "
+        "not be embedded."
+        for name, row in counted
+        if row.get("missed")
+    ]
     return ["\n".join([*lines, *(f"* {note}" for note in result.get("notes", ()))])]
 
 

@@ -17,6 +17,7 @@ from bindsearch.listing.tables import TABLE_SUFFIXES
 from bindsearch.truth import named_rows, names_of, text_of
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from bindsearch.embed import EmbedOptions
@@ -38,6 +39,7 @@ class Rows:
         source: where they come from, for people.
         preset_ids: of the modalities.
         bad: how many inputs have no vector.
+        lost: what their table says of each of these.
     """
 
     vectors: FloatArray
@@ -48,6 +50,7 @@ class Rows:
     source: str
     preset_ids: Mapping[str, str] = field(default_factory=dict)
     bad: int = 0
+    lost: Sequence[Mapping[str, Any]] = ()
 
     def __len__(self) -> int:
         """Count the items."""
@@ -105,7 +108,11 @@ class Rows:
             dict(zip(names, values, strict=True))
             for values in zip(*(self.columns.get(name, [None] * len(self)) for name in names), strict=True)
         ]
-        matched = [next((found[name] for name in names_of(item, path.parent) if name in found), None) for item in items]
+
+        def row_of(item: Mapping[str, Any]) -> Mapping[str, Any] | None:
+            return next((found[name] for name in names_of(dict(item), path.parent) if name in found), None)
+
+        matched = [row_of(item) for item in items]
         if all(row is None for row in matched):
             raise InputError(
                 f"{path}: no value of {' or '.join(map(repr, sorted(keys)))} fits an item of {self.source}: it names "
@@ -113,7 +120,12 @@ class Rows:
             )
         added_names = dict.fromkeys(name for row in found.values() for name in row if name not in keys)
         added = {name: [None if row is None else row.get(name) for row in matched] for name in added_names}
-        return replace(self, columns={**self.columns, **added})
+        empty = dict.fromkeys(added_names)
+        lost = [
+            {**item, **empty, **{name: value for name, value in (row_of(item) or {}).items() if name in empty}}
+            for item in self.lost
+        ]
+        return replace(self, columns={**self.columns, **added}, lost=lost)
 
 
 def read_rows(folder: str | Path, columns: Sequence[str] | None = None, ids: NDArray[np.int64] | None = None) -> Rows:
@@ -133,16 +145,10 @@ def read_rows(folder: str | Path, columns: Sequence[str] | None = None, ids: NDA
     store = EmbeddingStore.open(folder)
     if not len(store):
         raise MissingInputError(f"{folder}: holds no embedded item. Type: bindsearch embed SRC -o {folder}")
-    table, bad = store.items(), store.manifest.bad
+    table, bad = store.items(), store.items(status="bad")
     if ids is not None:
-        table = table.take(np.flatnonzero(np.isin(table.column("id").to_numpy(), ids)))
-        bad = int(np.isin(store.items(["id"], status="bad").column("id").to_numpy(), ids).sum())
-    attributes = [json.loads(text) if text else {} for text in table.column("attributes").to_pylist()]
-    found: dict[str, Sequence[Any]] = {
-        f"attributes.{name}" if name in table.column_names else name: [row.get(name) for row in attributes]
-        for name in dict.fromkeys(name for row in attributes for name in row)
-    }
-    found.update({name: table.column(name).to_pylist() for name in table.column_names if name != "attributes"})
+        table, bad = (each.take(np.flatnonzero(np.isin(each.column("id").to_numpy(), ids))) for each in (table, bad))
+    found, lost = _columns_of(table), _columns_of(bad)
     if columns is not None:
         found = {name: found[name] for name in columns if name in found}
     return Rows(
@@ -153,8 +159,20 @@ def read_rows(folder: str | Path, columns: Sequence[str] | None = None, ids: NDA
         space_name=store.manifest.space_name,
         source=str(folder),
         preset_ids=dict(store.manifest.preset_ids),
-        bad=bad,
+        bad=bad.num_rows,
+        lost=[dict(zip(lost, values, strict=True)) for values in zip(*lost.values(), strict=True)],
     )
+
+
+def _columns_of(table: pa.Table) -> dict[str, Sequence[Any]]:
+    """Give the columns of an item table, and those of its attributes."""
+    attributes = [json.loads(text) if text else {} for text in table.column("attributes").to_pylist()]
+    found: dict[str, Sequence[Any]] = {
+        f"attributes.{name}" if name in table.column_names else name: [row.get(name) for row in attributes]
+        for name in dict.fromkeys(name for row in attributes for name in row)
+    }
+    found.update({name: table.column(name).to_pylist() for name in table.column_names if name != "attributes"})
+    return found
 
 
 def embed_rows(source: str | Path, output: Path, space: Any, options: EmbedOptions | None, progress: bool) -> Rows:

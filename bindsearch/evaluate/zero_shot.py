@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.errors import InputError
-from bindsearch.evaluate.metrics import DECIMALS, bootstrap, join_judged, judge_scores, wilson
+from bindsearch.evaluate.metrics import DECIMALS, Figure, bootstrap, join_judged, judge_scores, wilson
 from bindsearch.evaluate.rows import Rows
 from bindsearch.truth import text_of
 from bindsearch.zeroshot.prompts import Labels, Templates, class_vectors, load_templates
@@ -81,8 +81,9 @@ def measure_zero_shot(
         ties: see `metrics.TIES`.
 
     Returns:
-        modality, queries, without (items of no label), classes, accuracy_at_1, accuracy_at_5 (of more than five
-        classes), chance_at_1, map (over classes, macro), folds, and per_class: label -> accuracy and count.
+        modality, queries, missed (those of them that could not be embedded: they stay in, as failures), without (items
+        of no label), classes, accuracy_at_1, accuracy_at_5 (of more than five classes), chance_at_1, map (over classes,
+        macro), folds, and per_class: label -> accuracy and count.
 
     Raises:
         InputError: no item has a label that is a class.
@@ -98,31 +99,46 @@ def measure_zero_shot(
             f"{rows.source}: no {modality} has one of the {len(classes)} classes as its {column!r}; "
             f"labels there are, for example: {', '.join(some) or 'none'}."
         )
-    right = np.zeros((kept.size, len(classes)), dtype=bool)
-    for number, known in enumerate(known for known in labels if known):
+    gone = [row for row in rows.lost if row["modality"] == modality]
+    gone_labels = [[places[label] for label in labels_of(row.get(column)) if label in places] for row in gone]
+    every = [known for known in (*labels, *gone_labels) if known]
+    right = np.zeros((len(every), len(classes)), dtype=bool)  # those without a vector stand last
+    for number, known in enumerate(every):
         right[number, known] = True
+    missed = len(every) - int(kept.size)
     scores = _class_scores(rows.vectors[kept], vectors, classes)
     step = max(1, (8 << 20) // max(1, len(classes)))
     judged = join_judged(
-        [judge_scores(scores[at : at + step], right[at : at + step], None, ties) for at in range(0, kept.size, step)],
+        [
+            judge_scores(scores[at : at + step], right[: kept.size][at : at + step], None, ties)
+            for at in range(0, kept.size, step)
+        ],
         ties,
     )
-    hit = judged.hits(1)
+    folds = None
+    if fold is not None:
+        lost_folds = [row.get(fold) for row, known in zip(gone, gone_labels, strict=True) if known]
+        folds = [*(rows.column(fold)[place] for place in kept.tolist()), *lost_folds]
+
+    def hits(k: int) -> NDArray[np.float64]:
+        return np.concatenate([judged.hits(k), np.zeros(missed)])
+
     record: dict[str, Any] = {
         "modality": modality,
-        "queries": int(kept.size),
+        "queries": len(every),
+        "missed": missed,
         "without": int(rows.where(modality).size - kept.size),
         "classes": len(classes),
         "ties": judged.ties_matter(),
-        "accuracy_at_1": wilson(float(hit.mean()), int(kept.size)),
+        "accuracy_at_1": _accuracy(hits(1), folds),
         "chance_at_1": round(float(judged.chance(1).mean()), 6),
     }
     if len(classes) > 5:
-        record["accuracy_at_5"] = wilson(float(judged.hits(5).mean()), int(kept.size))
+        record["accuracy_at_5"] = _accuracy(hits(5), folds)
     record["map"] = _macro_precision(scores, right, ties)
-    if fold is not None:
-        record.update(_over_folds([rows.column(fold)[place] for place in kept.tolist()], hit))
-    record["per_class"] = _per_class(classes, right, hit)
+    if folds is not None:
+        record["folds"] = _by_fold(hits(1), folds)
+    record["per_class"] = _per_class(classes, right, hits(1))
     return record
 
 
@@ -146,19 +162,26 @@ def _class_scores(items: FloatArray, vectors: FloatArray, classes: Sequence[Clas
 
 
 def _macro_precision(scores: NDArray[np.float64], right: NDArray[np.bool_], ties: str) -> Any:
-    """Give the mean over classes of the average precision of their items, as AudioSet is measured."""
+    """Give the mean over classes of the average precision of their items, as AudioSet is measured.
+
+    Rows of `right` beyond those of `scores` are items without a vector, which no class finds.
+    """
     there = right.any(axis=0)
-    judged = judge_scores(scores.T[there], right.T[there], None, ties)
-    return bootstrap(judged.precision)
+    embedded = right[: len(scores), there]
+    judged = judge_scores(scores.T[there], embedded.T, None, ties)
+    return bootstrap(judged.precision * embedded.sum(axis=0) / right[:, there].sum(axis=0))
 
 
-def _over_folds(folds: Sequence[Any], hit: NDArray[np.float64]) -> dict[str, Any]:
-    """Average over folds; the interval is that of all items together."""
+def _accuracy(hit: NDArray[np.float64], folds: Sequence[Any] | None) -> Figure:
+    """Average over folds where there are some; the interval is that of all items together."""
+    if folds is None:
+        return wilson(float(hit.mean()), len(hit))
+    return wilson(float(np.mean([figure.value for figure in _by_fold(hit, folds).values()])), len(hit))
+
+
+def _by_fold(hit: NDArray[np.float64], folds: Sequence[Any]) -> dict[str, Figure]:
     of = np.array([str(text_of(fold)) for fold in folds])
-    names = sorted(set(of.tolist()))
-    each = {name: wilson(float(hit[of == name].mean()), int((of == name).sum())) for name in names}
-    mean = wilson(float(np.mean([figure.value for figure in each.values()])), len(hit))
-    return {"accuracy_at_1": mean, "folds": each}
+    return {name: wilson(float(hit[of == name].mean()), int((of == name).sum())) for name in sorted(set(of.tolist()))}
 
 
 def _per_class(

@@ -74,10 +74,15 @@ class Centring:
             MismatchError: naming the modality, those that have a mean, and what to type.
         """
         for modality in modalities:
-            if modality not in self.means:
-                what = "bare vectors, whose modality nobody knows" if modality == "vector" else modality
+            if modality == "vector" and modality not in self.means:
                 raise MismatchError(
-                    f"{where}: is centred by modality, and has no mean of {what}; it has means of "
+                    f"{where}: is centred by modality, and cannot be asked with bare vectors, whose modality nobody "
+                    "knows. Ask with a file or words, or rebuild it without --centre: bindsearch index EMBEDDINGS "
+                    f"-o {where} --force"
+                )
+            if modality not in self.means:
+                raise MismatchError(
+                    f"{where}: is centred by modality, and has no mean of {modality}; it has means of "
                     f"{', '.join(self.names)}. Rebuild it: bindsearch index EMBEDDINGS -o {where} --force --centre "
                     "--centre-with MORE_EMBEDDINGS"
                 )

@@ -161,8 +161,13 @@ def last_generation(folder: Path) -> int:
     return max(numbers, default=0)
 
 
-def check_output(output: Path, force: bool) -> None:
+def check_output(output: Path, force: bool, instead: str = "") -> None:
     """Refuse to write an index over something else.
+
+    Args:
+        output: where it is to be.
+        force: an index may be replaced.
+        instead: what to do where it is one; "": what a build takes.
 
     Raises:
         InputError: `output` is a file, holds an index and force is not set, or holds other things.
@@ -173,10 +178,8 @@ def check_output(output: Path, force: bool) -> None:
         raise InputError(f"{output}: is a file, expected a folder for the index.")
     names = {path.name for path in output.iterdir()}
     if "index.json" in names and not force:
-        raise InputError(
-            f"{output}: holds an index already. Replace it with --force, or extend it: "
-            f"bindsearch index add {output} EMBEDDINGS"
-        )
+        instead = instead or f"Replace it with --force, or extend it: bindsearch index add {output} EMBEDDINGS"
+        raise InputError(f"{output}: holds an index already. {instead}")
     foreign = sorted(name for name in names if not name.startswith("index.") and name not in PARTS)
     if foreign:
         raise InputError(f"{output}: holds {foreign[0]!r}, which is no part of an index. Choose a new folder.")

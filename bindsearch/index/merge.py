@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bindsearch.types import BoolArray, IntArray
 
 WINNERS = ("first", "last")
+_ELSEWHERE = "Merge into a new folder, and delete the old one when it is there."
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,15 @@ def merge_indexes(
     if len(named) < 2:
         raise InputError(f"merge: {len(named)} index(es) named, expected at least two.")
     output = Path(output)
-    check_output(output, force=False)
+    check_output(output, force=False, instead=_ELSEWHERE)
     snapshots = [Snapshot.open(Path(str(each))) for each in named]
     manifest = _join(snapshots, recipe)
     if prefer is None:
         for number, snapshot in enumerate(snapshots):
             _check_same(snapshot, snapshots[:number])
     with creating(output):
-        check_output(output, force=False)  # once more: another process may have built it while this one waited
+        # once more: another process may have built it while this one waited
+        check_output(output, force=False, instead=_ELSEWHERE)
         blocks = _blocks(snapshots, manifest.row_dtype, last_wins=prefer == "last")
         generation = last_generation(output) + 1
         asking = next((each.asking for each in snapshots if each.asking is not None), None)

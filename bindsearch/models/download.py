@@ -6,6 +6,7 @@ import datetime
 import errno
 import http.client
 import json
+import logging
 import os
 import shutil
 import socket
@@ -15,7 +16,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,18 @@ AGENT = "bindsearch"
 def silent(sentence: str) -> None:
     """Tell nobody."""
     del sentence
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from writing a line for each of its tries; that it failed is what it raises."""
+    log = logging.getLogger("huggingface_hub")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from bindsearch.config import cache_dir, setting
 from bindsearch.errors import InputError, MissingInputError, WeightsError
 from bindsearch.models.download import Fetched, Patience, Wanted, download, silent
 from bindsearch.models.manifest import FILE, load_manifest
-from bindsearch.models.releases import Release, release_of
+from bindsearch.models.releases import Release, release_of, releases
 from bindsearch.models.weights import check_dtype, check_target, convert, load_whole, sha256_of
 
 BYTES_KEPT = {"float32": 1.0, "bfloat16": 0.5}
@@ -34,6 +34,19 @@ def licence_of(name: str) -> str:
         f"{name}: {release.file}, {size}, from {release.url}\n"
         f"licence: {release.licence}, {release.licence_url}\n{release.licence_note}\n{known}"
     )
+
+
+def nothing_to_fetch(name: str) -> str:
+    """Say why a space needs no fetching; "" where it does, or is not known."""
+    from bindsearch.models import spaces  # noqa: F401  # registers them
+    from bindsearch.registry import SPACES
+
+    head = name.partition(":")[0]
+    if head in releases() or head not in SPACES:
+        return ""
+    status = SPACES[head].status()
+    here = status in ("bundled", "from a seed")
+    return f"{status}, nothing to fetch." if here else "fetched at first use; nothing to do now."
 
 
 def fetch_space(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bindsearch.config import setting
 from bindsearch.errors import InputError, MissingExtraError, UnknownNameError, WeightsError
 from bindsearch.models.architecture import StemConfig
+from bindsearch.models.download import quiet_hub
 from bindsearch.models.parts import Stem
+
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class FeaturesStem(Stem):
@@ -102,15 +107,47 @@ def build_backbone(name: str, shape: tuple[int, ...], pretrained: bool = False) 
 
 
 def _with_released_weights(timm: Any, name: str, options: Mapping[str, Any]) -> nn.Module:
+    where = {"pretrained_cfg_overlay": {"file": str(_cached_file(timm, name))}} if setting("offline") else {}
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True, **options)
+        with quiet_hub():
+            model: nn.Module = timm.create_model(name, pretrained=True, **where, **options)
     except Exception as error:  # whatever the hub's client, the network or the file raises
         reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
         raise WeightsError(
             f"timm {name}: the released weights cannot be had ({reason}). With a network, run the command once more; "
-            "or train from random weights: leave `pretrained` away."
+            "or train from random weights: leave --pretrained away."
         ) from error
     return model
+
+
+def _cached_file(timm: Any, name: str) -> Path:
+    """Find a timm model's released weights on this machine, for the offline switch.
+
+    Raises:
+        WeightsError: naming where they would be and where they come from.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    known = timm.get_pretrained_cfg(name)
+    repository, url = (str(getattr(known, field, None) or "") for field in ("hf_hub_id", "url"))
+    if repository:
+        own = getattr(known, "hf_hub_filename", None)
+        repository, _, revision = repository.partition("@")
+        for file in [own] if own else _HUB_FILES:
+            found = try_to_load_from_cache(repository, file, revision=revision or None)
+            if isinstance(found, str):
+                return Path(found)
+        place, origin = HF_HUB_CACHE, f"https://huggingface.co/{repository}"
+    else:
+        local = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+        if url and local.is_file():
+            return local
+        place, origin = str(local), url or "nowhere: timm has no weights of this name"
+    raise WeightsError(
+        f"timm {name}: offline, and its released weights are not in {place}. They come from {origin}. Switch offline "
+        "off (BINDSEARCH_OFFLINE=0) and run once, or train from random weights: leave --pretrained away."
+    )
 
 
 def _check_takes(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:

@@ -19,6 +19,7 @@ from bindsearch.errors import (
     UnsupportedError,
     WeightsError,
 )
+from bindsearch.models.download import quiet_hub
 from bindsearch.models.manifest import SpaceCard
 from bindsearch.models.spaces import Family, Opened
 from bindsearch.registry import SPACES
@@ -114,7 +115,18 @@ def open_space(argument: str) -> Opened:
         half = half.to(device, dtype).requires_grad_(False).eval()
         return _encoder(tower, half, (3, 1, size_px, size_px), context)
 
-    return Opened(card, load, name)
+    return Opened(card, load, name, status=lambda: _status(open_clip, choice))
+
+
+def _status(open_clip: Any, choice: Choice) -> str:
+    """Say whether weights are on this machine."""
+    if choice.seed is not None:
+        return "from a seed"
+    try:
+        _cached_file(open_clip, choice)
+    except WeightsError:
+        return "fetched at first use"
+    return "at hand"
 
 
 def _package() -> Any:
@@ -237,14 +249,16 @@ def _build(choice: Choice, quick_gelu: bool) -> torch.nn.Module:
         return model
     where = _cached_file(open_clip, choice) if setting("offline") else choice.tag
     try:
-        loaded: torch.nn.Module = open_clip.create_model(
-            choice.arch, pretrained=str(where), weights_only=True, force_quick_gelu=quick_gelu
-        )
+        with _quiet_root(Path(open_clip.__file__).parent), quiet_hub():
+            loaded: torch.nn.Module = open_clip.create_model(
+                choice.arch, pretrained=str(where), weights_only=True, force_quick_gelu=quick_gelu
+            )
     except Exception as error:  # whatever the hub's client, the network or the file raises
         reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
         raise WeightsError(
             f"open_clip:{choice.arch}/{choice.tag}: the weights cannot be had ({reason}). "
-            "With a network, run the command once more; it keeps what it fetched."
+            "With a network, run the command once more; it keeps what it fetched. Without one, BINDSEARCH_OFFLINE=1 "
+            "asks for what is on this machine alone."
         ) from error
     return loaded
 
@@ -279,11 +293,18 @@ def _cached_file(open_clip: Any, choice: Choice) -> Path:
 
 
 @contextmanager
-def _quiet_root() -> Iterator[None]:
-    """Keep open_clip's remark on random weights, which are meant here, and its handler off the root logger."""
+def _quiet_root(package: Path | None = None) -> Iterator[None]:
+    """Keep open_clip's remark on random weights, which are meant here, and its handler off the root logger.
+
+    Args:
+        package: its folder: drop all that it says, which the error that follows says as well.
+    """
 
     def drop(record: logging.LogRecord) -> bool:
-        return "No pretrained weights" not in record.getMessage()
+        return not (
+            "No pretrained weights" in record.getMessage()
+            or (package is not None and package in Path(record.pathname).parents)
+        )
 
     root = logging.getLogger()
     handlers = list(root.handlers)

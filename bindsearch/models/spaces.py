@@ -34,12 +34,21 @@ COMPUTE = "float32"
 
 @dataclass(frozen=True)
 class Opened:
-    """A space before it is dressed with device, dtype and preset."""
+    """A space before it is dressed with device, dtype and preset.
+
+    Attributes:
+        card: what it is.
+        load: gives a tower.
+        location: what it is opened by.
+        stored_dtype: of its files.
+        status: whether its weights are here; looks on this machine alone.
+    """
 
     card: SpaceCard
     load: TowerLoader
     location: str
     stored_dtype: str = COMPUTE
+    status: Callable[[], str] = lambda: "at hand"
 
 
 @dataclass(frozen=True)
@@ -165,7 +174,7 @@ def _join(own: Opened, parent: Parent, folder: Path) -> Opened:
         return (own if name in own.card.towers.values() else base).load(name, dtype, device)
 
     stored = own.stored_dtype if own.stored_dtype == base.stored_dtype else f"{own.stored_dtype}+{base.stored_dtype}"
-    return Opened(joined_card(own.card, base.card), load, own.location, stored)
+    return Opened(joined_card(own.card, base.card), load, own.location, stored, base.status)
 
 
 def tiny_manifest(seed: int) -> SpaceManifest:
@@ -383,7 +392,7 @@ def info(name: str) -> dict[str, Any]:
     card = opened.card
     space = Space(card, Towers(opened.load, tuple(card.tower_ids), COMPUTE, "cpu"), "default", opened.location)
     facts.update(
-        status="at hand",
+        status=opened.status(),
         space_id=card.space_id,
         location=opened.location,
         dim=card.dim,

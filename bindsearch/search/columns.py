@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from bindsearch.index.snapshot import Snapshot
     from bindsearch.types import IntArray
 
+OWN = "attributes."
+"""Before the name of an attribute that is named like a column of the item table."""
+
 _parsed: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _parsed_lock = threading.Lock()
 
@@ -33,7 +36,7 @@ def mixed_columns(snapshot: Snapshot, names: Iterable[str]) -> frozenset[str]:
     mixed = set()
     tables = [attribute_table(segment) for segment in snapshot.segments] if len(snapshot.segments) > 1 else []
     for name in set(names) - set(snapshot.column_names()):
-        columns = [table[name] for table in tables if name in table.column_names]
+        columns = [column for table in tables if (column := _named(table, name)) is not None]
         kinds = {_kind_of(column.type) for column in columns} - {"null"}
         if len(kinds) > 1 or (kinds == {"number"} and _is_torn(columns)):
             mixed.add(name)
@@ -65,7 +68,7 @@ def read_column(segment: Segment, name: str, as_text: bool = False) -> pa.Chunke
 
     Args:
         segment: of the index.
-        name: of the column.
+        name: of the column; `attributes.NAME` is the attribute whatever columns there are.
         as_text: give text whatever the column holds; see `mixed_columns`.
 
     Returns:
@@ -78,10 +81,14 @@ def read_column(segment: Segment, name: str, as_text: bool = False) -> pa.Chunke
 
     if name in segment.column_names():
         return segment.table_column(name)
-    attributes = attribute_table(segment)
-    if name in attributes.column_names:
-        return attributes[name]
-    return pa.chunked_array([pa.nulls(segment.entry.rows)])
+    found = _named(attribute_table(segment), name)
+    return pa.chunked_array([pa.nulls(segment.entry.rows)]) if found is None else found
+
+
+def _named(attributes: pa.Table, name: str) -> pa.ChunkedArray | None:
+    """Give an attribute by its name, or with `attributes.` before it; None where there is none."""
+    names = attributes.column_names
+    return next((attributes[each] for each in (name, name.removeprefix(OWN)) if each in names), None)
 
 
 def values_of(snapshot: Snapshot, ids: IntArray, names: Sequence[str]) -> pa.Table:
@@ -145,10 +152,11 @@ def _open_attributes(segment: Segment) -> pa.Table:
 
 
 def column_names(snapshot: Snapshot) -> tuple[str, ...]:
-    """List every name that a filter may use: columns first, then attributes."""
+    """List every name that a filter may use: columns first, then attributes, `attributes.size` where both have one."""
     names = list(snapshot.column_names())
+    columns = set(names)
     for segment in snapshot.segments:
-        names += attribute_table(segment).column_names
+        names += [OWN + name if name in columns else name for name in attribute_table(segment).column_names]
     return tuple(dict.fromkeys(names))
 
 

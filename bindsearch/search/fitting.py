@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bindsearch.errors import MismatchError, ShapeError
+from bindsearch.index.commit import CACHE_RECORD
 from bindsearch.query import Embedding
 from bindsearch.store import UNKNOWN
 
@@ -38,16 +39,26 @@ def check_space_known(snapshot: Snapshot) -> None:
         MismatchError: with what to type.
     """
     if snapshot.manifest.space_id == UNKNOWN:
+        asks = "only vectors can be given to it" if _is_cache(snapshot) else "only --item and --vector can ask it"
         raise MismatchError(
-            f"{snapshot.path}: its vectors were imported without their space, so that only --item and --vector can ask "
-            f"it. {_advice(snapshot, 'space', UNKNOWN, '')}"
+            f"{snapshot.path}: its vectors were imported without their space, so that {asks}. "
+            f"{_advice(snapshot, 'space', UNKNOWN, '')}"
         )
+
+
+def _is_cache(snapshot: Snapshot) -> bool:
+    return (snapshot.path / CACHE_RECORD).is_file()
 
 
 def _advice(snapshot: Snapshot, what: str, ours: str, theirs: str) -> str:
     """Say what to type where a query differs; the arguments are those of `Identity.difference`."""
     manifest = snapshot.manifest
     rebuild = f"bindsearch index EMBEDDINGS -o {snapshot.path} --force"
+    if _is_cache(snapshot):
+        rebuild = f"bindsearch cache build SOURCES -o {snapshot.path} --force"
+        if manifest.space_id == UNKNOWN:
+            again = f"FILE -o {snapshot.path} --space-id NAME@HASH --force"
+            return f"Make it again with the space: bindsearch cache build {again} (of a FAISS file: cache import)"
     if manifest.space_id == UNKNOWN:
         return f"Import again with the space: bindsearch import FILE -o EMBEDDINGS --space-id NAME@HASH; {rebuild}"
     preset = ours.partition(":")[0]

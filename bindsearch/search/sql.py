@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bindsearch.errors import InputError, MissingExtraError
-from bindsearch.search.columns import attribute_table, column_names, mixed_columns, read_column
+from bindsearch.search.columns import OWN, column_names, mixed_columns, read_column
 from bindsearch.types import to_text
 
 if TYPE_CHECKING:
@@ -195,5 +195,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _names(snapshot: Snapshot) -> str:
-    own = {name for segment in snapshot.segments for name in attribute_table(segment).column_names}
-    return ", ".join([*snapshot.column_names(), *sorted(own)])
+    columns = snapshot.column_names()
+    own = sorted(set(column_names(snapshot)) - set(columns))
+    return ", ".join([*columns, *(f'"{name}"' if name.startswith(OWN) else name for name in own)])

@@ -12,7 +12,8 @@ Grammar, loosest first; the words of the language are not case-sensitive:
               | column ["not"] "in" "(" literal ("," literal)* ")"
               | column ["not"] "like" text          % any characters, _ one
               | column "is" ["not"] "null"
-    column   := a column of the item table, or a name in its attributes; `any name` between backquotes
+    column   := a column of the item table, or a name in its attributes (attributes.size where both have it);
+                `any name` between backquotes
     literal  := 'text' | "text" (a quote doubled stands for itself) | number | true | false
 
 Text that is compared with a number is read as numbers (cells of CSV files are text), whole ones of up to 38 digits

@@ -84,11 +84,14 @@ class BindReport:
             f"  time: prepare {self.seconds['prepare']:.0f} s, train {self.seconds['train']:.0f} s",
         ]
         lines += [f"  {name}: {value:.3f}" for name, value in self.figures.items()]
+        if self.figures and self.pairs.get("held_out"):
+            lines.append(f"  by chance: recall_at_1 of about {1 / self.pairs['held_out']:.3f}")
         if self.ledger:
             lines.append(f"  bad pairs: reasons in {self.ledger}")
         if self.space:
             lines.append(f"  {self.tower_id}")
-            lines.append(f"  Next: bindsearch embed SRC --space {self.space} -o EMBEDDINGS")
+            rows = " --modality features" if self.modality == "features" else ""  # no suffix says it
+            lines.append(f"  Next: bindsearch embed SRC{rows} --space {self.space} -o EMBEDDINGS")
         return "\n".join(lines)
 
 
@@ -221,9 +224,8 @@ def _prepare(run: _Run, options: RunOptions) -> None:
     with tqdm(total=files, desc="check", unit="file", disable=None if options.progress else True) as bar:
         check_files(run.pairs, run.folder / FILES, bar.update)
     (run.folder / READY).unlink(missing_ok=True)
-    options.say(
-        f"pairs: {len(run.pairs.rows)} of {run.pairs.anchor} and {run.pairs.modality}; {len(run.pairs.bad)} bad"
-    )
+    unusable = f"; {len(run.pairs.bad)} rows of the list name none" if run.pairs.bad else ""
+    options.say(f"pairs: {len(run.pairs.rows)} of {run.pairs.anchor} and {run.pairs.modality} listed{unusable}")
     embed_anchors(run.pairs, run.space, run.folder / ANCHORS, options.workers, options.progress)
     _read_inputs(run, options)
     commit_bytes(run.folder / READY, canonical_json(run.id).encode("ascii"))
@@ -279,7 +281,9 @@ def _bound_pairs(run: _Run) -> BoundPairs:
 
 
 def _brief(line: dict[str, Any]) -> str:
-    return f"x side {line['side'] or '?'}: {line['reason'][:60]}"
+    """Say why, without the name of what it is, so that equal reasons are counted together."""
+    reason = line["reason"].removeprefix(f"{line['key']}: ").replace(line["key"], "it")
+    return f"x side {line['side'] or '?'}: {reason[:60]}"
 
 
 def _first_signal(interrupted: threading.Event) -> AbstractContextManager[None]:

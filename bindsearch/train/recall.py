@@ -32,8 +32,8 @@ def recall_figures(
         labels: of each pair, where there are; None where one has none.
 
     Returns:
-        "b->a recall_at_1" and so on: the share of queries with a fitting row among the first k, of equal scores the
-        unfitting ones counted first; "b->a label" is the share whose best row has the query's label.
+        "b->a recall_at_1" and so on, for k below n: the share of queries with a fitting row among the first k, of equal
+        scores the unfitting ones counted first; "b->a label" is the share whose best row has the query's label.
     """
     scores = others @ anchors.T
     figures: dict[str, float] = {}
@@ -41,7 +41,9 @@ def recall_figures(
         sure = np.where(np.isfinite(table), table, np.where(right, -np.inf, np.inf))
         best = np.where(right, sure, -np.inf).max(axis=1)
         ranks = np.where(np.isfinite(best), 1 + (~right & (sure >= best[:, None])).sum(axis=1), np.inf)
-        figures |= {f"{name} recall_at_{k}": round(float((ranks <= k).mean()), 4) for k in AT}
+        figures |= {
+            f"{name} recall_at_{k}": round(float((ranks <= k).mean()), 4) for k in AT if k == 1 or k < len(fits)
+        }
         if labels is not None:
             known = np.array([label is not None for label in labels])
             codes = np.unique([label or "" for label in labels], return_inverse=True)[1]

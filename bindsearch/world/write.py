@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +28,9 @@ from bindsearch.world.files import (
     render_values,
 )
 from bindsearch.world.scene import KINDS, VERSION, Scenes, sample
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 ATTRIBUTES, FILES, RECORD = "attributes.parquet", "files.parquet", "world.json"
 FORMAT = f"bindsearch-world/{VERSION}"
@@ -244,16 +249,43 @@ def _in_processes(world: World, folder: Path, todo: Sequence[range], workers: in
     from bindsearch.embed.workers import blocked
 
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_be_worker) as pool:
-        try:
-            with blocked(_PARENTS):  # inherited: `_be_worker` ignores them, but imports come before it
-                futures = {pool.submit(write_block, world, folder, numbers): len(numbers) for numbers in todo}
-            for future in as_completed(futures):
-                future.result()
-                tell(futures[future])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_be_worker)
+    try:
+        with blocked(_PARENTS):  # inherited: `_be_worker` ignores them, but imports come before it
+            futures = {pool.submit(write_block, world, folder, numbers): len(numbers) for numbers in todo}
+        for future in as_completed(futures):
+            future.result()
+            tell(futures[future])
+        pool.shutdown()
+    except BaseException:
+        with _deaf():
+            _end(pool, folder)
+        raise
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Pass over further interrupts: one while the workers are ended would leave the process waiting for them."""
+    if threading.current_thread() is not threading.main_thread():  # interrupts are the main thread's alone
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end(pool: ProcessPoolExecutor, folder: Path) -> None:
+    """Kill a pool's workers, and delete the files that they had begun."""
+    processes = list((pool._processes or {}).values())  # `shutdown` forgets them
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+        for begun in folder.glob(f".*.{process.pid}.tmp"):
+            begun.unlink(missing_ok=True)
 
 
 def _be_worker() -> None:
@@ -286,7 +318,7 @@ def _put(path: Path, data: bytes) -> None:
     try:
         temp.write_bytes(data)
         temp.replace(path)
-    except OSError:
+    except BaseException:  # Ctrl-C as well
         temp.unlink(missing_ok=True)
         raise
 
