@@ -23,6 +23,7 @@ from bindsearch.train.config import StageConfig, TrainConfig, load_train_config
 from bindsearch.train.measure import accuracy, interval, named_shares, other_hits, pair_figures, top_hits
 from bindsearch.train.pairs import PREPARE, BatchDrawer, TextRows, alike, normalise_clips, normalise_images
 from bindsearch.train.pool import MEL_SCALE, RENDERERS, frames_rows, pool_scenes, render_pool, video_rows
+from bindsearch.train.stages import load_numbers, prepare, run_stages
 from bindsearch.world.scene import sample, split_seeds
 
 TESTS = Path(__file__).parent
@@ -69,8 +70,7 @@ def test_captions_of_a_batch_are_in_equal_shares_of_languages_and_styles(mini):
 @pytest.fixture(scope="module")
 def mini():
     """Numbers of the mini, and its captions."""
-    tool = train_mini()
-    numbers = tool.load_numbers("bindsearch-mini")
+    numbers = load_numbers("bindsearch-mini")
     return {"numbers": numbers, "text": TextRows(numbers["text"])}
 
 
@@ -205,9 +205,7 @@ def test_minis_towers_fit_into_twelve_megabytes_and_know_the_worlds_words():
     assert sorted(towers) == ["audio", "depth", "imu", "text", "thermal", "vision"]
     numbers = sum(value.numel() for tower in towers.values() for value in tower.state_dict().values())
     assert numbers * 2 < 11_900_000  # float16, and room for headers and space.json
-    assert architecture.towers["text"].stem.vocabulary == len(
-        train_mini().load_numbers("bindsearch-mini")["text"]["id_map"]
-    )
+    assert architecture.towers["text"].stem.vocabulary == len(load_numbers("bindsearch-mini")["text"]["id_map"])
     assert all(tower.head.hidden is None for tower in towers.values())  # linear heads, as in the paper
 
 
@@ -256,8 +254,8 @@ def test_stages_of_the_world_run_are_skipped_when_done_and_start_anew_from_a_see
     assert (folder / "mini_training.svg").read_bytes().startswith(b"<?xml")
     assert (folder / "seed-7" / "mini_training.log").read_text(encoding="utf-8").count("stage 1/5") == 3
     check_cards(spaces, curves)
-    run = tool.prepare(config, folder, 0, print)
-    check_space(run, tool.run_stages(run, None, None, True, print), tmp_path / "space")
+    run = prepare(config, folder, 0, print)
+    check_space(run, run_stages(run, config.stages, print, None), tmp_path / "space")
     longer = replace(config, stages=(replace(config.stages[0], steps=4), *config.stages[1:]))
     (tmp_path / "small.json").write_text(json.dumps(to_json_dict(longer)), encoding="utf-8")
     with pytest.raises(MismatchError, match=r"image-text-plain\.safetensors: written by configuration"):

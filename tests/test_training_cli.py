@@ -843,7 +843,7 @@ def test_a_configuration_is_data(world, tmp_path):
     ("text", "words"),
     [
         ("[]", 'expected an object with "pairs"'),
-        ('{"space": "x", "stages": []}', "tools/train_mini.py --config"),
+        ('{"space": "x", "stages": []}', r"bindsearch train \S+train\.json -o RUN"),
         ('{"pairs": {"manifest": "p.csv"}, "stepps": 3}', "unknown field 'stepps'"),
         ('{"pairs": {"manifest": "p.csv", "held_out": 1.5}}', "held_out: expected a share"),
         ('{"pairs": {"manifest": "p.csv"}, "schedule": {"checkpoint_every_s": 900}}', "at most 600"),

@@ -1,4 +1,4 @@
-"""`bindsearch train`: bind a modality, or another encoder's features, to a frozen space."""
+"""`bindsearch train`: bind a modality, or another encoder's features, to a frozen space; or make one from nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bindsearch.cli.options import JsonOption, QuietOption, SpaceOption, print_json, say
+from bindsearch.errors import InputError
 
 
 def train(
@@ -45,10 +46,21 @@ def train(
     """Bind a new tower to a frozen space on pairs of files; writes a space that index and query take.
 
     Flags replace what the configuration says. The same command goes on where a run was stopped; torchrun -m bindsearch
-    train ... uses several processes. Write-up: docs/train.md.
+    train ... uses several processes. A configuration with stages makes a whole space from nothing, on the drawn world
+    (of the flags it takes --seed, --name and --workers). Write-up: docs/train.md.
     """
     from bindsearch.config import setting
     from bindsearch.embed import EmbedOptions
+    from bindsearch.train.config import holds_stages
+
+    workers = EmbedOptions(workers=setting("workers", workers)).worker_count()
+    if holds_stages(source):
+        others: dict[str, Any] = {"--space": space, "--anchor": anchor, "--modality": modality, "--features": features}
+        others |= {"--tower": tower, "--hidden": hidden, "--size": size_px, "--pretrained": pretrained or None}
+        others |= {"--steps": steps, "--batch": batch, "--learning-rate": learning_rate, "--temperature": temperature}
+        _refuse(source, {**others, "--held-out": held_out, "--max-bad": max_bad})
+        _train_whole(source, output, seed, name or "", workers, as_json, quiet)
+        return
     from bindsearch.train.bind import RunOptions, run_bind
     from bindsearch.train.bind_config import load_bind_config
     from bindsearch.train.processes import rank
@@ -69,8 +81,7 @@ def train(
             config, schedule=dataclasses.replace(config.schedule, temperature=temperature or None)
         )
     config = _with(config, {"space": space or frozen, "seed": seed, "name": name})
-    workers = EmbedOptions(workers=setting("workers", workers)).worker_count()
-    options = RunOptions(workers, progress=not quiet, say=(lambda line: None) if quiet else _say_beside_bars)  # noqa: ARG005
+    options = RunOptions(workers, progress=not quiet, say=_say_nothing if quiet else _say_beside_bars)
     report = run_bind(config, output, options)
     if rank():
         return  # of several processes, the first one speaks
@@ -78,6 +89,35 @@ def train(
         print_json(report.to_json())
     elif not quiet:
         typer.echo(report.to_text())
+
+
+def _refuse(source: Path, flags: dict[str, Any]) -> None:
+    """Refuse flags that are of one new tower where the configuration has stages."""
+    for flag, value in flags.items():
+        if value is not None:
+            raise InputError(
+                f"{source}: holds the stages of a whole space; {flag} is for a new tower on a frozen one. Leave it "
+                "away, or write what is meant into the stages."
+            )
+
+
+def _train_whole(
+    source: Path, output: Path, seed: int | None, name: str, workers: int, as_json: bool, quiet: bool
+) -> None:
+    """Train every stage of a configuration, and report."""
+    from bindsearch.train.whole import WholeOptions, load_whole_config, run_whole
+
+    config = _with(load_whole_config(source), {"seed": seed})
+    options = WholeOptions(workers, not quiet, _say_nothing if quiet else _say_beside_bars, name)
+    report = run_whole(config, output, options)
+    if as_json:
+        print_json(report.to_json())
+    elif not quiet:
+        typer.echo(report.to_text())
+
+
+def _say_nothing(line: str) -> None:
+    """Keep a line back."""
 
 
 def _with(config: Any, values: dict[str, Any]) -> Any:

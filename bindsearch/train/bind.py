@@ -11,28 +11,28 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bindsearch.config import canonical_json, to_json_dict
-from bindsearch.embed.run import interruptible
 from bindsearch.errors import InputError, MismatchError, TooManyBadError
 from bindsearch.models.spaces import Space, load_space
 from bindsearch.store.files import commit_bytes
 from bindsearch.train.bind_config import BindConfig
 from bindsearch.train.bind_stage import BoundPairs, bind_stage, measured
-from bindsearch.train.checkpoint import differences, steps_done
-from bindsearch.train.loop import Stage, train_stage
+from bindsearch.train.checkpoint import differences
+from bindsearch.train.loop import train_stage
 from bindsearch.train.new_tower import TowerPlan, plan_tower, start_tower, take_statistics, write_joined_space
 from bindsearch.train.pair_files import Pairs, hold_out, read_pairs
 from bindsearch.train.prepared import PreparedRows, check_any, embed_anchors, prepare_inputs, read_anchors
-from bindsearch.train.processes import join_processes, world_size
+from bindsearch.train.processes import join_processes
 from bindsearch.train.recall import write_curves
 from bindsearch.train.run_lock import lock_run
 from bindsearch.train.same_files import check_files
+from bindsearch.train.watched import first_signal, watched
 
 SETTINGS, FILES, LEDGER = "train.json", "files.json", "bad.jsonl"
 REPORT, READY, SPACE = "report.json", "ready.json", "space"
@@ -201,7 +201,10 @@ def _check_same(run: _Run) -> None:
     path = run.folder / SETTINGS
     mine = json.loads(canonical_json(run.id))
     there = json.loads(path.read_text(encoding="utf-8"))["id"] if path.is_file() else None
-    if there is not None and any((run.folder / name).exists() for name in (CHECKPOINT, REPORT)):
+    begun = (run.folder / REPORT).exists() or any(
+        run.folder.glob("*.safetensors")
+    )  # this command's, or a whole space's
+    if there is not None and begun:
         for name, ours, theirs in differences(mine, there):
             raise MismatchError(
                 f"{run.folder}: was begun with {name} = {theirs}, this run has {ours}. Use another folder (-o), or the "
@@ -209,7 +212,7 @@ def _check_same(run: _Run) -> None:
             )
         return
     (run.folder / FILES).unlink(missing_ok=True)
-    if there is not None and there["anchor"] != mine["anchor"]:
+    if there is not None and there.get("anchor") != mine["anchor"]:
         shutil.rmtree(run.folder / ANCHORS, ignore_errors=True)  # made by another tower
     whole = {"config": to_json_dict(run.config), "id": mine}
     commit_bytes(path, (json.dumps(whole, indent=1) + "\n").encode("ascii"))
@@ -286,30 +289,6 @@ def _brief(line: dict[str, Any]) -> str:
     return f"x side {line['side'] or '?'}: {reason[:60]}"
 
 
-def _first_signal(interrupted: threading.Event) -> AbstractContextManager[None]:
-    """Let the first signal end the run between two steps.
-
-    Of several processes each stops at once: one that waits for the others' step would wait for ever.
-    """
-    return nullcontext() if world_size() > 1 else interruptible(interrupted, "step")
-
-
-@contextmanager
-def _watched(stage: Stage, progress: bool) -> Iterator[None]:
-    """Show how far a stage is on stderr: a bar that begins where the checkpoint stands, and the latest loss."""
-    from tqdm import tqdm
-
-    steps, done = stage.config.steps, steps_done(stage.path)
-    with tqdm(total=steps, initial=done, desc="train", unit="step", disable=None if progress else True) as bar:
-
-        def watch(loss: float) -> None:
-            bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-            bar.update()
-
-        stage.watch = watch
-        yield
-
-
 def _train(run: _Run, bound: BoundPairs, options: RunOptions, report: BindReport, write: bool) -> None:
     """Train, and write what came of it; fills the report."""
     tower = start_tower(run.plan, run.config.seed)
@@ -320,7 +299,7 @@ def _train(run: _Run, bound: BoundPairs, options: RunOptions, report: BindReport
     stage = bind_stage(run.config, run.plan, tower, bound, (run.folder, canonical_json(run.id)))
     if write:
         stage.noted = lambda notes: write_curves(notes, run.folder)
-    with _first_signal(interrupted), _watched(stage, options.progress):
+    with first_signal(interrupted), watched(stage, options.progress):
         notes = train_stage(stage, options.stop_after, options.say, interrupted.is_set)
     if interrupted.is_set() and int(notes["step"]) < schedule.steps:
         raise KeyboardInterrupt  # the checkpoint holds all steps so far

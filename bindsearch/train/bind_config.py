@@ -218,9 +218,7 @@ def load_bind_config(path: str | Path) -> BindConfig:
     except ValueError as error:
         raise InputError(f"{path}: neither JSON nor a manifest ({', '.join(TABLE_SUFFIXES)}): {error}") from error
     if isinstance(data, dict) and "stages" in data:
-        raise InputError(
-            f"{path}: holds the stages of a whole space of its own: python tools/train_mini.py --config {path}"
-        )
+        raise InputError(f"{path}: holds the stages of a whole space of its own: bindsearch train {path} -o RUN")
     if not isinstance(data, dict) or not isinstance(data.get("pairs"), dict):
         raise InputError(f'{path}: expected an object with "pairs": {{"manifest": "pairs.csv"}}; see docs/train.md.')
     for name in ("manifest", "features"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from bindsearch.train.loop import Batch, Stage, fast_numbers
 from bindsearch.train.measure import pair_figures
 from bindsearch.train.naming import Naming, named_codes
 from bindsearch.train.pairs import PREPARE, BatchDrawer, TextRows, alike, normalise_clips, normalise_images
-from bindsearch.train.pool import RENDERERS, pool_scenes, render_pool
+from bindsearch.train.pool import RENDERERS, pool_scenes, print_line, render_pool
 from bindsearch.world.scene import Scenes, sample, split_seeds
 from bindsearch.world.text import LANGUAGES
 
@@ -66,6 +66,7 @@ class Run:
         folder: of checkpoints and pools.
         workers: processes that render.
         pool: folder of the pools; None means `folder/pool`.
+        say: told of each shard of a pool.
     """
 
     config: TrainConfig
@@ -74,6 +75,7 @@ class Run:
     folder: Path
     workers: int = 2
     pool: Path | None = None
+    say: Callable[[str], None] = print_line
 
     @property
     def pool_folder(self) -> Path:
@@ -83,7 +85,7 @@ class Run:
     def rows(self, modality: str, stage: StageConfig, first: int, count: int) -> NDArray[Any]:
         """Render, or read, a span of the training scenes in one modality."""
         span, numbers = (first, count), self.numbers["video" if modality == "frames" else modality]
-        return render_pool(modality, self.pool_folder, span, stage.partial, numbers, self.workers)
+        return render_pool(modality, self.pool_folder, span, stage.partial, numbers, self.workers, self.say)
 
     @property
     def times(self) -> tuple[float, int, int]:
@@ -223,8 +225,12 @@ def bound_to(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -> 
     return f"vision@{hash_weights(trained['vision'])}{clips}"
 
 
-def build_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -> Stage:
-    """Prepare a stage of the world: text with the image tower, or a modality onto the frozen one.
+def check_stage(stage: StageConfig, trained: Container[str]) -> None:
+    """Refuse a stage that the world cannot give, or whose turn it is not.
+
+    Args:
+        stage: its numbers.
+        trained: names of the towers that are trained before it.
 
     Raises:
         UnknownNameError: the world has no such modality, or none that a stage binds.
@@ -238,8 +244,17 @@ def build_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) 
         raise UnsupportedError(
             f"stage {stage.name}: a stage of {stage.modality} {does} the image tower. Set train_anchor to {value}."
         )
-    if stage.modality != "text" and not {"vision", "text"} <= trained.keys():
+    if stage.modality != "text" and not ("vision" in trained and "text" in trained):
         raise InputError(f"stage {stage.name}: no stage before it trains the image tower. Put one of text first.")
+
+
+def build_stage(run: Run, stage: StageConfig, trained: Mapping[str, nn.Module]) -> Stage:
+    """Prepare a stage of the world: text with the image tower, or a modality onto the frozen one.
+
+    Raises:
+        InputError: as `check_stage`.
+    """
+    check_stage(stage, trained)
     return (text_stage if stage.modality == "text" else bound_stage)(run, stage, trained)
 
 

@@ -175,6 +175,18 @@ class TrainConfig:
         check_seed(self.seed)
 
 
+def holds_stages(path: str | Path) -> bool:
+    """Say whether a file holds the stages of a whole space; False where it is no JSON, or none at all."""
+    path = Path(path)
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return False
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(data, dict) and "stages" in data
+
+
 def load_train_config(path: str | Path) -> TrainConfig:
     """Read a run's numbers from JSON; raises as `read_config`."""
     return read_config(TrainConfig, path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -95,14 +97,30 @@ def pool_scenes(first: int, count: int, partial: float, split: str = "train") ->
 def _write_shard(job: tuple[str, Path, int, int, float, dict[str, Any]]) -> Path:
     modality, path, first, count, partial, numbers = job
     rows = RENDERERS[modality](pool_scenes(first, count, partial), numbers)
-    temporary = path.with_suffix(".tmp.npy")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp.npy")  # another run may render the same shard beside this one
     np.save(temporary, rows)
     temporary.replace(path)
     return path
 
 
+def print_line(line: str) -> None:
+    """Print what is done; a script that trains shows what it waits for."""
+    print(line, flush=True)  # noqa: T201
+
+
+def _leave_signals() -> None:
+    """Leave Ctrl-C, which reaches all processes of a terminal, to the one that waits for the shards."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def render_pool(
-    modality: str, folder: Path, span: tuple[int, int], partial: float, numbers: dict[str, Any], workers: int = 2
+    modality: str,
+    folder: Path,
+    span: tuple[int, int],
+    partial: float,
+    numbers: dict[str, Any],
+    workers: int = 2,
+    say: Callable[[str], None] = print_line,
 ) -> NDArray[Any]:
     """Render a pool, or read what a run before this one rendered.
 
@@ -113,6 +131,7 @@ def render_pool(
         partial: see `sample`.
         numbers: the modality's numbers of the space; a shard of other numbers is not taken.
         workers: processes; 0 renders in this one.
+        say: told of each shard that a process has rendered.
 
     Returns:
         (n, ...) rows as RENDERERS[modality] gives them, in memory.
@@ -129,9 +148,13 @@ def render_pool(
         if not path.exists():
             jobs.append((modality, path, at, count, partial, numbers))
     if jobs and workers:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
-            for done, path in enumerate(processes.map(_write_shard, jobs), 1):
-                print(f"pool {modality}: {done}/{len(jobs)} shards ({path.name})", flush=True)  # noqa: T201
+        with ProcessPoolExecutor(workers, get_context("spawn"), _leave_signals) as processes:
+            try:
+                for done, path in enumerate(processes.map(_write_shard, jobs), 1):
+                    say(f"pool {modality}: {done}/{len(jobs)} shards ({path.name})")
+            except BaseException:
+                processes.shutdown(cancel_futures=True)  # the shards in hand are finished and kept
+                raise
     else:
         for job in jobs:
             _write_shard(job)
