@@ -75,6 +75,26 @@ def matrices(key: str, bars: bool = True) -> Callable[[Report], str]:
     return write
 
 
+def means(report: Report) -> str:
+    """Lay out the mean and the least figure of subject and setting over all pairs of two towers, split by split."""
+    parts = {
+        "pairs": "`test`, among 2,000 of its own",
+        "compositional": "never met, among 2,000 never met",
+        "compositional among all": "never met, among those and the 2,000 of `test`",
+    }
+    lines = []
+    for key, said in parts.items():
+        figures = [
+            row["attributes"][name]["value"]
+            for row in report[key].values()
+            if row["kind"] != "one tower"
+            for name in ("subject", "setting")
+            if name in row["attributes"]
+        ]
+        lines.append([said, f"{sum(figures) / len(figures):.3f}", f"{min(figures):.3f}"])
+    return rows(["scenes that ask", "mean", "least"], lines)
+
+
 def named_pairs(report: Report) -> str:
     """Lay out the emergent pairs with their links, intervals, seeds and bars."""
     lines = []
@@ -222,6 +242,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "emergent pairs": ("emergence", named_pairs),
     "translation": ("emergence", translation),
     "pairs never seen": ("emergence", matrices("compositional", bars=False)),
+    "means": ("emergence", means),
     "pairs never seen among all": ("emergence", matrices("compositional among all", bars=False)),
     "arithmetic": ("emergence", sums),
     "raw": ("emergence", neighbours),
