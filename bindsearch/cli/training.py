@@ -61,6 +61,7 @@ def train(
         _refuse(source, {**others, "--held-out": held_out, "--max-bad": max_bad})
         _train_whole(source, output, seed, name or "", workers, as_json, quiet)
         return
+    from bindsearch.models.download import silent
     from bindsearch.train.bind import RunOptions, run_bind
     from bindsearch.train.bind_config import load_bind_config
     from bindsearch.train.processes import rank
@@ -81,7 +82,7 @@ def train(
             config, schedule=dataclasses.replace(config.schedule, temperature=temperature or None)
         )
     config = _with(config, {"space": space or frozen, "seed": seed, "name": name})
-    options = RunOptions(workers, progress=not quiet, say=_say_nothing if quiet else _say_beside_bars)
+    options = RunOptions(workers, progress=not quiet, say=silent if quiet else _say_beside_bars)
     report = run_bind(config, output, options)
     if rank():
         return  # of several processes, the first one speaks
@@ -105,19 +106,16 @@ def _train_whole(
     source: Path, output: Path, seed: int | None, name: str, workers: int, as_json: bool, quiet: bool
 ) -> None:
     """Train every stage of a configuration, and report."""
+    from bindsearch.models.download import silent
     from bindsearch.train.whole import WholeOptions, load_whole_config, run_whole
 
     config = _with(load_whole_config(source), {"seed": seed})
-    options = WholeOptions(workers, not quiet, _say_nothing if quiet else _say_beside_bars, name)
+    options = WholeOptions(workers, not quiet, silent if quiet else _say_beside_bars, name)
     report = run_whole(config, output, options)
     if as_json:
         print_json(report.to_json())
     elif not quiet:
         typer.echo(report.to_text())
-
-
-def _say_nothing(line: str) -> None:
-    """Keep a line back."""
 
 
 def _with(config: Any, values: dict[str, Any]) -> Any:

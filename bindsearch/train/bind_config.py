@@ -12,7 +12,7 @@ from bindsearch.errors import InputError, MissingInputError, UnknownNameError
 from bindsearch.listing.tables import TABLE_SUFFIXES
 from bindsearch.makers import maker_of
 from bindsearch.registry import MODALITIES
-from bindsearch.train.config import FALSE_NEGATIVES, check_seed
+from bindsearch.train.config import FALSE_NEGATIVES, check_rates, check_seed
 
 TOWER_KINDS = ("own", "timm", "projector")
 LONGEST_CHECKPOINT_S = 600.0
@@ -157,14 +157,11 @@ class ScheduleConfig:
             raise InputError("schedule: needs steps >= 1, batch >= 2, measure_every >= 1 and log_every >= 1.")
         _check_from(0, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
         _check_from(1, chunk=self.chunk)
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"schedule: learning_rate is a number above 0, got {self.learning_rate}. Usual: 0.001.")
+        check_rates("schedule", self.learning_rate, self.temperature)
         if self.false_negatives not in FALSE_NEGATIVES:
             raise UnknownNameError("way with false negatives", self.false_negatives, FALSE_NEGATIVES)
         if not 0 <= self.hard <= 1:
             raise InputError(f"schedule: hard is a share between 0 and 1, got {self.hard}.")
-        if self.temperature is not None and not 0 < self.temperature <= 1:
-            raise InputError(f"schedule: temperature lies between 0 and 1, got {self.temperature}. Usual: 0.05 to 0.2.")
         if not 0 < self.checkpoint_every_s <= LONGEST_CHECKPOINT_S:
             raise InputError(
                 f"schedule: checkpoint_every_s is at most {LONGEST_CHECKPOINT_S:.0f}, got {self.checkpoint_every_s}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -25,6 +26,18 @@ def check_seed(seed: int) -> None:
     """
     if not 0 <= seed <= LARGEST_SEED:
         raise InputError(f"seed: expected a whole number from 0 to {LARGEST_SEED}, got {seed}.")
+
+
+def check_rates(where: str, learning_rate: float, temperature: float | None) -> None:
+    """Refuse a learning rate or a temperature that cannot be meant; `where` begins the message.
+
+    Raises:
+        InputError: naming the number and what is usual.
+    """
+    if not 0 < learning_rate < math.inf:
+        raise InputError(f"{where}: learning_rate is a number above 0, got {learning_rate}. Usual: 0.001.")
+    if temperature is not None and not 0 < temperature <= 1:
+        raise InputError(f"{where}: temperature lies between 0 and 1, got {temperature}. Usual: 0.05 to 0.2.")
 
 
 class Schedule(Protocol):

@@ -6,7 +6,6 @@ check_whole -> prepare -> run_stages (each from its checkpoint) -> the space
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import threading
@@ -21,7 +20,7 @@ from bindsearch.models.bind import ArchitectureConfig
 from bindsearch.store.files import commit_bytes
 from bindsearch.train.binding import NAMING, Run, check_stage
 from bindsearch.train.checkpoint import differences
-from bindsearch.train.config import StageConfig, TrainConfig, load_train_config
+from bindsearch.train.config import StageConfig, TrainConfig, check_rates, load_train_config
 from bindsearch.train.curves import write_curves
 from bindsearch.train.loop import Stage, train_stage
 from bindsearch.train.run_lock import lock_run
@@ -227,10 +226,7 @@ def _check_numbers(stage: StageConfig) -> None:
         raise InputError(
             f"{where}: names its files; letters, digits, points and dashes, and none of {', '.join(sorted(_TAKEN))}."
         )
-    if not 0 < stage.learning_rate < math.inf:
-        raise InputError(f"{where}: learning_rate is a number above 0, got {stage.learning_rate}. Usual: 0.001.")
-    if stage.temperature is not None and not 0 < stage.temperature <= 1:
-        raise InputError(f"{where}: temperature lies between 0 and 1, got {stage.temperature}. Usual: 0.05 to 0.2.")
+    check_rates(where, stage.learning_rate, stage.temperature)
     if stage.pool < stage.batch - round(stage.batch * stage.video_share):
         raise InputError(f"{where}: a pool of {stage.pool} scenes is smaller than a batch's {stage.batch}.")
     for kind, given, known in (
